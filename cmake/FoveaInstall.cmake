@@ -1,0 +1,1 @@
+# Install rules are added by the folders; this file writes the package.

@@ -1,0 +1,35 @@
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/attention/executor.h"
+#include "core/attention/planner.h"
+
+namespace fovea {
+
+/// The attention that every network calls: asks the planner, picks the executor, runs.
+///
+/// One object serves a whole run, so that what a planner remembers between steps belongs to the
+/// run. Not thread-safe.
+class Attention {
+ public:
+  /// throws Error usage for an unknown planner
+  explicit Attention(const std::string& planner = "dense");
+
+  /// returns  [batch, num_heads, q_len, value_dim]; rows without a valid key are 0
+  /// throws   Error internal when shapes and layouts disagree, device when no executor accepts
+  at::Tensor run(const AttentionCall& call);
+
+  /// Calls so far per "role: planner on executor", for the report.
+  const std::map<std::string, int64_t>& counts() const { return counts_; }
+
+ private:
+  std::unique_ptr<Planner> planner_;
+  std::vector<std::unique_ptr<Executor>> executors_;
+  std::map<std::string, int64_t> counts_;
+};
+
+}  // namespace fovea

@@ -1,0 +1,12 @@
+#include "core/attention/executor.h"
+#include "core/attention/executors/sdpa.h"
+
+namespace fovea {
+
+std::vector<std::unique_ptr<Executor>> make_executors() {
+  std::vector<std::unique_ptr<Executor>> executors;
+  executors.push_back(std::make_unique<SdpaExecutor>());
+  return executors;
+}
+
+}  // namespace fovea

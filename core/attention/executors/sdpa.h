@@ -1,0 +1,15 @@
+#pragma once
+
+#include "core/attention/executor.h"
+
+namespace fovea {
+
+/// LibTorch's `scaled_dot_product_attention`: dense plans only, CPU and CUDA, with autograd.
+class SdpaExecutor : public Executor {
+ public:
+  std::string name() const override { return "sdpa"; }
+  std::optional<std::string> why_not(const AttentionPlan& plan, const AttentionCall& call) const override;
+  at::Tensor run(const AttentionPlan& plan, const AttentionCall& call) override;
+};
+
+}  // namespace fovea

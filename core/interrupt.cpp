@@ -1,0 +1,25 @@
+#include "core/interrupt.h"
+
+#include <atomic>
+#include <csignal>
+
+#include "core/check.h"
+
+namespace fovea {
+namespace {
+std::atomic<int> g_signal{0};
+}  // namespace
+
+void request_interrupt(int signal_number) noexcept { g_signal.store(signal_number); }
+
+int interrupt_requested() noexcept { return g_signal.load(std::memory_order_relaxed); }
+
+void throw_if_interrupted() {
+  const int signal_number = interrupt_requested();
+  if (signal_number == 0) return;
+  const auto code = static_cast<ErrorCode>(128 + signal_number);
+  const char* name = signal_number == SIGINT ? "SIGINT" : signal_number == SIGTERM ? "SIGTERM" : "SIGHUP";
+  throw Error(code, "run", str("interrupted by ", name));
+}
+
+}  // namespace fovea

@@ -1,0 +1,16 @@
+#pragma once
+
+namespace fovea {
+
+/// Asks running work to stop at its next check point; `signal_number` is SIGINT, SIGTERM or SIGHUP.
+/// Safe to call from any thread and from a signal handler.
+void request_interrupt(int signal_number) noexcept;
+
+/// The signal that asked for a stop, or 0.
+int interrupt_requested() noexcept;
+
+/// Throws Error interrupted / terminated / hangup once a stop was asked for. Long loops (steps,
+/// layers, frames, tensors loaded) call it once an iteration.
+void throw_if_interrupted();
+
+}  // namespace fovea
