@@ -119,6 +119,8 @@ macro(fovea_enable_cuda)
       foreach(_arch IN LISTS FOVEA_CUDA_ARCHS)
         string(APPEND CMAKE_CUDA_FLAGS " -gencode=arch=compute_${_arch},code=sm_${_arch}")
       endforeach()
+      # The driver compiles this for GPUs that are newer than the list.
+      string(APPEND CMAKE_CUDA_FLAGS " -gencode=arch=compute_80,code=compute_80")
       set(FOVEA_HAS_CUDA ON)
     endif()
   endif()
