@@ -152,7 +152,8 @@ fovea_has_gpu() {
 }
 
 fovea_has_nvcc() {
-  command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ] || [ -x "${CUDACXX:-}" ]
+  command -v nvcc >/dev/null || [ -x "${CUDACXX:-}" ] ||
+    [ -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ]
 }
 
 fovea_install_python() {  # program | tests
@@ -197,8 +198,11 @@ fovea_setup() {  # program | tests
   fovea_install_python "$1"
   exec 9>&-
   fovea_find_cmake
-  FOVEA_STAMPS="${FOVEA_LIBTORCH:-.venv} $(cat "$FOVEA_ROOT/.cache/setup-packages" \
-    "$FOVEA_ROOT/.venv/.fovea-torch" "$FOVEA_ROOT/.venv/.fovea-nvcc" 2>/dev/null | tr '\n' ' ')"
+  local stamp
+  FOVEA_STAMPS=${FOVEA_LIBTORCH:-.venv}
+  for stamp in .cache/setup-packages .venv/.fovea-torch .venv/.fovea-nvcc; do
+    [ ! -f "$FOVEA_ROOT/$stamp" ] || FOVEA_STAMPS+=" $(<"$FOVEA_ROOT/$stamp")"
+  done
 }
 
 # Configures build/ unless it is already: PRESET is "program" or "tests". A tree with tests serves
