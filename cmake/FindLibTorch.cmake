@@ -47,13 +47,14 @@ if(LibTorch_FOUND)
     target_include_directories(LibTorch::LibTorch SYSTEM INTERFACE
       "${LibTorch_ROOT}/include" "${LibTorch_ROOT}/include/torch/csrc/api/include")
     # The libraries register operators when they are loaded: they must stay even if no symbol of
-    # theirs is used.
+    # theirs is used. The C++ library goes first: libtorch exports parts of its own copy of it, and
+    # std::filesystem::remove_all of that copy calls a null pointer.
     set(_cuda "")
     if(LibTorch_HAS_CUDA)
       set(_cuda "${LibTorch_torch_cuda_LIBRARY}" "${LibTorch_c10_cuda_LIBRARY}")
     endif()
     target_link_libraries(LibTorch::LibTorch INTERFACE
-      -Wl,--push-state,--no-as-needed
+      -Wl,--push-state,--no-as-needed -lstdc++
       "${LibTorch_torch_LIBRARY}" "${LibTorch_torch_cpu_LIBRARY}" "${LibTorch_c10_LIBRARY}" ${_cuda}
       -Wl,--pop-state)
   endif()

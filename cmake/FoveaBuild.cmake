@@ -56,6 +56,12 @@ function(fovea_precompile target)
     target_precompile_headers(fovea_pch PRIVATE <ATen/ATen.h>)
   endif()
   target_precompile_headers(${target} REUSE_FROM fovea_pch)
+  get_target_property(_type ${target} TYPE)
+  if(_type STREQUAL "EXECUTABLE")
+    # CMake gives programs -fPIE, with which gcc drops a header that was compiled with -fPIC.
+    set_target_properties(${target} PROPERTIES POSITION_INDEPENDENT_CODE OFF)
+    target_compile_options(${target} PRIVATE -fPIC)
+  endif()
 endfunction()
 
 # Libraries from the system, by their Debian package names.

@@ -57,7 +57,7 @@ std::string str(const Args&... args) {
 /// Throws `Error` with `code` unless `condition` holds; the reason is built only then.
 template <typename... Args>
 void require(bool condition, ErrorCode code, std::string_view where, const Args&... reason) {
-  if (!condition) throw Error(code, where, str(reason...));
+  if (!condition) throw Error(code, where, fovea::str(reason...));  // not c10::str
 }
 
 }  // namespace fovea

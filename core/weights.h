@@ -1,11 +1,11 @@
 #pragma once
 
+#include <ATen/core/Tensor.h>
+
 #include <map>
 #include <memory>
 #include <string>
 #include <vector>
-
-#include <ATen/core/Tensor.h>
 
 #include "core/file.h"
 #include "core/report.h"
@@ -13,7 +13,8 @@
 namespace fovea {
 
 /// Where a network gets its parameters from, by name. A network's constructor asks for each of its
-/// parameters once, with the shape it needs; a file, a random generator or an optimizer's copy answers.
+/// parameters once, with the shape it needs; a file, a random generator or an optimizer's copy
+/// answers.
 class ParameterSource {
  public:
   virtual ~ParameterSource() = default;
@@ -23,7 +24,8 @@ class ParameterSource {
   /// keep_fp32  the parameter stays in fp32 even where the source casts to a half type
   /// throws     Error bad_data when the shape differs. A missing name is recorded, a tensor of
   ///            unspecified values returned, and `finish` throws
-  virtual at::Tensor get(const std::string& name, at::IntArrayRef shape, bool keep_fp32 = false) = 0;
+  virtual at::Tensor get(const std::string& name, at::IntArrayRef shape,
+                         bool keep_fp32 = false) = 0;
   /// Whether `name` exists; for parameters that a checkpoint may leave out.
   virtual bool has(const std::string& name) const = 0;
 };
@@ -35,8 +37,9 @@ struct WeightOptions {
 };
 
 /// The parameters of one model from safetensors files: FOLDER/STEM.safetensors, or the shards
-/// that FOLDER/STEM.safetensors.index.json lists. Files are mapped, each tensor is cast and moved
-/// when it is asked for, so a model never exists twice in memory.
+/// that FOLDER/STEM.safetensors.index.json lists (`WeightIndex` says which). Opening reads headers
+/// only; each tensor is read, cast and moved piece by piece when it is asked for, so a model never
+/// exists twice in memory.
 class WeightFiles : public ParameterSource {
  public:
   /// throws  Error bad_data: missing or truncated shard, header that lies, path leaving the folder,
@@ -44,6 +47,8 @@ class WeightFiles : public ParameterSource {
   WeightFiles(const fs::path& folder, const std::string& stem, WeightOptions options);
   ~WeightFiles() override;
 
+  /// Also throws Error bad_data for a tensor of integers, non_finite for one that holds NaN or Inf,
+  /// resource when memory does not suffice.
   at::Tensor get(const std::string& name, at::IntArrayRef shape, bool keep_fp32 = false) override;
   bool has(const std::string& name) const override;
 
