@@ -1,4 +1,4 @@
-#include "models/wan/autoencoder_wan.h"
+#include "models/vae/wan/autoencoder_wan.h"
 
 #include <ATen/ATen.h>
 

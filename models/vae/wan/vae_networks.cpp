@@ -1,4 +1,4 @@
-#include "models/wan/vae_networks.h"
+#include "models/vae/wan/vae_networks.h"
 
 #include <ATen/ATen.h>
 

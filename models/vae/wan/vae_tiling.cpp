@@ -1,4 +1,4 @@
-#include "models/wan/vae_tiling.h"
+#include "models/vae/wan/vae_tiling.h"
 
 #include <algorithm>
 

@@ -7,10 +7,10 @@
 
 #include "core/attention/attention.h"
 #include "core/weights.h"
-#include "models/wan/vae_config.h"
-#include "models/wan/vae_layers.h"
-#include "models/wan/vae_networks.h"
-#include "models/wan/vae_tiling.h"
+#include "models/vae/wan/vae_config.h"
+#include "models/vae/wan/vae_layers.h"
+#include "models/vae/wan/vae_networks.h"
+#include "models/vae/wan/vae_tiling.h"
 
 namespace fovea::models {
 

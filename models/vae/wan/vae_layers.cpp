@@ -1,4 +1,4 @@
-#include "models/wan/vae_layers.h"
+#include "models/vae/wan/vae_layers.h"
 
 #include <cmath>
 

@@ -1,4 +1,4 @@
-#include "models/wan/vae_config.h"
+#include "models/vae/wan/vae_config.h"
 
 #include <algorithm>
 #include <cmath>

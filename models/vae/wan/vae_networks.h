@@ -3,8 +3,8 @@
 #include <optional>
 #include <vector>
 
-#include "models/wan/vae_config.h"
-#include "models/wan/vae_layers.h"
+#include "models/vae/wan/vae_config.h"
+#include "models/vae/wan/vae_layers.h"
 
 namespace fovea::models {
 
