@@ -69,7 +69,8 @@ import glob, json, os, re, sys
 report, out = sys.argv[1:]
 files = glob.glob(re.sub(r"%0?\d*d", "*", glob.escape(out)))
 size = sum(os.path.getsize(path) for path in files)
-print(f"demo: wrote {out} ({size:,} bytes" + (f" in {len(files)} files)" if len(files) > 1 else ")"))
+count = f" in {len(files)} files" if len(files) > 1 else ""
+print(f"demo: wrote {out} ({size:,} bytes{count})")
 seconds = json.load(open(report)).get("seconds", {})
 for stage, value in seconds.items():
     print(f"demo:   {stage:<12} {value:8.2f} s")
