@@ -11,7 +11,11 @@ import sys
 import zlib
 
 import numpy as np
+import PIL
 from PIL import Image, ImageOps
+
+if int(PIL.__version__.split(".")[0]) < 13:
+    sys.exit("Pillow 13 or newer is needed: older ones resize in another order of passes")
 
 out = pathlib.Path(sys.argv[1])
 out.mkdir(parents=True, exist_ok=True)
@@ -133,10 +137,13 @@ itext = zlib.compress("packed 🐈".encode())
     start + chunk(b"zTXt", b"A\0\0" + text) + chunk(b"iTXt", b"B\0\1\0de\0\0" + itext) + ending)
 
 filters = {"bilinear": Image.BILINEAR, "bicubic": Image.BICUBIC, "lanczos": Image.LANCZOS}
-for index in range(120):
+for index in range(240):
     low, high = ((1, 12), (5, 90), (60, 400))[index % 3]
     height, width = random.randint(low, high), random.randint(low, high)
     new_height, new_width = random.randint(1, 300), random.randint(1, 300)
+    if index % 4 == 0:  # around the threshold of the order of passes
+        new_height = max(height - random.randint(1, 20), 1)
+        new_width = max(width - (height - new_height) // 2 + random.randint(-1, 1), 1)
     if index % 10 == 0:
         new_height = height
     if index % 15 == 0:
