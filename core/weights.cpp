@@ -157,6 +157,7 @@ WeightFiles::WeightFiles(const fs::path& folder, const std::string& stem, Weight
     : impl_(std::make_unique<Impl>(folder, stem, options)) {}
 
 WeightFiles::~WeightFiles() = default;
+WeightFiles::WeightFiles(WeightFiles&&) noexcept = default;
 
 at::Tensor WeightFiles::get(const std::string& name, at::IntArrayRef shape, bool keep_fp32) {
   throw_if_interrupted();

@@ -46,6 +46,7 @@ class WeightFiles : public ParameterSource {
   ///         two files that hold the same name
   WeightFiles(const fs::path& folder, const std::string& stem, WeightOptions options);
   ~WeightFiles() override;
+  WeightFiles(WeightFiles&&) noexcept;
 
   /// Also throws Error bad_data for a tensor of integers, non_finite for one that holds NaN or Inf,
   /// resource when memory does not suffice.

@@ -77,7 +77,7 @@ ModelFolder ModelFolder::open(const fs::path& path, Report& report) {
   }
   out.tokenizer_class = check_component(
       index, path, "tokenizer", {"T5Tokenizer", "T5TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend"});
-  check_component(index, path, "text_encoder", {"UMT5EncoderModel", "T5EncoderModel"});
+  out.text_encoder_class = check_component(index, path, "text_encoder", {"UMT5EncoderModel", "T5EncoderModel"});
   check_component(index, path, "transformer", {"WanTransformer3DModel"});
   check_component(index, path, "vae", {"AutoencoderKLWan"});
   check_component(index, path, "scheduler", {"UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler"});
@@ -87,7 +87,8 @@ ModelFolder ModelFolder::open(const fs::path& path, Report& report) {
     check_component(index, path, "image_processor",
                     {"CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil"});
   }
-  index.ignore({"image_encoder", "image_processor"});
+  index.ignore({"scheduler", "text_encoder", "tokenizer", "transformer", "transformer_2", "vae",
+                "image_encoder", "image_processor", "boundary_ratio"});
   index.finish(report);
   return out;
 }

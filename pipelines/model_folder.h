@@ -15,6 +15,7 @@ struct ModelFolder {
   bool image_to_video = false;     ///< WanImageToVideoPipeline instead of WanPipeline
   bool has_image_encoder = false;  ///< CLIP image encoder and processor are there
   std::string tokenizer_class;     ///< as model_index.json names it
+  std::string text_encoder_class;
 
   /// Reads model_index.json and checks that every component named there has its folder.
   ///

@@ -37,13 +37,6 @@ class Stage {
   Progress& progress_;
 };
 
-// [height, width, 3], uint8
-at::Tensor rgb_tensor(const Picture& picture) {
-  at::Tensor out = at::empty({picture.height, picture.width, 3}, at::TensorOptions().dtype(at::kByte));
-  std::copy(picture.rgb.begin(), picture.rgb.end(), out.data_ptr<uint8_t>());
-  return out;
-}
-
 }  // namespace
 
 // Every weight file is opened, and so checked, before the first large tensor is read.
@@ -133,8 +126,7 @@ void VideoPipeline::encode_prompts(const std::vector<VideoRequest>& requests) {
   progress_.begin("load_text_encoder", 1);
   const auto tokenizer = models::Tokenizer::open(folder_.component("tokenizer"), folder_.tokenizer_class);
   Config config = folder_.config("text_encoder");
-  const auto text_config = models::Umt5Config::read(config);
-  config.finish(report_);
+  const auto text_config = models::Umt5Config::read(config, report_, folder_.text_encoder_class);
   require(text_config.d_model == transformer_config_.text_dim, ErrorCode::bad_data, config.where(),
           "key 'd_model': expected the transformer's text_dim = ", transformer_config_.text_dim, ", got ",
           text_config.d_model);
@@ -167,7 +159,7 @@ void VideoPipeline::encode_images(const std::vector<VideoRequest>& requests) {
     throw_if_interrupted();
     const std::string key = requests[i].image.string();
     if (image_.count(key) == 0) {
-      const at::Tensor pixels = processor.process(rgb_tensor(read_picture(requests[i].image)));
+      const at::Tensor pixels = processor.process(read_picture(requests[i].image));
       image_[key] = encoder.next_to_last(pixels.to(options_.device), attention_).to(at::kCPU);
     }
     stage.update(static_cast<int64_t>(i) + 1);

@@ -97,8 +97,8 @@ std::vector<Job> make_jobs(const GenerateOptions& options) {
     jobs.push_back({request_of(options), options.out});
   }
   for (const Job& job : jobs) {
-    models::check_prompt(job.request.prompt, "prompt");
-    models::check_prompt(job.request.negative_prompt, "negative prompt");
+    models::prompt_clean(job.request.prompt, "prompt");  // throws for what it cannot read
+    models::prompt_clean(job.request.negative_prompt, "negative prompt");
     pipelines::check_request(job.request);
   }
   return jobs;
