@@ -46,8 +46,8 @@ if [ ! -f "$model/model_index.json" ]; then
     echo "demo: the trained model is not there yet; assets/models/tiny-random has random weights," \
       "so the video shows coloured noise"
 fi
-defaults+=(--prompt "$prompt" --seed 1 --fps 12 --model "$model" --out "$out"
-  --report "$folder/report.json")
+defaults+=(--seed 1 --fps 12 --model "$model" --out "$out" --report "$folder/report.json")
+value_of --prompts "$@" >/dev/null || defaults+=(--prompt "$prompt")
 
 # What the user asks for goes before our defaults.
 arguments=("$@")
@@ -60,16 +60,18 @@ report=$(value_of --report "${arguments[@]}")
 
 mkdir -p "$folder"
 rm -f "$folder/report.json"
-echo "demo: generating a video for: $(value_of --prompt "${arguments[@]}")"
+echo "demo: generating: $(value_of --prompt "${arguments[@]}" || value_of --prompts "$@")"
 "$FOVEA_ROOT/build/bin/fovea" generate "${arguments[@]}"
 
 python3 - "$report" "$out" <<'PY'
 import glob, json, os, re, sys
 
 report, out = sys.argv[1:]
-files = glob.glob(re.sub(r"%0?\d*d", "*", glob.escape(out)))
+pattern = os.path.join(glob.escape(out), "*") if os.path.isdir(out) else glob.escape(out)
+files = glob.glob(re.sub(r"%0?\d*d", "*", pattern))
 size = sum(os.path.getsize(path) for path in files)
-print(f"demo: wrote {out} ({size:,} bytes" + (f" in {len(files)} files)" if len(files) > 1 else ")"))
+count = f" in {len(files)} files" if len(files) > 1 else ""
+print(f"demo: wrote {out} ({size:,} bytes{count})")
 seconds = json.load(open(report)).get("seconds", {})
 for stage, value in seconds.items():
     print(f"demo:   {stage:<12} {value:8.2f} s")

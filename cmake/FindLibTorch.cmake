@@ -4,7 +4,8 @@
 # nvcc 13 refuses, so the target is made here.
 #
 # In:   FOVEA_LIBTORCH, else ${CMAKE_SOURCE_DIR}/.venv, else $ENV{FOVEA_LIBTORCH}
-# Out:  LibTorch_FOUND, LibTorch_ROOT, LibTorch_VERSION, LibTorch_HAS_CUDA, target LibTorch::LibTorch
+# Out:  LibTorch_FOUND, LibTorch_ROOT, LibTorch_VERSION, LibTorch_HAS_CUDA,
+#       target LibTorch::LibTorch
 
 set(_roots "")
 foreach(_hint IN ITEMS "${FOVEA_LIBTORCH}" "$ENV{FOVEA_LIBTORCH}" "${CMAKE_SOURCE_DIR}/.venv")
@@ -34,7 +35,8 @@ include(FindPackageHandleStandardArgs)
 find_package_handle_standard_args(LibTorch
   REQUIRED_VARS LibTorch_ROOT LibTorch_torch_LIBRARY LibTorch_torch_cpu_LIBRARY LibTorch_c10_LIBRARY
   VERSION_VAR LibTorch_VERSION
-  REASON_FAILURE_MESSAGE "run ./demo.sh, or pip install torch==2.11.0 into .venv, or set FOVEA_LIBTORCH")
+  REASON_FAILURE_MESSAGE
+    "run ./demo.sh, or pip install torch==2.11.0 into .venv, or set FOVEA_LIBTORCH")
 mark_as_advanced(LibTorch_ROOT)
 
 set(LibTorch_HAS_CUDA OFF)

@@ -24,12 +24,14 @@ if(FOVEA_MOLD)
   add_link_options(-fuse-ld=mold)
 endif()
 
-# Flags of every target of ours.
+# Flags of every target of ours; who uses an installed Fovea gets none of our warnings.
 add_library(fovea_flags INTERFACE)
-target_compile_options(fovea_flags INTERFACE
-  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wno-missing-field-initializers>
-  $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<CXX_COMPILER_ID:GNU>>:-fpch-preprocess>
-  $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<BOOL:${FOVEA_WERROR}>>:-Werror>)
+target_compile_features(fovea_flags INTERFACE $<INSTALL_INTERFACE:cxx_std_20>)
+foreach(_option IN ITEMS -Wall -Wextra -Wno-missing-field-initializers
+        $<$<CXX_COMPILER_ID:GNU>:-fpch-preprocess> $<$<BOOL:${FOVEA_WERROR}>:-Werror>)
+  target_compile_options(fovea_flags INTERFACE
+    $<BUILD_INTERFACE:$<$<COMPILE_LANGUAGE:CXX>:${_option}>>)
+endforeach()
 target_include_directories(fovea_flags INTERFACE
   $<BUILD_INTERFACE:${CMAKE_SOURCE_DIR}> $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}/fovea>)
 
@@ -91,14 +93,17 @@ macro(fovea_find_dependencies)
     message(FATAL_ERROR "missing Debian packages: ${_missing} (./demo.sh installs them)")
   endif()
   add_library(fovea_utf8proc INTERFACE)
-  target_include_directories(fovea_utf8proc SYSTEM INTERFACE $<BUILD_INTERFACE:${FOVEA_UTF8PROC_DIR}>)
-  target_link_libraries(fovea_utf8proc INTERFACE ${FOVEA_UTF8PROC_LIBRARY})
+  # FoveaConfig.cmake looks for it again where an installed Fovea is used.
+  target_include_directories(fovea_utf8proc SYSTEM INTERFACE
+    $<BUILD_INTERFACE:${FOVEA_UTF8PROC_DIR}>)
+  target_link_libraries(fovea_utf8proc INTERFACE $<BUILD_INTERFACE:${FOVEA_UTF8PROC_LIBRARY}>)
 
   set(FOVEA_HAS_FFMPEG OFF)
   if(NOT FOVEA_MEDIA STREQUAL "OFF")
     find_package(PkgConfig QUIET)
     if(PkgConfig_FOUND)
-      pkg_check_modules(FFMPEG QUIET IMPORTED_TARGET libavformat libavcodec libavutil libswscale libavfilter)
+      pkg_check_modules(FFMPEG QUIET IMPORTED_TARGET libavformat libavcodec libavutil libswscale
+                        libavfilter)
     endif()
     if(FFMPEG_FOUND)
       set(FOVEA_HAS_FFMPEG ON)
@@ -114,8 +119,9 @@ endmacro()
 macro(fovea_enable_cuda)
   set(FOVEA_HAS_CUDA OFF)
   if(NOT FOVEA_CUDA STREQUAL "OFF" AND LibTorch_HAS_CUDA)
-    file(GLOB _wheel_nvcc "${LibTorch_ROOT}/../nvidia/cu13/bin/nvcc")
-    find_program(FOVEA_NVCC nvcc HINTS ENV CUDACXX PATHS /usr/local/cuda/bin ${_wheel_nvcc})
+    cmake_path(GET LibTorch_ROOT PARENT_PATH _wheels)
+    find_program(FOVEA_NVCC NAMES $ENV{CUDACXX} nvcc
+      PATHS $ENV{CUDA_HOME}/bin /usr/local/cuda/bin ${_wheels}/nvidia/cu13/bin)
     if(FOVEA_NVCC)
       set(CMAKE_CUDA_COMPILER ${FOVEA_NVCC})
       set(CMAKE_CUDA_ARCHITECTURES OFF)
@@ -136,6 +142,7 @@ macro(fovea_enable_cuda)
 endmacro()
 
 function(fovea_print_summary)
-  message(STATUS "Fovea ${PROJECT_VERSION}: LibTorch ${LibTorch_VERSION} (CUDA ${LibTorch_HAS_CUDA}), "
-                 "CUDA kernels ${FOVEA_HAS_CUDA}, video files ${FOVEA_HAS_FFMPEG}, tests ${FOVEA_BUILD_TESTS}")
+  message(STATUS "Fovea ${PROJECT_VERSION}: LibTorch ${LibTorch_VERSION} "
+                 "(CUDA ${LibTorch_HAS_CUDA}), CUDA kernels ${FOVEA_HAS_CUDA}, "
+                 "video files ${FOVEA_HAS_FFMPEG}, tests ${FOVEA_BUILD_TESTS}")
 endfunction()

@@ -26,8 +26,8 @@ readonly FOVEA_NVCC_SPECS=(nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia
 readonly FOVEA_REQUIRED_PACKAGES=(g++ cmake ninja-build python3-venv nlohmann-json3-dev libcli11-dev
   libstb-dev libutf8proc-dev)
 # Without these a smaller program is built, or more slowly.
-readonly FOVEA_OPTIONAL_PACKAGES=(pkg-config ccache mold libavformat-dev libavcodec-dev libavutil-dev
-  libswscale-dev libavfilter-dev)
+readonly FOVEA_OPTIONAL_PACKAGES=(pkg-config ccache mold libavformat-dev libavcodec-dev
+  libavutil-dev libswscale-dev libavfilter-dev)
 readonly FOVEA_TEST_PACKAGES=(libgtest-dev libgmock-dev)
 
 fovea_say() { printf 'setup: %s\n' "$*"; }
@@ -182,7 +182,7 @@ fovea_install_python() {  # program | tests
   fovea_make_venv
   fovea_pip_group torch "4.6 GB on disk, a minute or more" "${FOVEA_TORCH_SPECS[@]}"
   [ "$1" = program ] || fovea_pip_group tests "for golden data, 0.5 GB" "${FOVEA_TEST_SPECS[@]}"
-  [ $nvcc = no ] || fovea_pip_group nvcc "a GPU is here, nvcc is not; 0.3 GB" "${FOVEA_NVCC_SPECS[@]}"
+  [ $nvcc = no ] || fovea_pip_group nvcc "a GPU without nvcc; 0.3 GB" "${FOVEA_NVCC_SPECS[@]}"
 }
 
 fovea_setup() {  # program | tests
@@ -239,7 +239,8 @@ fovea_build() {  # TARGETS...
   cores=$(nproc)
   # A compiler takes 0.7 GB at times: more than two at once is for those who ask.
   [ -n "$jobs" ] || jobs=$((cores < 2 ? cores : 2))
-  [ "$cores" -le "$jobs" ] || fovea_say "building with $jobs jobs; FOVEA_JOBS=$cores uses every core"
+  [ "$cores" -le "$jobs" ] ||
+    fovea_say "building with $jobs jobs; FOVEA_JOBS=$cores uses every core"
   NINJA_STATUS='build: [%f/%t, %e s] ' \
     "$FOVEA_CMAKE" --build "$FOVEA_ROOT/build" --parallel "$jobs" --target "$@"
 }

@@ -2,10 +2,9 @@
 
 #include <cstddef>
 #include <filesystem>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
-
-#include <nlohmann/json.hpp>
 
 namespace fovea {
 
@@ -20,8 +19,8 @@ struct JsonLimits {
 
 /// Parses `text`; `where` names its file in errors.
 ///
-/// throws  Error bad_data with the byte offset for malformed text or too deep nesting, resource
-///         above `limits.max_bytes`
+/// throws  Error bad_data for malformed text (with the byte offset), too deep nesting, a key that
+///         appears twice in an object, NaN or Infinity; resource above `limits.max_bytes`
 Json parse_json(std::string_view text, const std::string& where, JsonLimits limits = {});
 
 /// Reads a regular file and parses it; errors as `parse_json` and `read_file`.

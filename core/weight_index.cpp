@@ -18,7 +18,6 @@ constexpr std::string_view kIndexEnd = ".safetensors.index.json";
 
 struct Location {
   fs::path path;
-  bool sharded = false;
   std::string variant;
 };
 
@@ -58,12 +57,12 @@ std::optional<Location> locate_variant(const fs::path& folder, const std::string
   for (const fs::path& path : files_in(folder)) {
     const std::string name = path.filename().string();
     if (const auto variant = word_between(name, stem + ".", std::string(kFileEnd))) {
-      found.insert({*variant, {path, false, *variant}});
+      found.insert({*variant, {path, *variant}});
     }
     // The index's variant comes before ".json"; older versions wrote it before ".safetensors".
     auto variant = word_between(name, stem + ".safetensors.index.", ".json");
     if (!variant) variant = word_between(name, stem + ".", std::string(kIndexEnd));
-    if (variant) found[*variant] = {path, true, *variant};
+    if (variant) found[*variant] = {path, *variant};
   }
   if (found.empty()) return std::nullopt;
   const std::string names = [&] {
@@ -78,8 +77,8 @@ std::optional<Location> locate_variant(const fs::path& folder, const std::string
 }
 
 std::optional<Location> locate(const fs::path& folder, const std::string& stem) {
-  const Location single{folder / (stem + std::string(kFileEnd)), false, ""};
-  const Location index{folder / (stem + std::string(kIndexEnd)), true, ""};
+  const Location single{folder / (stem + std::string(kFileEnd)), ""};
+  const Location index{folder / (stem + std::string(kIndexEnd)), ""};
   const bool index_first = stem == "diffusion_pytorch_model";
   for (const Location& location : {index_first ? index : single, index_first ? single : index}) {
     if (is_there(location.path)) return location;
@@ -116,15 +115,22 @@ WeightIndex::WeightIndex(const fs::path& folder, const std::string& stem) {
   }
   path_ = location->path;
   variant_ = location->variant;
-  if (location->sharded) {
-    open_shards(folder);
+  open();
+}
+
+WeightIndex::WeightIndex(const fs::path& file) : path_(file) { open(); }
+
+void WeightIndex::open() {
+  if (path_.extension() == ".json") {
+    open_shards();
   } else {
     files_.emplace_back(path_);
     collect();
   }
 }
 
-void WeightIndex::open_shards(const fs::path& folder) {
+void WeightIndex::open_shards() {
+  const fs::path folder = path_.parent_path();
   const std::string where = path_.string();
   const Json index = read_json(path_);
   const auto map = index.is_object() ? index.find("weight_map") : index.end();

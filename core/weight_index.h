@@ -26,6 +26,8 @@ class WeightIndex {
   ///         missing or malformed index or shard, a shard path that leaves the folder, a name that
   ///         the index promises and its shard does not hold, a name in two shards
   WeightIndex(const fs::path& folder, const std::string& stem);
+  /// One safetensors file, or the shards that a .json index file lists.
+  explicit WeightIndex(const fs::path& file);
 
   /// The tensor `name`, or nullptr.
   const Entry* find(const std::string& name) const;
@@ -39,7 +41,8 @@ class WeightIndex {
   uint64_t bytes() const;  ///< of all tensor data
 
  private:
-  void open_shards(const fs::path& folder);
+  void open();
+  void open_shards();
   void collect();
 
   fs::path path_;

@@ -6,29 +6,15 @@
 
 #include <cstring>
 #include <fstream>
-#include <functional>
 
-#include "core/check.h"
 #include "core/json.h"
 #include "core/safetensors.h"
-#include "tests/core/temporary_folder.h"
+#include "tests/support/files.h"
 
 namespace fovea {
 namespace {
 
 const std::string kStem = "diffusion_pytorch_model";
-
-ErrorCode code_of(const std::function<void()>& run, const std::string& expected_text) {
-  try {
-    run();
-  } catch (const Error& error) {
-    EXPECT_NE(std::string(error.what()).find(expected_text), std::string::npos)
-        << error.what() << "\nlacks: " << expected_text;
-    return error.code();
-  }
-  ADD_FAILURE() << "nothing thrown, expected: " << expected_text;
-  return ErrorCode::internal;
-}
 
 void save(const fs::path& path, const TensorMap& tensors) { save_tensors(path, tensors, true); }
 
@@ -76,18 +62,12 @@ TEST(SaveTensors, KeepsAnExistingFileAndRefusesOtherTypes) {
   const TemporaryFolder folder;
   const fs::path path = folder.path / "x.safetensors";
   save_tensors(path, {{"a", at::ones({1})}}, false);
-  EXPECT_EQ(code_of(
-                [&] {
-                  save_tensors(path, {{"b", at::ones({1})}}, false);
-                },
-                "exists"),
-            ErrorCode::conflict);
-  EXPECT_EQ(code_of(
-                [&] {
-                  save_tensors(path, {{"b", at::ones({1}, at::kComplexFloat)}}, true);
-                },
-                "'b'"),
-            ErrorCode::usage);
+  expect_error(ErrorCode::conflict, "exists", [&] {
+    save_tensors(path, {{"b", at::ones({1})}}, false);
+  });
+  expect_error(ErrorCode::usage, "'b'", [&] {
+    save_tensors(path, {{"b", at::ones({1}, at::kComplexFloat)}}, true);
+  });
   EXPECT_TRUE(load_tensors(path).contains("a"));
   EXPECT_EQ(std::distance(fs::directory_iterator(folder.path), fs::directory_iterator()), 1);
 }
@@ -129,9 +109,8 @@ TEST(WeightFiles, ListsMissingAndUnusedNames) {
             at::IntArrayRef({1'000'000, 1'000'000'000}));
   for (int i = 0; i < 10; ++i) files.get("d" + std::to_string(i), {1});
   Report report;
-  EXPECT_EQ(code_of([&] { files.finish(report); }, "11 missing tensors: 'c', 'd0'"),
-            ErrorCode::bad_data);
-  EXPECT_EQ(code_of([&] { files.finish(report); }, "'d6' and 3 more"), ErrorCode::bad_data);
+  expect_error(ErrorCode::bad_data, "11 missing tensors: 'c', 'd0'", [&] { files.finish(report); });
+  expect_error(ErrorCode::bad_data, "'d6' and 3 more", [&] { files.finish(report); });
 
   WeightFiles others(folder.path, kStem, {});
   others.get("a", {2, 3});
@@ -139,7 +118,7 @@ TEST(WeightFiles, ListsMissingAndUnusedNames) {
   ASSERT_EQ(report.warnings().size(), 1u);
   EXPECT_NE(report.warnings()[0].find("1 unused tensor: 'b'"), std::string::npos);
   Report strict(true);
-  EXPECT_EQ(code_of([&] { others.finish(strict); }, "'b'"), ErrorCode::bad_data);
+  expect_error(ErrorCode::bad_data, "'b'", [&] { others.finish(strict); });
   others.ignore("b");
   EXPECT_NO_THROW(others.finish(strict));
 }
@@ -152,18 +131,13 @@ TEST(WeightFiles, RefusesWrongShapesTypesAndValues) {
         {"nan", at::full({5}, std::nan(""))},
         {"inf", at::full({5}, -INFINITY).to(at::kBFloat16)}});
   WeightFiles files(folder.path, kStem, {});
-  EXPECT_EQ(code_of(
-                [&] {
-                  files.get("a", {3, 2});
-                },
-                "tensor 'a': expected shape [3, 2], got [2, 3]"),
-            ErrorCode::bad_data);
-  EXPECT_EQ(code_of([&] { files.get("i", {2}); }, "expected a floating dtype, got I32"),
-            ErrorCode::bad_data);
-  EXPECT_EQ(code_of([&] { files.get("nan", {5}); }, "'nan' holds NaN or Inf"),
-            ErrorCode::non_finite);
-  EXPECT_EQ(code_of([&] { files.get("inf", {5}); }, "'inf' holds NaN or Inf"),
-            ErrorCode::non_finite);
+  expect_error(ErrorCode::bad_data, "tensor 'a': expected shape [3, 2], got [2, 3]", [&] {
+    files.get("a", {3, 2});
+  });
+  expect_error(ErrorCode::bad_data, "expected a floating dtype, got I32",
+               [&] { files.get("i", {2}); });
+  expect_error(ErrorCode::non_finite, "'nan' holds NaN or Inf", [&] { files.get("nan", {5}); });
+  expect_error(ErrorCode::non_finite, "'inf' holds NaN or Inf", [&] { files.get("inf", {5}); });
 }
 
 TEST(WeightFiles, RefusesAFileCutWhileItIsRead) {
@@ -172,8 +146,8 @@ TEST(WeightFiles, RefusesAFileCutWhileItIsRead) {
   save(path, {{"a", at::ones({100'000})}});
   WeightFiles files(folder.path, kStem, {});
   fs::resize_file(path, 1000);
-  EXPECT_EQ(code_of([&] { files.get("a", {100'000}); }, "the file ends within tensor 'a'"),
-            ErrorCode::bad_data);
+  expect_error(ErrorCode::bad_data, "the file ends within tensor 'a'",
+               [&] { files.get("a", {100'000}); });
 }
 
 TEST(RandomParametersTest, AreSeededScaledAndTyped) {

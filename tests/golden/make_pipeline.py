@@ -35,7 +35,7 @@ FOLDERS = {
 # name, folder, frames, height, width, guidance, prompt, picture size (I2V)
 CASES = [
     ("plain", "t2v-12", 5, 32, 32, 5.0, "a red sphere rolls left, static camera", None),
-    ("long", "t2v-12", 17, 48, 80, 5.0, "a blue cube spins &amp; a cone rests,\n camera pans", None),
+    ("long", "t2v-12", 17, 48, 80, 5.0, "a blue cube spins &amp; a cone rests,\n pans", None),
     ("picture", "t2v-12", 1, 64, 48, 1.0, "a green torus", None),
     ("empty_prompt", "t2v-12", 5, 48, 32, 3.5, "", None),
     ("euler", "t2v-64-euler", 5, 48, 64, 5.0, "a white cone bounces, camera orbits left", None),

@@ -29,7 +29,13 @@ from diffusers import (
     WanPipeline,
     WanTransformer3DModel,
 )
-from transformers import CLIPVisionConfig, CLIPVisionModel, T5Tokenizer, UMT5Config, UMT5EncoderModel
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    T5Tokenizer,
+    UMT5Config,
+    UMT5EncoderModel,
+)
 
 COLOURS = ["red", "green", "blue", "yellow", "white", "orange", "purple", "cyan"]
 SOLIDS = ["sphere", "cube", "cylinder", "cone", "torus", "pyramid"]
@@ -70,7 +76,7 @@ def make_tokenizer(out_dir, vocab_size=256):
 
 
 def randomize(module, generator, gain=1.0):
-    """Draws every parameter anew: weights N(0, gain² / fan_in), norm weights near 1, small biases."""
+    """Draws every parameter anew: weights N(0, gain² / fan_in), norms near 1, small biases."""
     with torch.no_grad():
         for name, value in module.named_parameters():
             noise = torch.randn(value.shape, generator=generator)
@@ -81,7 +87,7 @@ def randomize(module, generator, gain=1.0):
             elif name.endswith("scale_shift_table"):
                 value.copy_(0.3 * noise)
             elif "embedding" in name.lower() or name.endswith("shared.weight"):
-                # Tables are looked up, not multiplied: unit rows; the patch convolution is a matrix.
+                # Tables are looked up: unit rows; the patch convolution is a matrix.
                 fan_in = value[0].numel() if "patch_embedding" in name else 1
                 value.copy_(noise / fan_in**0.5)
             else:

@@ -107,7 +107,13 @@ class Layers(CheckTest):
     def test_cycle_of_files(self):
         self.write("models/a.h", '#include "models/b.h"\n')
         self.write("models/b.h", '#include "models/a.h"\n')
-        self.assert_fails("models/a -> models/b -> models/a")
+        self.assert_fails("models/a.h -> models/b.h -> models/a.h")
+
+    def test_source_may_include_what_includes_its_header(self):
+        self.write("models/a.h", "#pragma once\n")
+        self.write("models/b.h", '#include "models/a.h"\n')
+        self.write("models/a.cpp", '#include "models/b.h"\n')
+        self.assert_passes()
 
     def test_cycle_of_folders(self):
         self.write("models/x/a.h", '#include "models/y/b.h"\n')

@@ -140,7 +140,7 @@ at::Tensor WanTransformer::forward(const WanInputs& inputs, const StepContext& s
                            condition.modulation, attention);
   }
   const at::Tensor table = scale_shift_table_.transpose(0, 1) + condition.time.to(at::kFloat);
-  x = ops::layer_norm_modulate(x, table.select(0, 1), table.select(0, 0), config_.eps);
+  x = fovea::layer_norm_modulate(x, table.select(0, 1), table.select(0, 0), config_.eps);
   return unpatchify(proj_out_(x), grid);
 }
 

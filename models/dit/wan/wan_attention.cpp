@@ -40,13 +40,14 @@ at::Tensor WanAttention::forward(const Call& call, Attention& attention) const {
 }
 
 at::Tensor WanAttention::self_attention(const Call& call, Attention& attention) const {
-  const at::Tensor q = ops::rms_norm_rope(q_(call.x), norm_q_, call.rope.cos, call.rope.sin, heads_, eps_);
-  const at::Tensor k = ops::rms_norm_rope(k_(call.x), norm_k_, call.rope.cos, call.rope.sin, heads_, eps_);
+  // [batch, tokens, heads, head_dim]
+  const at::Tensor q = fovea::rms_norm_rope(q_(call.x), norm_q_, call.rope.cos, call.rope.sin, eps_);
+  const at::Tensor k = fovea::rms_norm_rope(k_(call.x), norm_k_, call.rope.cos, call.rope.sin, eps_);
   return attention.run({.role = AttentionRole::self,
                         .q_layout = call.layout,
                         .kv_layout = call.layout,
-                        .q = split_heads(q),
-                        .k = split_heads(k),
+                        .q = q.transpose(1, 2),
+                        .k = k.transpose(1, 2),
                         .v = split_heads(v_(call.x)),
                         .bias = {},
                         .sm_scale = {},
@@ -56,7 +57,7 @@ at::Tensor WanAttention::self_attention(const Call& call, Attention& attention) 
 
 at::Tensor WanAttention::cross_attention(const Call& call, Attention& attention) const {
   AttentionCall request{.role = AttentionRole::cross, .q_layout = call.layout, .kv_layout = {},
-                        .q = split_heads(ops::rms_norm(q_(call.x), norm_q_, eps_)), .k = {}, .v = {},
+                        .q = split_heads(fovea::rms_norm(q_(call.x), norm_q_, eps_)), .k = {}, .v = {},
                         .bias = {}, .sm_scale = {}, .context = call.step, .layer = call.layer};
   at::Tensor text = call.context;
   at::Tensor image;
@@ -66,12 +67,12 @@ at::Tensor WanAttention::cross_attention(const Call& call, Attention& attention)
     text = text.slice(1, image_length);
   }
   request.kv_layout = TokenLayout::text(text.size(1));
-  request.k = split_heads(ops::rms_norm(k_(text), norm_k_, eps_));
+  request.k = split_heads(fovea::rms_norm(k_(text), norm_k_, eps_));
   request.v = split_heads(v_(text));
   at::Tensor out = attention.run(request);
   if (image_k_.defined()) {
     request.kv_layout = TokenLayout::extra(image.size(1));
-    request.k = split_heads(ops::rms_norm(image_k_(image), norm_image_k_, eps_));
+    request.k = split_heads(fovea::rms_norm(image_k_(image), norm_image_k_, eps_));
     request.v = split_heads(image_v_(image));
     out = out + attention.run(request);
   }
@@ -98,16 +99,16 @@ at::Tensor WanBlock::forward(const WanAttention::Call& call, const at::Tensor& m
   const auto row = [&](int64_t i) { return table.select(0, i); };
   at::Tensor x = call.x;
 
-  at::Tensor y = ops::layer_norm_modulate(x, row(1), row(0), eps_);
+  at::Tensor y = fovea::layer_norm_modulate(x, row(1), row(0), eps_);
   y = self_.forward({y, {}, call.layout, call.rope, call.step, call.layer}, attention);
-  x = ops::gate_residual(x, y, row(2));
+  x = fovea::gate_residual(x, y, row(2));
 
-  y = cross_norm_ ? ops::layer_norm(x, cross_norm_->weight, cross_norm_->bias, eps_) : x;
+  y = cross_norm_ ? fovea::layer_norm(x, cross_norm_->weight, cross_norm_->bias, eps_) : x;
   x = x + cross_.forward({y, call.context, call.layout, call.rope, call.step, call.layer}, attention);
 
-  y = ops::layer_norm_modulate(x, row(4), row(3), eps_);
+  y = fovea::layer_norm_modulate(x, row(4), row(3), eps_);
   y = down_(at::gelu(up_(y), "tanh"));
-  return ops::gate_residual(x, y, row(5));
+  return fovea::gate_residual(x, y, row(5));
 }
 
 }  // namespace fovea::models

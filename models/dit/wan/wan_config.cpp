@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "core/check.h"
 #include "models/dit/wan/wan.h"
 
 namespace fovea::models {

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
 
 #include "core/check.h"
 
@@ -69,7 +70,7 @@ at::Tensor last_frames(const at::Tensor& video, int64_t frames) {
 
 // x + y where y is a tensor that nobody else holds
 at::Tensor add_to_own(const at::Tensor& x, at::Tensor own) {
-  return at::GradMode::is_enabled() ? own + x : own.add_(x);
+  return c10::GradMode::is_enabled() ? own + x : own.add_(x);
 }
 
 }  // namespace
@@ -134,7 +135,7 @@ at::Tensor VaeCausalConv3d::forward(const at::Tensor& x, FeatureCache& cache) co
 
 at::Tensor VaeCausalConv3d::forward(const VaeChannelNorm& norm, const at::Tensor& x,
                                     FeatureCache& cache) const {
-  if (at::GradMode::is_enabled()) return forward(at::silu(norm.forward(x)), cache);
+  if (c10::GradMode::is_enabled()) return forward(at::silu(norm.forward(x)), cache);
   // The activation is written where the convolution reads it, behind the two frames before it.
   at::Tensor& history = cache[history_].frames;
   at::Tensor padded = new_frames(x, kHistoryFrames + x.size(2));

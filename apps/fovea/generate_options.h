@@ -1,0 +1,43 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "core/json.h"
+
+namespace fovea::apps {
+
+/// The command line of `fovea generate`, as typed.
+struct GenerateOptions {
+  std::string model;
+  std::string prompt;
+  std::string negative_prompt;
+  std::string image;
+  std::string out;
+  std::string prompts;  ///< JSONL file; `out` is then a folder
+  int64_t num_frames = 81;
+  int64_t height = 480;
+  int64_t width = 832;
+  int64_t steps = 50;
+  double guidance_scale = 5.0;
+  std::optional<double> flow_shift;
+  std::string scheduler;
+  uint64_t seed = 0;
+  std::string fps = "16";
+  std::string dtype = "fp32";
+  std::string device = "cpu";
+  int threads = 0;
+  bool vae_tiling = false;
+  bool resume = false;
+  bool overwrite = false;
+  bool strict = false;
+  bool json = false;
+  bool quiet = false;
+  std::string report;
+  std::string latents;
+  std::string save_latents;
+  bool has_prompt = false;  ///< --prompt was given, even if empty
+};
+
+}  // namespace fovea::apps

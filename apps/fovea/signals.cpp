@@ -1,0 +1,51 @@
+#include "apps/fovea/signals.h"
+
+#include <pthread.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdio>
+#include <ctime>
+#include <thread>
+
+#include "core/file.h"
+#include "core/interrupt.h"
+
+namespace fovea::apps {
+namespace {
+
+constexpr double kGraceSeconds = 1.5;
+
+sigset_t watched_signals() {
+  sigset_t set;
+  sigemptyset(&set);
+  for (const int number : {SIGINT, SIGTERM, SIGHUP}) sigaddset(&set, number);
+  return set;
+}
+
+[[noreturn]] void watch() {
+  const sigset_t set = watched_signals();
+  int number = 0;
+  while (sigwait(&set, &number) != 0) {
+  }
+  request_interrupt(number);
+  const auto nanoseconds = static_cast<long>((kGraceSeconds - 1) * 1e9);
+  const timespec grace = {1, nanoseconds};
+  sigtimedwait(&set, nullptr, &grace);
+  // Still here: the run is inside one long operation, or the user is impatient.
+  remove_temporary_files();
+  std::fprintf(stderr, "error: %d: run: interrupted\n", 128 + number);
+  ::_exit(128 + number);
+}
+
+}  // namespace
+
+SignalWatch::SignalWatch() {
+  std::signal(SIGPIPE, SIG_IGN);
+  std::signal(SIGXFSZ, SIG_IGN);  // a file size limit shows up as a failed write, too
+  const sigset_t set = watched_signals();
+  pthread_sigmask(SIG_BLOCK, &set, nullptr);
+  std::thread(watch).detach();
+}
+
+}  // namespace fovea::apps

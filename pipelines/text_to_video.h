@@ -1,0 +1,103 @@
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include "core/attention/attention.h"
+#include "core/progress.h"
+#include "core/report.h"
+#include "models/dit/wan/wan.h"
+#include "models/vae/wan/autoencoder_wan.h"
+#include "pipelines/image_to_video.h"
+#include "pipelines/model_folder.h"
+#include "pipelines/schedulers/scheduler.h"
+#include "pipelines/video_request.h"
+
+namespace fovea::pipelines {
+
+/// How a pipeline runs; the same for all its videos.
+struct PipelineOptions {
+  at::ScalarType dtype = at::kFloat;  ///< transformer and text encoder; the autoencoder stays fp32
+  at::Device device = at::kCPU;
+  SchedulerChoice scheduler;
+  bool vae_tiling = false;            ///< decode in tiles of 256 pixels: less memory, faint seams
+};
+
+/// The place a run has reached: enough to go on bit-identically.
+struct DenoiseState {
+  int64_t step = 0;   ///< steps done
+  TensorMap tensors;  ///< "latents" [1, C, T, H, W] fp32, and the scheduler's
+};
+
+struct DenoiseHooks {
+  /// Called after every step; may be empty.
+  std::function<void(const DenoiseState&)> on_step;
+  /// Where to go on; empty = from the noise.
+  std::optional<DenoiseState> resume;
+};
+
+/// Gets decoded frames as they appear: uint8 [frames, height, width, 3] on the CPU.
+using FrameSink = std::function<void(const at::Tensor& frames)>;
+
+/// Text-to-video and image-to-video with a Wan2.1 model folder, the numbers of diffusers'
+/// WanPipeline and WanImageToVideoPipeline.
+///
+/// `prepare` loads the text encoder (and image encoder), encodes all requests, lets the encoders go
+/// and loads transformer and autoencoder; so the largest parts are never in memory together and each
+/// is loaded once for any number of videos. Not thread-safe.
+class VideoPipeline {
+ public:
+  /// Reads configurations and file headers only.
+  /// throws  Error bad_data for a folder, config or weight file that cannot be used
+  VideoPipeline(const fs::path& folder, const PipelineOptions& options, Report& report, Progress& progress);
+  ~VideoPipeline();
+
+  /// Checks a request against this model. throws Error usage naming the option
+  void check(const VideoRequest& request) const;
+  void prepare(const std::vector<VideoRequest>& requests);
+
+  /// Final latents [1, z_dim, T, H, W], fp32, normalized.
+  ///
+  /// throws  Error non_finite naming the step, interrupted
+  at::Tensor denoise(const VideoRequest& request, const DenoiseHooks& hooks = {});
+  /// Decodes latent frame by latent frame into `sink`; memory does not grow with the video.
+  void decode(const at::Tensor& latents, const FrameSink& sink);
+
+  const ModelFolder& folder() const { return folder_; }
+  const Scheduler& scheduler() const { return *scheduler_; }
+  const Attention& attention() const { return attention_; }
+
+ private:
+  struct Files;  // opened weight files, until the models are made
+
+  void encode_prompts(const std::vector<VideoRequest>& requests);
+  void encode_images(const std::vector<VideoRequest>& requests);
+  void load_networks();
+  at::Tensor initial_latents(const VideoRequest& request) const;
+  at::Tensor predict(const VideoRequest& request, const at::Tensor& latents, const at::Tensor& condition,
+                     int64_t step);
+  std::vector<int64_t> latent_shape(const VideoRequest& request) const;
+
+  ModelFolder folder_;
+  PipelineOptions options_;
+  Report& report_;
+  Progress& progress_;
+  std::unique_ptr<Files> files_;
+  models::WanConfig transformer_config_;
+  models::WanVaeConfig vae_config_;
+  std::unique_ptr<Scheduler> scheduler_;
+  std::unique_ptr<models::WanTransformer> transformer_;
+  std::unique_ptr<models::AutoencoderWan> vae_;
+  Attention attention_;
+  Attention vae_attention_;  ///< the autoencoder counts its layers on its own
+  std::map<std::string, at::Tensor> text_;   ///< prompt → [1, 512, text_dim], CPU
+  std::map<std::string, at::Tensor> image_;  ///< image path → image tokens, CPU
+};
+
+}  // namespace fovea::pipelines
