@@ -101,6 +101,10 @@ class Builder {
 Json parse_json(std::string_view text, const std::string& where, JsonLimits limits) {
   require(text.size() <= limits.max_bytes, ErrorCode::resource, where, "has ", text.size(),
           " bytes of JSON, at most ", limits.max_bytes, " are read");
+  // nlohmann's lexer takes a zero byte for the end of the text.
+  const size_t zero = text.find('\0');
+  require(zero == std::string_view::npos, ErrorCode::bad_data, where, "malformed JSON at byte ",
+          zero, ": a zero byte");
   Builder builder(where, limits);
   Json::sax_parse(text.begin(), text.end(), &builder);
   return builder.take();

@@ -286,6 +286,10 @@ SafetensorsHeader parse_safetensors_header(std::string_view text, uint64_t data_
           text.size(), " bytes, at most ", limits.max_header_bytes, " are read");
   require(!text.empty() && text.front() == '{', ErrorCode::bad_data, where, "byte ", kPrefixBytes,
           ": the header does not begin with '{'");
+  // nlohmann's lexer takes a zero byte for the end of the text.
+  const size_t zero = text.find('\0');
+  require(zero == std::string_view::npos, ErrorCode::bad_data, where, "byte ", kPrefixBytes + zero,
+          ": the header is malformed JSON (a zero byte)");
   HeaderReader reader(where, limits);
   Json::sax_parse(text.begin(), text.end(), &reader);
   SafetensorsHeader header = reader.take();

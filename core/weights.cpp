@@ -9,6 +9,7 @@
 #include <set>
 
 #include "core/check.h"
+#include "core/guard.h"
 #include "core/interrupt.h"
 #include "core/weight_index.h"
 
@@ -62,15 +63,8 @@ StoredType stored_type(at::ScalarType type, const std::string& where, const std:
               str("tensor '", name, "': the type ", at::toString(type), " cannot be stored"));
 }
 
-// at::empty, with a refusal that says what for instead of LibTorch's.
 at::Tensor allocate(at::IntArrayRef shape, at::TensorOptions options, const std::string& where) {
-  try {
-    return at::empty(shape, options);
-  } catch (const c10::Error&) {
-    throw Error(ErrorCode::resource, where,
-                fovea::str("cannot allocate a tensor of shape ", shape, ", dtype ",
-                           options.dtype().name(), " on ", options.device()));
-  }
+  return guarded(where, [&] { return at::empty(shape, options); });
 }
 
 std::span<std::byte> bytes_of(at::Tensor& tensor) {

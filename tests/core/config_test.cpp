@@ -8,6 +8,10 @@
 namespace fovea {
 namespace {
 
+using test::TemporaryFolder;
+using test::expect_error;
+using test::write_bytes;
+
 Config config(const std::string& text) { return {parse_json(text, "config.json"), "config.json"}; }
 
 void refused(const std::string& reason, const std::function<void()>& run) {

@@ -7,6 +7,8 @@
 namespace fovea {
 namespace {
 
+using test::expect_error;
+
 Json random_value(std::mt19937& random, int depth) {
   switch (random() % (depth > 0 ? 8 : 6)) {
     case 0:
@@ -59,6 +61,8 @@ TEST(ParseJson, RefusesMalformedText) {
     SCOPED_TRACE(text);
     expect_error(ErrorCode::bad_data, "x: malformed JSON at byte", [&] { parse_json(text, "x"); });
   }
+  expect_error(ErrorCode::bad_data, "malformed JSON at byte 2: a zero byte",
+               [] { parse_json(std::string("{}\0x", 4), "x"); });
   expect_error(ErrorCode::bad_data, "malformed JSON at byte 8",
                [] { parse_json("{\"a\":1,}", "x"); });
   expect_error(ErrorCode::bad_data, "key 'a' appears twice",

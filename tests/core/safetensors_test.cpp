@@ -14,6 +14,10 @@
 namespace fovea {
 namespace {
 
+using test::expect_error;
+using test::TemporaryFolder;
+using test::write_bytes;
+
 const std::string kTwo = R"({"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},)"
                          R"("b":{"dtype":"U8","shape":[5],"data_offsets":[24,29]}})";
 
@@ -152,7 +156,7 @@ TEST(SafetensorsHeader, RefusesWhatIsNoJsonObject) {
   // Nesting that would exhaust the stack of a recursive parser.
   std::string deep = "{\"a\":";
   for (int i = 0; i < 1'000'000; ++i) deep += "{\"a\":";
-  refused(deep, 0, "expected");
+  refused(deep, 0, "unknown field 'a'");
   refused("{\"a\":" + std::string(1'000'000, '['), 0, "expected an object, got an array");
 }
 

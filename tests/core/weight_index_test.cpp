@@ -8,6 +8,10 @@
 namespace fovea {
 namespace {
 
+using test::TemporaryFolder;
+using test::expect_error;
+using test::write_bytes;
+
 const std::string kStem = "diffusion_pytorch_model";
 
 // A file with tensors of four bytes each.

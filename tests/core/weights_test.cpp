@@ -4,15 +4,22 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 
 #include "core/json.h"
 #include "core/safetensors.h"
 #include "tests/support/files.h"
+#include "tests/support/golden.h"
 
 namespace fovea {
 namespace {
+
+using test::expect_error;
+using test::golden;
+using test::TemporaryFolder;
 
 const std::string kStem = "diffusion_pytorch_model";
 
@@ -148,6 +155,70 @@ TEST(WeightFiles, RefusesAFileCutWhileItIsRead) {
   fs::resize_file(path, 1000);
   expect_error(ErrorCode::bad_data, "the file ends within tensor 'a'",
                [&] { files.get("a", {100'000}); });
+}
+
+std::string hex(const at::Tensor& tensor) {
+  const auto* bytes = static_cast<const unsigned char*>(tensor.const_data_ptr());
+  std::string out;
+  for (size_t i = 0; i < tensor.nbytes(); ++i) {
+    for (const int digit : {bytes[i] >> 4, bytes[i] & 15}) out += "0123456789abcdef"[digit];
+  }
+  return out;
+}
+
+TEST(Python, FilesLoadBitEqualAndOursAreTheSameBytes) {
+  const fs::path folder = golden("safetensors");
+  const TensorMap tensors = load_tensors(folder / "all.safetensors");
+  const Json expected = read_json(folder / "all.json");
+  ASSERT_EQ(tensors.size(), expected.size());
+  for (const auto& [name, value] : expected.items()) {
+    EXPECT_EQ(tensors.at(name).sizes().vec(), value["shape"].get<std::vector<int64_t>>()) << name;
+    EXPECT_EQ(hex(tensors.at(name)), value["hex"].get<std::string>()) << name;
+  }
+  const TemporaryFolder temporary;
+  const fs::path ours = temporary.path / "ours.safetensors";
+  save_tensors(ours, tensors, false, SafetensorsFile(folder / "all.safetensors").metadata());
+  EXPECT_EQ(read_file(ours, 1 << 20), read_file(folder / "all.safetensors", 1 << 20));
+}
+
+TEST(Python, ReadsWhatWeWrite) {
+  const char* python = std::getenv("FOVEA_PYTHON");
+  const char* source = std::getenv("FOVEA_SOURCE_DIR");
+  if (python == nullptr || source == nullptr)
+    GTEST_SKIP() << "run by ctest, which sets the variables";
+  const fs::path folder = golden("safetensors");
+  TensorMap tensors = load_tensors(folder / "all.safetensors");
+  const TemporaryFolder temporary;
+  const auto check = [&](const fs::path& path) {
+    return std::system(str("'", python, "' '", source, "/tests/golden/make_safetensors.py' '",
+                           folder.string(), "' '", path.string(), "' 2>/dev/null")
+                           .c_str());
+  };
+  save_tensors(temporary.path / "same.safetensors", tensors, false);
+  EXPECT_EQ(check(temporary.path / "same.safetensors"), 0);
+  tensors["scalar"] = at::scalar_tensor(2.25);
+  save_tensors(temporary.path / "other.safetensors", tensors, false);
+  EXPECT_NE(check(temporary.path / "other.safetensors"), 0);
+}
+
+// One model as diffusers saves it: in one file, in shards, in bf16.
+TEST(Python, ShardsGiveTheSameParametersInBothTypes) {
+  const fs::path folder = golden("safetensors");
+  const TensorMap expected = load_tensors(folder / "single" / (kStem + ".safetensors"));
+  EXPECT_EQ(expected.size(), read_json(folder / "model.json")["tensors"].get<size_t>());
+  EXPECT_TRUE(fs::exists(folder / "sharded" / (kStem + ".safetensors.index.json")));
+  WeightFiles shards(folder / "sharded", kStem, {});
+  WeightFiles halves(folder / "bf16", kStem, {.dtype = at::kBFloat16});
+  WeightFiles cast(folder / "sharded", kStem, {.dtype = at::kBFloat16});
+  for (const auto& [name, tensor] : expected) {
+    EXPECT_TRUE(at::equal(shards.get(name, tensor.sizes()), tensor)) << name;
+    EXPECT_TRUE(at::equal(cast.get(name, tensor.sizes()), tensor.to(at::kBFloat16))) << name;
+    EXPECT_TRUE(
+        at::equal(halves.get(name, tensor.sizes(), true), tensor.to(at::kBFloat16).to(at::kFloat)))
+        << name;
+  }
+  Report strict(true);
+  for (WeightFiles* files : {&shards, &halves, &cast}) EXPECT_NO_THROW(files->finish(strict));
 }
 
 TEST(RandomParametersTest, AreSeededScaledAndTyped) {
