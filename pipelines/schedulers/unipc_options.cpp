@@ -106,7 +106,7 @@ UniPcOptions UniPcOptions::read(Config& config, Report& report) {
   }
   // Without effect as long as thresholding and dynamic shifting are off; then options of other
   // schedulers of the same family, which the reference drops without a word.
-  config.ignore({"dynamic_thresholding_ratio", "sample_max_value", "time_shift_type"});
+  config.ignore({"dynamic_thresholding_ratio", "sample_max_value", "solver_p", "time_shift_type"});
   config.ignore({"algorithm_type", "clip_sample", "clip_sample_range", "euler_at_final",
                  "interpolation_type", "lambda_min_clipped", "rho", "set_alpha_to_one",
                  "sigma_data", "sigma_schedule", "skip_prk_steps", "timestep_type",

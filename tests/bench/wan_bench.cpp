@@ -19,7 +19,7 @@
 #include "core/device.h"
 #include "core/guard.h"
 #include "models/dit/wan/wan.h"
-#include "models/vae/wan/wan_vae.h"
+#include "models/vae/wan/autoencoder_wan.h"
 
 namespace {
 
@@ -72,16 +72,17 @@ void bench_transformer(const Arguments& arguments) {
 }
 
 void bench_vae(const Arguments& arguments) {
-  models::WanVaeConfig config;
+  Config defaults(Json::object(), "defaults");
+  const auto config = models::WanVaeConfig::read(defaults);
   RandomParameters source(1, {.dtype = arguments.dtype, .device = arguments.device});
-  models::WanVae vae(config, source);
+  const models::AutoencoderWan vae(config, source, {.channels_last = arguments.device.is_cuda()});
   const auto options = at::TensorOptions().device(arguments.device).dtype(arguments.dtype);
   const at::Tensor z =
       at::randn({1, 16, (arguments.frames - 1) / 4 + 1, arguments.height / 8, arguments.width / 8}, options);
   Attention attention;
   print(arguments, median_ms(arguments, [&] {
-          auto decoder = vae.decoder(/*tiling=*/false);
-          for (int64_t i = 0; i < z.size(2); ++i) decoder.next(z.slice(2, i, i + 1), attention);
+          models::WanVaeDecoder decoder(vae, attention);
+          for (int64_t i = 0; i < z.size(2); ++i) decoder.push(z.slice(2, i, i + 1));
         }));
 }
 

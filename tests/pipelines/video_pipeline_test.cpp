@@ -28,7 +28,7 @@ VideoRequest request_of(const Json& item) {
   return request;
 }
 
-struct Run {
+struct Result {
   at::Tensor latents;  // [1, z_dim, T, H, W]
   at::Tensor video;    // uint8 [frames, height, width, 3]
 };
@@ -42,10 +42,10 @@ class Runner {
 
   VideoPipeline& pipeline() { return pipeline_; }
 
-  Run run(const VideoRequest& request, const DenoiseHooks& hooks = {}) {
+  Result run(const VideoRequest& request, const DenoiseHooks& hooks = {}) {
     pipeline_.check(request);
     pipeline_.prepare({request});
-    Run out;
+    Result out;
     out.latents = pipeline_.denoise(request, hooks);
     std::vector<at::Tensor> frames;
     pipeline_.decode(out.latents, [&](const at::Tensor& part) { frames.push_back(part); });
@@ -67,7 +67,7 @@ Json find_case(const std::string& name) {
   return {};
 }
 
-Run run_case(const Json& item, const DenoiseHooks& hooks = {}) {
+Result run_case(const Json& item, const DenoiseHooks& hooks = {}) {
   return Runner(golden("pipeline") / item["folder"].get<std::string>()).run(request_of(item), hooks);
 }
 
@@ -79,7 +79,7 @@ TEST(VideoPipeline, EqualsDiffusers) {
   for (const Json& item : cases) {
     const std::string name = item["name"];
     const TensorMap expected = load_tensors(golden("pipeline") / (name + ".safetensors"));
-    const Run run = run_case(item);
+    const Result run = run_case(item);
     const double error = relative_error(run.latents, expected.at("latents"));
     EXPECT_LE(error, 1e-3) << name;
     const at::Tensor video = expected.at("video") * 255;
@@ -97,7 +97,7 @@ TEST(VideoPipeline, NoiseIsBitIdentical) {
     VideoRequest request = request_of(item);
     Runner drawn(golden("pipeline") / item["folder"].get<std::string>());
     Runner given(golden("pipeline") / item["folder"].get<std::string>());
-    const Run from_seed = drawn.run(request);
+    const Result from_seed = drawn.run(request);
     request.latents = expected.at("noise");
     EXPECT_TRUE(at::equal(from_seed.latents, given.run(request).latents)) << name;
   }
@@ -113,7 +113,7 @@ TEST(VideoPipeline, ResumesBitIdentically) {
       for (auto& [key, tensor] : copy.tensors) tensor = tensor.clone();
       states.push_back(copy);
     };
-    const Run whole = run_case(item, record);
+    const Result whole = run_case(item, record);
     ASSERT_EQ(states.size(), 6u);
     for (const size_t step : {0u, 2u, 5u}) {
       DenoiseHooks resume;
