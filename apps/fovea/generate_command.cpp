@@ -63,6 +63,8 @@ void add_generate(CLI::App& app, Action& action) {
   auto options = std::make_shared<GenerateOptions>();
   CLI::App* command = app.add_subcommand("generate", "Generate videos from text, or from a picture and text");
   command->footer(kExample);
+  // A wrapper's defaults can be overridden by what its user adds.
+  command->option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
   CLI::Option* prompt = command->add_option("--prompt", options->prompt, "What the video shows");
   command->add_option("--prompts", options->prompts, "JSONL file with one request a line, one model load");
   add_model_options(*command, *options);

@@ -137,19 +137,33 @@ class GenerateRun {
     return false;
   }
 
-  void make_video(const Job& job) {
-    std::optional<pipelines::ResumeState> state;
+  // Denoises; with --resume from the saved state, and so that the state outlives a failure.
+  at::Tensor denoise(const Job& job, pipelines::ResumeState* state, int64_t& resumed_from) {
     pipelines::DenoiseHooks hooks;
-    if (options_.resume) {
-      state.emplace(job.out, settings(job).dump());
+    pipelines::DenoiseState reached;
+    if (state != nullptr) {
       hooks.resume = state->load();
-      hooks.on_step = [&](const pipelines::DenoiseState& reached) {
-        const bool last = reached.step == pipeline_->scheduler().num_steps() || interrupt_requested() != 0;
-        state->save(reached, last ? 0 : kSecondsBetweenSaves);
+      if (hooks.resume) resumed_from = hooks.resume->step;
+      hooks.on_step = [&](const pipelines::DenoiseState& now) {
+        reached = now;
+        const bool last = now.step == pipeline_->scheduler().num_steps();
+        state->save(now, last ? 0 : kSecondsBetweenSaves);
       };
     }
-    const int64_t resumed_from = hooks.resume ? hooks.resume->step : 0;
-    const at::Tensor latents = pipeline_->denoise(job.request, hooks);
+    try {
+      return pipeline_->denoise(job.request, hooks);
+    } catch (const Error&) {
+      const UninterruptedScope saving;
+      if (reached.step > 0) state->save(reached, 0);
+      throw;
+    }
+  }
+
+  void make_video(const Job& job) {
+    std::optional<pipelines::ResumeState> state;
+    if (options_.resume) state.emplace(job.out, settings(job).dump());
+    int64_t resumed_from = 0;
+    const at::Tensor latents = denoise(job, state ? &*state : nullptr, resumed_from);
     if (!options_.save_latents.empty()) {
       save_tensors(options_.save_latents, {{"latents", latents}}, options_.overwrite);
     }
@@ -165,9 +179,6 @@ class GenerateRun {
   }
 
   void describe_output(const Job& job, const VideoResult& result, int64_t resumed_from) {
-    for (const std::string& note : result.notes) {
-      std::fprintf(stderr, "note: %s: %s\n", printable(job.out.string()).c_str(), note.c_str());
-    }
     Json video;
     video["path"] = job.out.string();
     video["settings"] = settings(job);
@@ -183,8 +194,11 @@ class GenerateRun {
     video["resumed_from_step"] = resumed_from;
     report_.facts["videos"].push_back(video);
     progress_->event("output", {{"path", job.out.string()}, {"bytes", result.bytes},
-                                {"num_frames", result.frames}});
+                                {"num_frames", result.frames}, {"notes", result.notes}});
     if (!options_.json) {
+      for (const std::string& note : result.notes) {
+        std::fprintf(stderr, "note: %s: %s\n", printable(job.out.string()).c_str(), note.c_str());
+      }
       std::printf("%s: %s\n", job.out.c_str(),
                   str(result.frames, " frames, ", job.request.width, "x", job.request.height, ", ",
                       result.fps.text(), " fps, ", result.bytes, " bytes").c_str());
