@@ -72,6 +72,16 @@ void jpeg_frame_header(PictureHeader& header, uint32_t marker, std::string_view 
   set_size(header, big16(data, 3), big16(data, 1), where, limits);
 }
 
+// The decoder's tables hold 256 codes and it writes past them if a file claims more.
+void check_huffman_tables(std::string_view data, const std::string& where) {
+  while (!data.empty()) {
+    size_t codes = 0;
+    for (size_t i = 1; i <= 16 && i < data.size(); ++i) codes += byte_at(data, i);
+    if (data.size() < 17 + codes || codes > 256) bad(where, "damaged JPEG: Huffman table");
+    data.remove_prefix(17 + codes);
+  }
+}
+
 // After a scan's header: the position of the next marker that is no restart and no stuffed byte.
 size_t skip_entropy_data(std::string_view bytes, size_t at) {
   for (; at + 1 < bytes.size(); ++at) {
@@ -89,9 +99,11 @@ PictureHeader jpeg_header(std::string_view bytes, const std::string& where,
   bool scanned = false;
   size_t at = 2;
   while (true) {
-    while (at + 1 < bytes.size() && byte_at(bytes, at) == 0xFF && byte_at(bytes, at + 1) == 0xFF) ++at;
+    while (at + 1 < bytes.size() && byte_at(bytes, at) == 0xFF && byte_at(bytes, at + 1) == 0xFF)
+      ++at;
     if (at + 1 >= bytes.size()) bad(where, str("byte ", at, ": truncated JPEG: no end marker"));
-    if (byte_at(bytes, at) != 0xFF) bad(where, str("byte ", at, ": damaged JPEG: expected a marker"));
+    if (byte_at(bytes, at) != 0xFF)
+      bad(where, str("byte ", at, ": damaged JPEG: expected a marker"));
     const uint32_t marker = byte_at(bytes, at + 1);
     if (marker == 0xD9) break;
     at += 2;
@@ -103,6 +115,7 @@ PictureHeader jpeg_header(std::string_view bytes, const std::string& where,
     const std::string_view data = bytes.substr(at + 2, length - 2);
     at += length;
     if (is_frame_header(marker)) jpeg_frame_header(header, marker, data, where, limits);
+    if (marker == 0xC4) check_huffman_tables(data, where);
     if (marker == 0xE1 && data.starts_with(std::string_view("Exif\0\0", 6))) {
       header.info.orientation = exif_orientation(data.substr(6));
     }
