@@ -19,7 +19,8 @@ namespace {
 class OpCommandTest : public testing::Test {
  protected:
   void SetUp() override { at::manual_seed(3); }
-  OpRun run(const std::string& name, const TensorMap& inputs, std::vector<std::string> settings = {}) {
+  OpRun run(const std::string& name, const TensorMap& inputs,
+            std::vector<std::string> settings = {}) {
     const fs::path in = folder_.path / "in.safetensors";
     save_tensors(in, inputs, /*overwrite=*/true);
     return {name, in, folder_.path / "out.safetensors", std::move(settings), /*overwrite=*/true};
@@ -70,21 +71,28 @@ TEST_F(OpCommandTest, TableAgreesWithTheRegistry) {
 }
 
 TEST_F(OpCommandTest, RunsEveryOperatorInTheStoredDtype) {
-  const at::Tensor x = at::randn({2, 4, 12}).to(at::kBFloat16), w = at::randn({12}).to(at::kBFloat16);
-  const at::Tensor a = at::randn({2, 12}), b = at::randn({2, 12}), cos = at::randn({4, 3}), sin = at::randn({4, 3});
+  const at::Tensor x = at::randn({2, 4, 12}).to(at::kBFloat16),
+                   w = at::randn({12}).to(at::kBFloat16);
+  const at::Tensor a = at::randn({2, 12}), b = at::randn({2, 12}), cos = at::randn({4, 3}),
+                   sin = at::randn({4, 3});
   const at::Tensor heads = x.unflatten(2, {2, 6});
   EXPECT_TRUE(at::equal(result(run("rms_norm", {{"x", x}, {"weight", w}})), rms_norm(x, w, 1e-6)));
   EXPECT_TRUE(at::equal(result(run("rms_norm", {{"x", x}}, {"eps=0.5"})), rms_norm(x, {}, 0.5)));
-  EXPECT_TRUE(at::equal(result(run("layer_norm", {{"x", x}}, {"eps=1e-3"})), layer_norm(x, {}, {}, 1e-3)));
-  EXPECT_TRUE(at::equal(result(run("rope", {{"x", heads}, {"cos", cos}, {"sin", sin}})), rope(heads, cos, sin)));
-  EXPECT_TRUE(at::equal(result(run("rms_norm_rope", {{"x", x}, {"weight", w}, {"cos", cos}, {"sin", sin}})),
-                        rms_norm_rope(x, w, cos, sin, 1e-6)));
+  EXPECT_TRUE(
+      at::equal(result(run("layer_norm", {{"x", x}}, {"eps=1e-3"})), layer_norm(x, {}, {}, 1e-3)));
+  EXPECT_TRUE(at::equal(result(run("rope", {{"x", heads}, {"cos", cos}, {"sin", sin}})),
+                        rope(heads, cos, sin)));
+  EXPECT_TRUE(
+      at::equal(result(run("rms_norm_rope", {{"x", x}, {"weight", w}, {"cos", cos}, {"sin", sin}})),
+                rms_norm_rope(x, w, cos, sin, 1e-6)));
   EXPECT_TRUE(at::equal(result(run("layer_norm_modulate", {{"x", x}, {"scale", a}, {"shift", b}})),
                         layer_norm_modulate(x, a, b, 1e-6)));
-  EXPECT_TRUE(at::equal(result(run("gate_residual", {{"x", x}, {"y", x}, {"gate", a}})), gate_residual(x, x, a)));
+  EXPECT_TRUE(at::equal(result(run("gate_residual", {{"x", x}, {"y", x}, {"gate", a}})),
+                        gate_residual(x, x, a)));
   const at::Tensor q = at::randn({1, 2, 5, 8}), kv = at::randn({1, 2, 7, 8});
   const at::Tensor expected = at::scaled_dot_product_attention(q, kv, kv, {}, 0.0, false, 0.3);
-  EXPECT_TRUE(at::allclose(result(run("attention", {{"q", q}, {"k", kv}, {"v", kv}}, {"sm_scale=0.3"})), expected));
+  EXPECT_TRUE(at::allclose(
+      result(run("attention", {{"q", q}, {"k", kv}, {"v", kv}}, {"sm_scale=0.3"})), expected));
 }
 
 TEST_F(OpCommandTest, BadInputIsRefusedByName) {

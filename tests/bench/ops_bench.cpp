@@ -1,7 +1,8 @@
-// Times the kernels of core/ops against their compositions at the sizes of Wan2.1 (1.3B at 81 x 480 x
-// 832, 14B at 81 x 720 x 1280), on the CPU and, if there is one, on a GPU:
+// Times the kernels of core/ops against their compositions at the sizes of Wan2.1 (1.3B at 81 x 480
+// x 832, 14B at 81 x 720 x 1280), on the CPU and, if there is one, on a GPU:
 //
-//   cmake --build build --target ops_bench && build/tests/ops_bench [cpu|cuda] [divisor of the rows]
+//   cmake --build build --target ops_bench && build/tests/ops_bench [cpu|cuda] [divisor of the
+//   rows]
 
 #include <algorithm>
 #include <chrono>
@@ -57,7 +58,8 @@ void run(at::Device device, int64_t tokens, int64_t dim) {
   const std::vector<Case> cases = {
       {"rms_norm", 2, [&] { return rms_norm(x, weight, 1e-6); },
        [&] { return composition::rms_norm(x, weight, 1e-6); }},
-      {"rope", 2, [&] { return rope(heads, cos, sin); }, [&] { return composition::rope(heads, cos, sin); }},
+      {"rope", 2, [&] { return rope(heads, cos, sin); },
+       [&] { return composition::rope(heads, cos, sin); }},
       {"rms_norm_rope", 2, [&] { return rms_norm_rope(x, weight, cos, sin, 1e-6); },
        [&] { return composition::rms_norm_rope(x, weight, cos, sin, 1e-6); }},
       {"layer_norm_modulate", 2, [&] { return layer_norm_modulate(x, scale, shift, 1e-6); },
@@ -69,8 +71,8 @@ void run(at::Device device, int64_t tokens, int64_t dim) {
     const double fused = seconds(device, c.fused), plain = seconds(device, c.composition);
     const double gigabytes = 1e-9 * c.tensors * static_cast<double>(x.nbytes());
     std::printf("| %-19s | %6lld x %-4lld | %9.3f | %7.1f | %11.3f | %5.2f |\n", c.name,
-                static_cast<long long>(tokens), static_cast<long long>(dim), fused * 1e3, gigabytes / fused,
-                plain * 1e3, plain / fused);
+                static_cast<long long>(tokens), static_cast<long long>(dim), fused * 1e3,
+                gigabytes / fused, plain * 1e3, plain / fused);
     std::fflush(stdout);
   }
 }
@@ -85,8 +87,10 @@ int main(int argc, char** argv) {
   for (const std::string device : {"cpu", "cuda"}) {
     if ((!only.empty() && only != device) || (device == "cuda" && !at::hasCUDA())) continue;
     std::printf("%s, bf16\n", fovea::device_name(at::Device(device)).c_str());
-    std::printf("| op                  | size          | fused ms  | GB/s    | composed ms | ratio |\n");
-    std::printf("| ------------------- | ------------- | --------- | ------- | ----------- | ----- |\n");
+    std::printf(
+        "| op                  | size          | fused ms  | GB/s    | composed ms | ratio |\n");
+    std::printf(
+        "| ------------------- | ------------- | --------- | ------- | ----------- | ----- |\n");
     fovea::run(at::Device(device), 32760 / divisor, 1536);
     fovea::run(at::Device(device), 75600 / divisor, 5120);
   }

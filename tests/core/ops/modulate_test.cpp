@@ -25,11 +25,13 @@ TEST_P(ModulateTest, LayerNormModulateIsWithinTheRule) {
       const at::Tensor wide = x.to(at::kDouble);
       const at::Tensor exact = composition::layer_norm_modulate(wide, scale, shift, kEps);
       const at::Tensor normed = composition::layer_norm(wide, {}, {}, kEps);
-      const at::Tensor terms = at::maximum((normed * (1 + scale.unsqueeze(1).to(at::kDouble))).abs(),
-                                           at::maximum(normed.abs(), shift.unsqueeze(1).abs()));
+      const at::Tensor terms =
+          at::maximum((normed * (1 + scale.unsqueeze(1).to(at::kDouble))).abs(),
+                      at::maximum(normed.abs(), shift.unsqueeze(1).abs()));
       const at::Tensor y = layer_norm_modulate(x, scale, shift, kEps);
       expect_within_ulps(y, exact, norm_ulps(dtype), terms);
-      const at::Tensor shared = layer_norm_modulate(x, scale.slice(0, 0, 1), shift.slice(0, 0, 1), kEps);
+      const at::Tensor shared =
+          layer_norm_modulate(x, scale.slice(0, 0, 1), shift.slice(0, 0, 1), kEps);
       EXPECT_TRUE(at::equal(shared.select(0, 0), y.select(0, 0)));
     }
   }
@@ -58,9 +60,11 @@ TEST_P(ModulateTest, ViewsHaveTheBitsOfCopies) {
   const at::Tensor packed = normal({2, 7, 3, 48}, at::kBFloat16);
   const at::Tensor x = packed.select(2, 0), y = packed.select(2, 2);
   const at::Tensor gate = normal({48, 2}, at::kFloat).t();  // channels far apart
-  EXPECT_TRUE(at::equal(gate_residual(x, y, gate), gate_residual(x.contiguous(), y.contiguous(), gate.contiguous())));
-  EXPECT_TRUE(at::equal(layer_norm_modulate(x, gate, gate, kEps),
-                        layer_norm_modulate(x.contiguous(), gate.contiguous(), gate.contiguous(), kEps)));
+  EXPECT_TRUE(at::equal(gate_residual(x, y, gate),
+                        gate_residual(x.contiguous(), y.contiguous(), gate.contiguous())));
+  EXPECT_TRUE(
+      at::equal(layer_norm_modulate(x, gate, gate, kEps),
+                layer_norm_modulate(x.contiguous(), gate.contiguous(), gate.contiguous(), kEps)));
   const at::Tensor grid = x.unflatten(1, {7, 1}).contiguous();  // [batch, 7, 1, dim]
   EXPECT_TRUE(at::equal(gate_residual(grid, grid, gate).squeeze(2), gate_residual(x, x, gate)));
 }
@@ -71,7 +75,8 @@ TEST_P(ModulateTest, SpecialValues) {
   const at::Tensor y = x.clone();
   y.view({-1}).select(0, 41).fill_(inf);
   y.view({-1}).select(0, 90).fill_(std::numeric_limits<double>::quiet_NaN());
-  EXPECT_TRUE(at::allclose(gate_residual(x, y, gate), composition::gate_residual(x, y, gate), 0, 0, true));
+  EXPECT_TRUE(
+      at::allclose(gate_residual(x, y, gate), composition::gate_residual(x, y, gate), 0, 0, true));
   const at::Tensor normed = layer_norm_modulate(y, gate, gate, kEps);
   EXPECT_TRUE(normed.select(1, 0).isfinite().all().item<bool>());
   EXPECT_TRUE(normed.select(1, 1).isnan().all().item<bool>());

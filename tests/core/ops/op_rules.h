@@ -18,13 +18,14 @@ inline int significant_bits(at::ScalarType dtype) {
 inline at::Tensor ulp_at(const at::Tensor& magnitude, at::ScalarType dtype) {
   const int smallest_exponent = dtype == at::kHalf ? -24 : dtype == at::kFloat ? -149 : -133;
   const auto [mantissa, exponent] = at::frexp(magnitude.abs().to(at::kDouble));
-  const at::Tensor power = (exponent - significant_bits(dtype)).clamp_min(smallest_exponent).to(at::kDouble);
+  const at::Tensor power =
+      (exponent - significant_bits(dtype)).clamp_min(smallest_exponent).to(at::kDouble);
   return at::pow(2.0, power);
 }
 
-/// Every element of x within `ulps` units of the fp64 reference (for fp16 and bf16: of the reference
-/// rounded), inf and NaN at the same places. `magnitude`: the largest term of a sum, where terms may
-/// cancel: fp32 arithmetic cannot do better than units of that.
+/// Every element of x within `ulps` units of the fp64 reference (for fp16 and bf16: of the
+/// reference rounded), inf and NaN at the same places. `magnitude`: the largest term of a sum,
+/// where terms may cancel: fp32 arithmetic cannot do better than units of that.
 inline void expect_within_ulps(const at::Tensor& x, const at::Tensor& reference, double ulps,
                                const at::Tensor& magnitude = {}) {
   const auto dtype = x.scalar_type();
@@ -69,17 +70,19 @@ class DeviceTest : public testing::TestWithParam<const char*> {
   }
 };
 
-inline std::string device_test_name(const testing::TestParamInfo<const char*>& info) { return info.param; }
+inline std::string device_test_name(const testing::TestParamInfo<const char*>& info) {
+  return info.param;
+}
 
-#define FOVEA_DEVICE_SUITE(suite)                                               \
-  INSTANTIATE_TEST_SUITE_P(Devices, suite, testing::Values("cpu", "cuda"),      \
+#define FOVEA_DEVICE_SUITE(suite)                                          \
+  INSTANTIATE_TEST_SUITE_P(Devices, suite, testing::Values("cpu", "cuda"), \
                            ::fovea::test::device_test_name)
 
 /// Row lengths around every vector width and block size.
 inline const std::vector<int64_t>& row_lengths() {
-  static const std::vector<int64_t> lengths = {1,  2,   3,   7,   8,   12,   15,   16,   17,  31,  63,   64,
-                                               65, 96, 127, 128, 129, 255,  384,  1000, 1023, 1024, 1536, 2048,
-                                               3072, 5120, 8191, 8192, 8200, 16384, 20000};
+  static const std::vector<int64_t> lengths = {
+      1,   2,   3,   7,    8,    12,   15,   16,   17,   31,   63,   64,   65,   96,    127,  128,
+      129, 255, 384, 1000, 1023, 1024, 1536, 2048, 3072, 5120, 8191, 8192, 8200, 16384, 20000};
   return lengths;
 }
 

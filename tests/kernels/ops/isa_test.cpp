@@ -37,14 +37,17 @@ std::vector<unsigned char> random_elements(DType dtype, int64_t count, std::mt19
 }
 
 /// NaN payloads may differ between instruction sets; everything else may not.
-void expect_same_bits(DType dtype, const std::vector<unsigned char>& a, const std::vector<unsigned char>& b) {
+void expect_same_bits(DType dtype, const std::vector<unsigned char>& a,
+                      const std::vector<unsigned char>& b) {
   ASSERT_EQ(a.size(), b.size());
   const int64_t count = static_cast<int64_t>(a.size()) / dtype_bytes(dtype);
   for (int64_t i = 0; i < count; ++i) {
     uint32_t x = 0, y = 0;
     std::memcpy(&x, a.data() + i * dtype_bytes(dtype), dtype_bytes(dtype));
     std::memcpy(&y, b.data() + i * dtype_bytes(dtype), dtype_bytes(dtype));
-    const uint32_t infinity = dtype == DType::f32 ? 0x7f800000u : dtype == DType::f16 ? 0x7c00u : 0x7f80u;
+    const uint32_t infinity = dtype == DType::f32   ? 0x7f800000u
+                              : dtype == DType::f16 ? 0x7c00u
+                                                    : 0x7f80u;
     const uint32_t magnitude = dtype == DType::f32 ? 0x7fffffffu : 0x7fffu;
     if ((x & magnitude) > infinity && (y & magnitude) > infinity) continue;
     ASSERT_EQ(x, y) << "element " << i;
@@ -57,13 +60,19 @@ struct Problem {
   std::vector<unsigned char> x, y, weight, weight_fp32, channels, angles;
 
   Problem(DType type, int64_t size, int64_t head, std::mt19937& random)
-      : dtype(type), dim(size), head_dim(head), x(random_elements(type, kRows * kStride, random)),
-        y(random_elements(type, kRows * kStride, random)), weight(random_elements(type, size, random)),
+      : dtype(type),
+        dim(size),
+        head_dim(head),
+        x(random_elements(type, kRows * kStride, random)),
+        y(random_elements(type, kRows * kStride, random)),
+        weight(random_elements(type, size, random)),
         weight_fp32(random_elements(DType::f32, size, random)),
         channels(random_elements(DType::f32, 4 * kStride, random)),
         angles(random_elements(DType::f32, 3 * size, random)) {}
 
-  ConstRows rows(const std::vector<unsigned char>& from) const { return {from.data(), dtype, kStride}; }
+  ConstRows rows(const std::vector<unsigned char>& from) const {
+    return {from.data(), dtype, kStride};
+  }
   const float* fp32(const std::vector<unsigned char>& from) const {
     return reinterpret_cast<const float*>(from.data());
   }
@@ -85,8 +94,12 @@ std::vector<Output> run_all(const Problem& p, Isa isa, int64_t split) {
   const RotaryTables rope{p.fp32(p.angles), p.fp32(p.angles) + 3, 3, p.head_dim};
   for (const ConstVector weight : {ConstVector{}, ConstVector{p.weight.data(), p.dtype},
                                    ConstVector{p.weight_fp32.data(), DType::f32}}) {
-    const RmsNormArgs norm{.x = p.rows(p.x), .y = output(), .weight = weight, .num_rows = kRows,
-                           .dim = p.dim, .eps = 1e-6};
+    const RmsNormArgs norm{.x = p.rows(p.x),
+                           .y = output(),
+                           .weight = weight,
+                           .num_rows = kRows,
+                           .dim = p.dim,
+                           .eps = 1e-6};
     both(rms_norm_cpu, norm);
     if (p.head_dim > 0) {
       RmsNormRopeArgs fused{norm, rope};
@@ -95,11 +108,16 @@ std::vector<Output> run_all(const Problem& p, Isa isa, int64_t split) {
     }
   }
   if (p.head_dim > 0) {
-    both(rope_cpu, RopeArgs{.x = p.rows(p.x), .y = output(), .num_rows = kRows, .dim = p.dim, .rope = rope});
+    both(rope_cpu,
+         RopeArgs{.x = p.rows(p.x), .y = output(), .num_rows = kRows, .dim = p.dim, .rope = rope});
   }
   const float* channels = p.fp32(p.channels);
-  LayerNormModulateArgs layer{.x = p.rows(p.x), .y = output(), .rows_per_item = 3, .num_rows = kRows,
-                              .dim = p.dim, .eps = 1e-6};
+  LayerNormModulateArgs layer{.x = p.rows(p.x),
+                              .y = output(),
+                              .rows_per_item = 3,
+                              .num_rows = kRows,
+                              .dim = p.dim,
+                              .eps = 1e-6};
   both(layer_norm_modulate_cpu, layer);
   layer.y = output();
   layer.weight = channels, layer.bias = channels + kStride;
@@ -107,9 +125,13 @@ std::vector<Output> run_all(const Problem& p, Isa isa, int64_t split) {
   layer.y = output();
   layer.scale = {channels, kStride}, layer.shift = {channels + 2 * kStride, kStride};
   both(layer_norm_modulate_cpu, layer);
-  both(gate_residual_cpu, GateResidualArgs{.x = p.rows(p.x), .y = p.rows(p.y), .out = output(),
-                                           .gate = {channels, kStride}, .rows_per_item = 3,
-                                           .num_rows = kRows, .dim = p.dim});
+  both(gate_residual_cpu, GateResidualArgs{.x = p.rows(p.x),
+                                           .y = p.rows(p.y),
+                                           .out = output(),
+                                           .gate = {channels, kStride},
+                                           .rows_per_item = 3,
+                                           .num_rows = kRows,
+                                           .dim = p.dim});
   return outputs;
 }
 
@@ -119,8 +141,18 @@ TEST_P(IsaTest, GivesTheBitsOfTheBaseline) {
   if (!isa_available(GetParam())) GTEST_SKIP() << "this processor lacks " << isa_name(GetParam());
   std::mt19937 random(7);
   for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
-    for (const auto& [dim, head_dim] : {std::pair{1, 0}, {2, 2}, {3, 0}, {12, 12}, {24, 6}, {63, 0},
-                                        {64, 64}, {65, 0}, {80, 40}, {256, 128}, {1536, 128}, {5120, 128}}) {
+    for (const auto& [dim, head_dim] : {std::pair{1, 0},
+                                        {2, 2},
+                                        {3, 0},
+                                        {12, 12},
+                                        {24, 6},
+                                        {63, 0},
+                                        {64, 64},
+                                        {65, 0},
+                                        {80, 40},
+                                        {256, 128},
+                                        {1536, 128},
+                                        {5120, 128}}) {
       SCOPED_TRACE(testing::Message() << "dtype " << static_cast<int>(dtype) << " dim " << dim);
       const Problem problem(dtype, dim, head_dim, random);
       const auto expected = run_all(problem, Isa::baseline, 0);
@@ -137,12 +169,14 @@ TEST_P(IsaTest, GivesTheBitsOfTheBaseline) {
 INSTANTIATE_TEST_SUITE_P(All, IsaTest, testing::Values(Isa::baseline, Isa::avx2, Isa::avx512),
                          [](const auto& info) {
                            return info.param == Isa::avx512 ? "Avx512"
-                                  : info.param == Isa::avx2 ? "Avx2" : "Baseline";
+                                  : info.param == Isa::avx2 ? "Avx2"
+                                                            : "Baseline";
                          });
 
 TEST(Checks, RefuseContradictions) {
   float value = 0;
-  RmsNormArgs norm{.x = {&value, DType::f32, 1}, .y = {&value, DType::bf16, 1}, .num_rows = 1, .dim = 1};
+  RmsNormArgs norm{
+      .x = {&value, DType::f32, 1}, .y = {&value, DType::bf16, 1}, .num_rows = 1, .dim = 1};
   EXPECT_EQ(check(norm).code, StatusCode::invalid);
   norm.y.dtype = DType::f32;
   EXPECT_TRUE(check(norm).ok());
