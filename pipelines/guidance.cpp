@@ -9,7 +9,8 @@
 namespace fovea::pipelines {
 
 void check_guidance_scale(double scale) {
-  require(std::isfinite(scale), ErrorCode::usage, "--guidance-scale", "expected a finite number, got ", scale);
+  require(std::isfinite(scale), ErrorCode::usage, "--guidance-scale",
+          "expected a finite number, got ", scale);
 }
 
 bool guidance_active(double scale) { return scale > 1.0; }

@@ -20,11 +20,13 @@ namespace {
 
 const OpEntry& find_op(const std::string& name) {
   const auto& table = op_table();
-  const auto found = std::find_if(table.begin(), table.end(), [&](const OpEntry& e) { return e.name == name; });
+  const auto found =
+      std::find_if(table.begin(), table.end(), [&](const OpEntry& e) { return e.name == name; });
   if (found != table.end()) return *found;
   std::string names;
   for (const OpEntry& entry : table) names += (names.empty() ? "" : ", ") + entry.name;
-  throw Error(ErrorCode::usage, "op", str("unknown operator '", printable(name), "': expected one of ", names));
+  throw Error(ErrorCode::usage, "op",
+              str("unknown operator '", printable(name), "': expected one of ", names));
 }
 
 /// Values by option name, defaults included; nothing for "none".
@@ -69,8 +71,9 @@ TensorMap read_inputs(const OpEntry& entry, const OpRun& run) {
             "tensor '", input.name, "' is missing: operator ", entry.name, " expects ", input.help);
   }
   for (auto& [name, tensor] : tensors) {
-    const bool known = std::any_of(entry.inputs.begin(), entry.inputs.end(),
-                                   [&, &n = name](const OpTensor& input) { return input.name == n; });
+    const bool known =
+        std::any_of(entry.inputs.begin(), entry.inputs.end(),
+                    [&, &n = name](const OpTensor& input) { return input.name == n; });
     require(known, ErrorCode::bad_data, run.in.string(), "tensor '", printable(name),
             "' is no input of operator ", entry.name);
     tensor = tensor.to(run.device);
@@ -79,13 +82,15 @@ TensorMap read_inputs(const OpEntry& entry, const OpRun& run) {
 }
 
 at::Tensor call_op(const OpEntry& entry, const TensorMap& tensors, const Settings& settings) {
-  const auto op = c10::Dispatcher::singleton().findSchemaOrThrow(("fovea::" + entry.name).c_str(), "");
+  const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow(("fovea::" + entry.name).c_str(), "");
   std::vector<c10::IValue> stack;
   for (const c10::Argument& argument : op.schema().arguments()) {
     const std::string& name = argument.name();
     if (const auto tensor = tensors.find(name); tensor != tensors.end()) {
       stack.emplace_back(tensor->second);
-    } else if (const auto setting = settings.find(name); setting != settings.end() && setting->second) {
+    } else if (const auto setting = settings.find(name);
+               setting != settings.end() && setting->second) {
       stack.emplace_back(*setting->second);
     } else {
       stack.emplace_back();  // an optional argument left out
@@ -134,7 +139,10 @@ const std::vector<OpEntry>& op_table() {
        {kEps}},
       {"rms_norm_rope",
        "rms_norm over all heads, rounded, then rope",
-       {{"x", "[batch, seq_len, num_heads * head_dim]"}, {"weight", "[num_heads * head_dim]", false}, kCos, kSin},
+       {{"x", "[batch, seq_len, num_heads * head_dim]"},
+        {"weight", "[num_heads * head_dim]", false},
+        kCos,
+        kSin},
        {"out", "[batch, seq_len, num_heads, head_dim], dtype of x"},
        {kEps}},
       {"rope",
@@ -151,7 +159,8 @@ std::string list_ops() {
   for (const OpEntry& entry : op_table()) {
     text += str(entry.name, ": ", entry.help, "\n");
     for (const OpTensor& input : entry.inputs) {
-      text += str("  in   ", input.name, "  ", input.help, input.required ? "" : " (optional)", "\n");
+      text +=
+          str("  in   ", input.name, "  ", input.help, input.required ? "" : " (optional)", "\n");
     }
     text += str("  out  ", entry.output.name, "  ", entry.output.help, "\n");
     for (const OpOption& option : entry.options) {
@@ -169,12 +178,17 @@ Json list_ops_json() {
       inputs.push_back({{"name", input.name}, {"help", input.help}, {"required", input.required}});
     }
     for (const OpOption& option : entry.options) {
-      options.push_back({{"name", option.name}, {"type", "float"}, {"default", option.default_value},
+      options.push_back({{"name", option.name},
+                         {"type", "float"},
+                         {"default", option.default_value},
                          {"help", option.help}});
     }
-    list.push_back({{"name", entry.name}, {"help", entry.help}, {"inputs", inputs},
-                    {"outputs", Json::array({{{"name", entry.output.name}, {"help", entry.output.help}}})},
-                    {"options", options}});
+    list.push_back(
+        {{"name", entry.name},
+         {"help", entry.help},
+         {"inputs", inputs},
+         {"outputs", Json::array({{{"name", entry.output.name}, {"help", entry.output.help}}})},
+         {"options", options}});
   }
   return list;
 }

@@ -54,7 +54,8 @@ struct OpRun {
 /// computes.
 ///
 /// throws  Error usage for an unknown operator (with the list) or setting, conflict when the output
-///         exists, bad_data naming the tensor that is missing, unknown, or of a wrong shape or dtype
+///         exists, bad_data naming the tensor that is missing, unknown, or of a wrong shape or
+///         dtype
 void run_op(const OpRun& run);
 
 }  // namespace fovea::apps

@@ -96,7 +96,8 @@ class FfmpegReader final : public VideoReader {
     check_video_size(parameters.width, parameters.height, 1, path_.string(), limits_);
     codec_.reset(avcodec_alloc_context3(decoder));
     require(codec_ != nullptr, ErrorCode::resource, path_.string(), "no memory");
-    check_read(avcodec_parameters_to_context(codec_.get(), &parameters), path_, "start the decoder");
+    check_read(avcodec_parameters_to_context(codec_.get(), &parameters), path_,
+               "start the decoder");
     codec_->max_pixels = int64_t{limits_.max_side} * limits_.max_side;
     codec_->thread_count = 2;
     codec_->err_recognition = AV_EF_CRCCHECK | AV_EF_EXPLODE;
@@ -185,8 +186,8 @@ class FfmpegReader final : public VideoReader {
     scaler_.reset(sws_getCachedContext(scaler_.release(), info_.width, info_.height, format,
                                        info_.width, info_.height, AV_PIX_FMT_RGB24, flags, nullptr,
                                        nullptr, nullptr));
-    require(scaler_ != nullptr, ErrorCode::bad_data, path_.string(), "cannot convert the colours of ",
-            info_.pixel_format, " video");
+    require(scaler_ != nullptr, ErrorCode::bad_data, path_.string(),
+            "cannot convert the colours of ", info_.pixel_format, " video");
     const bool hd = decoded_->colorspace == AVCOL_SPC_BT709 ||
                     (decoded_->colorspace == AVCOL_SPC_UNSPECIFIED && info_.height >= 720);
     const bool full = decoded_->color_range == AVCOL_RANGE_JPEG;

@@ -14,7 +14,7 @@ namespace {
 using namespace ffmpeg;
 
 struct Format {
-  const char* name;     // of the container, FFmpeg's and ours
+  const char* name;  // of the container, FFmpeg's and ours
   const char* encoder;
   const char* codec;
   AVPixelFormat pixels;
@@ -37,7 +37,8 @@ struct CloseOutput {
 using Output = std::unique_ptr<AVFormatContext, CloseOutput>;
 
 void set_option(AVDictionary** options, const char* key, const char* value) {
-  require(av_dict_set(options, key, value, 0) >= 0, ErrorCode::resource, "video options", "no memory");
+  require(av_dict_set(options, key, value, 0) >= 0, ErrorCode::resource, "video options",
+          "no memory");
 }
 
 // Options that the encoder or muxer did not know stay in the dictionary: a mistake of ours.
@@ -127,7 +128,8 @@ class ContainerWriter final : public VideoWriter {
   void open_scaler() {
     const int flags = SWS_BICUBIC | SWS_ACCURATE_RND | SWS_FULL_CHR_H_INP | SWS_BITEXACT;
     scaler_.reset(sws_getContext(options_.width, options_.height, AV_PIX_FMT_RGB24, options_.width,
-                                 options_.height, format_.pixels, flags, nullptr, nullptr, nullptr));
+                                 options_.height, format_.pixels, flags, nullptr, nullptr,
+                                 nullptr));
     require(scaler_ != nullptr, ErrorCode::internal, options_.path.string(),
             "cannot convert colours at ", options_.width, "x", options_.height);
     const int* matrix = sws_getCoefficients(SWS_CS_ITU709);

@@ -89,8 +89,8 @@ GifInfo read_gif(const fs::path& path) {
     if (kind == kExtension) {
       read_extension(reader, info, delay);
     } else {
-      require(kind == kImage, ErrorCode::bad_data, where, "byte ", at, ": damaged GIF: unknown block ",
-              static_cast<int>(kind));
+      require(kind == kImage, ErrorCode::bad_data, where, "byte ", at,
+              ": damaged GIF: unknown block ", static_cast<int>(kind));
       skip_image(reader);
       ++info.frames;
       info.delay_cs += std::exchange(delay, 0);

@@ -52,8 +52,8 @@ class GifSink {
 
  private:
   static int write(void* self, uint8_t* bytes, int size) {
-    return static_cast<GifSink*>(self)->append({reinterpret_cast<const char*>(bytes),
-                                                static_cast<size_t>(size)});
+    return static_cast<GifSink*>(self)->append(
+        {reinterpret_cast<const char*>(bytes), static_cast<size_t>(size)});
   }
 
   // An exception must not pass through FFmpeg's frames.
@@ -90,7 +90,9 @@ struct FreeOutput {
 class GifWriter final : public VideoWriter {
  public:
   explicit GifWriter(const VideoOptions& options)
-      : VideoWriter(options), file_(options.path, options.overwrite), sink_(file_, options.comment) {
+      : VideoWriter(options),
+        file_(options.path, options.overwrite),
+        sink_(file_, options.comment) {
     open_filters();
     open_encoder();
     open_output();
@@ -105,8 +107,8 @@ class GifWriter final : public VideoWriter {
     require(graph_ != nullptr, ErrorCode::resource, options_.path.string(), "no memory");
     graph_->nb_threads = 1;
     const std::string source =
-        str("video_size=", options_.width, "x", options_.height, ":pix_fmt=",
-            static_cast<int>(AV_PIX_FMT_RGB32), ":time_base=1/100:pixel_aspect=1/1");
+        str("video_size=", options_.width, "x", options_.height,
+            ":pix_fmt=", static_cast<int>(AV_PIX_FMT_RGB32), ":time_base=1/100:pixel_aspect=1/1");
     AVFilterContext* sink = nullptr;
     check_write(avfilter_graph_create_filter(&source_, avfilter_get_by_name("buffer"), "in",
                                              source.c_str(), nullptr, graph_.get()),
@@ -145,7 +147,8 @@ class GifWriter final : public VideoWriter {
     codec_->time_base = kCentisecond;
     codec_->thread_count = 1;
     codec_->flags |= AV_CODEC_FLAG_BITEXACT;
-    check_write(avcodec_open2(codec_.get(), encoder, nullptr), options_.path, "start the GIF encoder");
+    check_write(avcodec_open2(codec_.get(), encoder, nullptr), options_.path,
+                "start the GIF encoder");
   }
 
   void open_output() {
@@ -161,8 +164,8 @@ class GifWriter final : public VideoWriter {
                 "start the GIF file");
     stream->time_base = kCentisecond;
     // The muxer cannot know how long the last frame is shown.
-    const int64_t last = start_time(options_.frames, options_.fps) -
-                         start_time(options_.frames - 1, options_.fps);
+    const int64_t last =
+        start_time(options_.frames, options_.fps) - start_time(options_.frames - 1, options_.fps);
     AVDictionary* settings = nullptr;
     av_dict_set_int(&settings, "final_delay", last, 0);
     const int code = avformat_write_header(output, &settings);
@@ -213,7 +216,8 @@ class GifWriter final : public VideoWriter {
   }
 
   VideoResult finish_file() override {
-    check_write(av_buffersrc_add_frame_flags(source_, nullptr, 0), options_.path, "choose a palette");
+    check_write(av_buffersrc_add_frame_flags(source_, nullptr, 0), options_.path,
+                "choose a palette");
     drain_filters();
     encode(nullptr);
     const int code = av_write_trailer(output_.get());
@@ -223,8 +227,11 @@ class GifWriter final : public VideoWriter {
     const Rational fps = reduced(options_.frames * 100, start_time(options_.frames, options_.fps));
     verify_video(file_.temporary_path(), options_, fps);
     file_.commit();
-    VideoResult result{.files = {options_.path}, .format = "gif", .codec = "gif",
-                       .pixel_format = "pal8", .fps = fps};
+    VideoResult result{.files = {options_.path},
+                       .format = "gif",
+                       .codec = "gif",
+                       .pixel_format = "pal8",
+                       .fps = fps};
     if (fps != options_.fps) {
       result.notes.push_back(str("GIF delays are whole 1/100 s: ", fps.text(),
                                  " frames a second instead of ", options_.fps.text()));

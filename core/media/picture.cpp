@@ -14,7 +14,8 @@ constexpr uint64_t kMaxTextBytes = 16u << 20;
 constexpr uint64_t kMaxPngBytes = 256u << 20;
 
 bool is_ascii(std::string_view text) {
-  return std::all_of(text.begin(), text.end(), [](char c) { return static_cast<signed char>(c) >= 0; });
+  return std::all_of(text.begin(), text.end(),
+                     [](char c) { return static_cast<signed char>(c) >= 0; });
 }
 
 std::string text_chunk(const std::string& keyword, const std::string& text) {
@@ -73,11 +74,10 @@ void check_picture_size(int64_t width, int64_t height, std::string_view where,
                         const PictureLimits& limits) {
   require(width >= 1 && height >= 1, ErrorCode::usage, where,
           "expected a size of at least 1x1, got ", width, "x", height);
-  require(width <= limits.max_side && height <= limits.max_side &&
-              width * height <= limits.max_pixels,
-          ErrorCode::resource, where, "picture of ", width, "x", height,
-          " is above the budget of ", limits.max_side, " pixels a side and ", limits.max_pixels,
-          " in all");
+  require(
+      width <= limits.max_side && height <= limits.max_side && width * height <= limits.max_pixels,
+      ErrorCode::resource, where, "picture of ", width, "x", height, " is above the budget of ",
+      limits.max_side, " pixels a side and ", limits.max_pixels, " in all");
 }
 
 PictureInfo probe_picture(const fs::path& path, const PictureLimits& limits) {
@@ -141,8 +141,8 @@ PngText read_png_text(const fs::path& path) {
   PngText texts;
   for (const png::Chunk& chunk : png::chunks(bytes, where)) {
     if (chunk.type != "tEXt" && chunk.type != "zTXt" && chunk.type != "iTXt") continue;
-    require(chunk.data.size() <= kMaxTextBytes + 256, ErrorCode::resource, where,
-            "PNG text of ", chunk.data.size(), " bytes");
+    require(chunk.data.size() <= kMaxTextBytes + 256, ErrorCode::resource, where, "PNG text of ",
+            chunk.data.size(), " bytes");
     std::string_view rest = chunk.data;
     const std::string keyword = latin1_to_utf8(take_field(rest, where));
     std::string text;

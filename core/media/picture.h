@@ -24,8 +24,8 @@ Picture make_picture(int width, int height);
 
 /// Budgets that are checked from the header, before anything is decoded.
 struct PictureLimits {
-  int max_side = 16384;                    ///< pixels
-  int64_t max_pixels = 64 << 20;           ///< 64 Mpx
+  int max_side = 16384;           ///< pixels
+  int64_t max_pixels = 64 << 20;  ///< 64 Mpx
   uint64_t max_file_bytes = 256u << 20;
 };
 
@@ -35,10 +35,10 @@ void check_picture_size(int64_t width, int64_t height, std::string_view where,
 
 /// What a picture file says about itself.
 struct PictureInfo {
-  std::string format;    ///< "png", "jpeg" or "bmp"
-  int width = 0;         ///< as stored, before any orientation
+  std::string format;  ///< "png", "jpeg" or "bmp"
+  int width = 0;       ///< as stored, before any orientation
   int height = 0;
-  int orientation = 1;   ///< EXIF tag 0x0112, 1 to 8; 1 where there is none
+  int orientation = 1;  ///< EXIF tag 0x0112, 1 to 8; 1 where there is none
 };
 
 /// Checks the file's structure and sizes without decoding it; throws as `read_picture`.

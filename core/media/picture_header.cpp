@@ -89,9 +89,11 @@ PictureHeader jpeg_header(std::string_view bytes, const std::string& where,
   bool scanned = false;
   size_t at = 2;
   while (true) {
-    while (at + 1 < bytes.size() && byte_at(bytes, at) == 0xFF && byte_at(bytes, at + 1) == 0xFF) ++at;
+    while (at + 1 < bytes.size() && byte_at(bytes, at) == 0xFF && byte_at(bytes, at + 1) == 0xFF)
+      ++at;
     if (at + 1 >= bytes.size()) bad(where, str("byte ", at, ": truncated JPEG: no end marker"));
-    if (byte_at(bytes, at) != 0xFF) bad(where, str("byte ", at, ": damaged JPEG: expected a marker"));
+    if (byte_at(bytes, at) != 0xFF)
+      bad(where, str("byte ", at, ": damaged JPEG: expected a marker"));
     const uint32_t marker = byte_at(bytes, at + 1);
     if (marker == 0xD9) break;
     at += 2;

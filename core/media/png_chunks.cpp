@@ -48,7 +48,8 @@ std::vector<Chunk> chunks(std::string_view bytes, const std::string& where) {
             ": truncated PNG: expected a chunk, got the end of the file");
     const size_t length = read_u32(bytes, at);
     require(length <= bytes.size() - at - 12, ErrorCode::bad_data, where, "byte ", at,
-            ": truncated PNG: expected a chunk of ", length, " bytes, got ", bytes.size() - at - 12);
+            ": truncated PNG: expected a chunk of ", length, " bytes, got ",
+            bytes.size() - at - 12);
     const std::string_view checked = bytes.substr(at + 4, length + 4);
     require(crc32(checked) == read_u32(bytes, at + 8 + length), ErrorCode::bad_data, where, "byte ",
             at, ": damaged PNG: checksum of chunk '", checked.substr(0, 4), "' is wrong");

@@ -28,8 +28,8 @@ struct Pattern {
     if (file.size() <= prefix.size() + suffix.size()) return std::nullopt;
     const std::string number =
         file.substr(prefix.size(), file.size() - prefix.size() - suffix.size());
-    const bool all_digits = std::all_of(number.begin(), number.end(),
-                                        [](char c) { return c >= '0' && c <= '9'; });
+    const bool all_digits =
+        std::all_of(number.begin(), number.end(), [](char c) { return c >= '0' && c <= '9'; });
     if (!all_digits || number.size() > 18) return std::nullopt;
     const int64_t value = std::stoll(number);
     return name(value) == file ? std::optional(value) : std::nullopt;
@@ -50,7 +50,8 @@ std::optional<Pattern> parse_pattern(const fs::path& path) {
   const bool conversion = at < name.size() && name[at] == 'd';
   pattern.suffix = conversion ? name.substr(at + 1) : "";
   require(conversion && pattern.suffix.find('%') == std::string::npos, ErrorCode::usage,
-          path.string(), "expected exactly one %d or %0Nd (N from 1 to 9) and no other % in the name");
+          path.string(),
+          "expected exactly one %d or %0Nd (N from 1 to 9) and no other % in the name");
   return pattern;
 }
 
@@ -67,8 +68,8 @@ class PngWriter final : public VideoWriter {
 
  private:
   void write_frame(const uint8_t* rgb, int64_t index) override {
-    const fs::path path = pattern_ ? options_.path.parent_path() / pattern_->name(index)
-                                   : options_.path;
+    const fs::path path =
+        pattern_ ? options_.path.parent_path() / pattern_->name(index) : options_.path;
     auto file = std::make_unique<AtomicFile>(path, options_.overwrite);
     file->write(encode_png(rgb, options_.width, options_.height, text_));
     file->close_descriptor();  // thousands of frames would pass the limit of open files
@@ -85,7 +86,8 @@ class PngWriter final : public VideoWriter {
 
   VideoResult finish_file() override {
     check_png_output(options_);
-    VideoResult result{.format = "png", .codec = "png", .pixel_format = "rgb24", .fps = options_.fps};
+    VideoResult result{
+        .format = "png", .codec = "png", .pixel_format = "rgb24", .fps = options_.fps};
     try {
       for (const std::unique_ptr<AtomicFile>& file : files_) {
         throw_if_interrupted();

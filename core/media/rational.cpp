@@ -63,8 +63,9 @@ Rational reduced(int64_t num, int64_t den) {
 
 void check_frame_rate(Rational rate, std::string_view where) {
   const bool terms = rate.num >= 1 && rate.den >= 1 && rate.num <= kMaxTerm && rate.den <= kMaxTerm;
-  require(terms && rate.num <= 1000 * rate.den && rate.num * 100 >= rate.den, ErrorCode::usage, where,
-          "expected 0.01 to 1000 frames a second (terms up to ", kMaxTerm, "), got ", rate.text());
+  require(terms && rate.num <= 1000 * rate.den && rate.num * 100 >= rate.den, ErrorCode::usage,
+          where, "expected 0.01 to 1000 frames a second (terms up to ", kMaxTerm, "), got ",
+          rate.text());
 }
 
 Rational parse_fps(std::string_view text, std::string_view where) {

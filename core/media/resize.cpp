@@ -42,9 +42,12 @@ struct Kernel {
 
 Kernel kernel_of(ResizeFilter filter) {
   switch (filter) {
-    case ResizeFilter::bilinear: return {bilinear_weight, 1.0};
-    case ResizeFilter::bicubic: return {bicubic_weight, 2.0};
-    case ResizeFilter::lanczos: return {lanczos_weight, 3.0};
+    case ResizeFilter::bilinear:
+      return {bilinear_weight, 1.0};
+    case ResizeFilter::bicubic:
+      return {bicubic_weight, 2.0};
+    case ResizeFilter::lanczos:
+      return {lanczos_weight, 3.0};
   }
   FOVEA_ASSERT(false, "unknown filter");
 }

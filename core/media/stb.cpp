@@ -63,7 +63,8 @@ std::vector<uint8_t> decode_rgb(std::string_view bytes, const std::string& where
     throw Error(ErrorCode::bad_data, where, str("damaged picture: ", stbi_failure_reason()));
   }
   require(got_width == width && got_height == height, ErrorCode::bad_data, where,
-          "damaged picture: header says ", width, "x", height, ", decoded ", got_width, "x", got_height);
+          "damaged picture: header says ", width, "x", height, ", decoded ", got_width, "x",
+          got_height);
   return {pixels.get(), pixels.get() + static_cast<size_t>(width) * height * 3};
 }
 
@@ -74,8 +75,8 @@ std::string inflate(std::string_view bytes, const std::string& where, uint64_t m
       stbi_zlib_decode_malloc(bytes.data(), static_cast<int>(bytes.size()), &length));
   require(!g_limit_hit && static_cast<uint64_t>(length) <= max_bytes, ErrorCode::resource, where,
           "compressed text unpacks to more than ", max_bytes, " bytes");
-  require(text != nullptr, ErrorCode::bad_data, where, "damaged compressed text: ",
-          stbi_failure_reason());
+  require(text != nullptr, ErrorCode::bad_data, where,
+          "damaged compressed text: ", stbi_failure_reason());
   return {text.get(), static_cast<size_t>(length)};
 }
 

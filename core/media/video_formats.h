@@ -15,7 +15,8 @@ std::unique_ptr<VideoWriter> make_gif_writer(const VideoOptions& options);
 /// A PNG sequence, or one PNG.
 std::unique_ptr<VideoWriter> make_png_writer(const VideoOptions& options);
 
-/// Throws Error usage for a name that `make_png_writer` does not take, conflict as documented there.
+/// Throws Error usage for a name that `make_png_writer` does not take, conflict as documented
+/// there.
 void check_png_output(const VideoOptions& options);
 
 std::unique_ptr<VideoReader> make_ffmpeg_reader(const fs::path& path, const VideoLimits& limits);

@@ -54,7 +54,8 @@ std::optional<std::string> read_comment(const fs::path& path) {
     const auto found = text.find("Comment");
     return found == text.end() ? std::nullopt : std::optional(found->second);
   }
-  std::string comment = head.starts_with("GIF8") ? read_gif(path).comment : probe_video(path).comment;
+  std::string comment =
+      head.starts_with("GIF8") ? read_gif(path).comment : probe_video(path).comment;
   return comment.empty() ? std::nullopt : std::optional(std::move(comment));
 }
 

@@ -13,7 +13,7 @@ namespace fovea {
 
 /// Budgets for a video that is read or written.
 struct VideoLimits {
-  int max_side = 4096;                  ///< pixels
+  int max_side = 4096;  ///< pixels
   int64_t max_frames = 20000;
   int64_t max_pixels = int64_t{8} << 30;  ///< of all frames together
 };
@@ -29,10 +29,10 @@ struct VideoInfo {
   std::string pixel_format;  ///< FFmpeg's name, such as "yuv420p"
   int width = 0;
   int height = 0;
-  int64_t frames = 0;        ///< counted, not taken from a header
-  Rational fps;              ///< mean rate; gif: frames over the sum of delays
+  int64_t frames = 0;  ///< counted, not taken from a header
+  Rational fps;        ///< mean rate; gif: frames over the sum of delays
   double seconds = 0;
-  std::string comment;       ///< the comment tag, empty where there is none
+  std::string comment;  ///< the comment tag, empty where there is none
 };
 
 /// Reads structure and packets of an mp4, webm or gif file, decoding nothing but what is needed to

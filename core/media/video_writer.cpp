@@ -32,8 +32,8 @@ void VideoWriter::write(std::span<const uint8_t> rgb) {
   require(written_ < options_.frames, ErrorCode::usage, where, "more than the ", options_.frames,
           " frames announced");
   const size_t expected = static_cast<size_t>(options_.width) * options_.height * 3;
-  require(rgb.size() == expected, ErrorCode::usage, where, "frame ", written_, ": expected ", expected,
-          " bytes, got ", rgb.size());
+  require(rgb.size() == expected, ErrorCode::usage, where, "frame ", written_, ": expected ",
+          expected, " bytes, got ", rgb.size());
   write_frame(rgb.data(), written_);
   ++written_;
 }
@@ -54,8 +54,10 @@ void check_video_options(const VideoOptions& options) {
   const bool video = format == ".mp4" || format == ".webm" || format == ".gif";
   require(video || format == ".png", ErrorCode::usage, where,
           "expected a name that ends in .mp4, .webm, .gif or .png, got '", format, "'");
-  require(!video || has_video_formats(), ErrorCode::usage, where, "this build of Fovea has no FFmpeg "
-          "libraries, so it cannot write '", format, "': expected .png (name_%03d.png for a video)");
+  require(!video || has_video_formats(), ErrorCode::usage, where,
+          "this build of Fovea has no FFmpeg "
+          "libraries, so it cannot write '",
+          format, "': expected .png (name_%03d.png for a video)");
   check_video_size(options.width, options.height, options.frames, where);
   check_frame_rate(options.fps, where);
   check_comment(options.comment, where);

@@ -13,22 +13,22 @@ namespace fovea {
 
 /// What to write, known before the first frame is.
 struct VideoOptions {
-  fs::path path;          ///< the ending says the format, see `make_video_writer`
-  int width = 0;          ///< pixels
+  fs::path path;  ///< the ending says the format, see `make_video_writer`
+  int width = 0;  ///< pixels
   int height = 0;
-  int64_t frames = 0;     ///< how many will be written
-  Rational fps;           ///< frames a second
-  std::string comment;    ///< text kept inside the file, UTF-8 without NUL, such as JSON
-  bool overwrite = false; ///< replace a file that exists
-  int threads = 4;        ///< of the encoder; equal counts give equal bytes
+  int64_t frames = 0;      ///< how many will be written
+  Rational fps;            ///< frames a second
+  std::string comment;     ///< text kept inside the file, UTF-8 without NUL, such as JSON
+  bool overwrite = false;  ///< replace a file that exists
+  int threads = 4;         ///< of the encoder; equal counts give equal bytes
 };
 
 /// What was written.
 struct VideoResult {
-  std::vector<fs::path> files;     ///< one, or one a frame
-  std::string format;              ///< "mp4", "webm", "gif" or "png"
-  std::string codec;               ///< "h264", "vp9", "gif" or "png"
-  std::string pixel_format;        ///< "yuv420p", "yuv444p", "pal8" or "rgb24"
+  std::vector<fs::path> files;  ///< one, or one a frame
+  std::string format;           ///< "mp4", "webm", "gif" or "png"
+  std::string codec;            ///< "h264", "vp9", "gif" or "png"
+  std::string pixel_format;     ///< "yuv420p", "yuv444p", "pal8" or "rgb24"
   int64_t frames = 0;
   Rational fps;                    ///< as delivered; gif delays are whole 1/100 s
   uint64_t bytes = 0;              ///< of all files

@@ -15,8 +15,8 @@ void check_devices(const char* op, std::initializer_list<Argument> arguments) {
   const Argument& first = *arguments.begin();
   for (const Argument& argument : arguments) {
     if (!argument.tensor.defined()) continue;
-    require(argument.tensor.layout() == at::kStrided, ErrorCode::bad_data, op, "tensor '", argument.name,
-            "': expected a dense tensor");
+    require(argument.tensor.layout() == at::kStrided, ErrorCode::bad_data, op, "tensor '",
+            argument.name, "': expected a dense tensor");
     require(argument.tensor.device() == first.tensor.device(), ErrorCode::bad_data, op, "tensor '",
             argument.name, "': expected device ", first.tensor.device(), " as tensor '", first.name,
             "', got ", argument.tensor.device());
@@ -26,20 +26,23 @@ void check_devices(const char* op, std::initializer_list<Argument> arguments) {
 void check_input(const char* op, const Argument& x, int64_t min_dim) {
   require(x.tensor.defined(), ErrorCode::bad_data, op, "tensor '", x.name, "' is missing");
   const auto dtype = x.tensor.scalar_type();
-  require(dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16 || dtype == at::kDouble,
-          ErrorCode::bad_data, op, "tensor '", x.name, "': expected fp32, fp16, bf16 or fp64, got ", dtype);
-  require(x.tensor.dim() >= min_dim, ErrorCode::bad_data, op, "tensor '", x.name, "': expected at least ",
-          min_dim, " dimensions, got shape ", x.tensor.sizes());
+  require(
+      dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16 || dtype == at::kDouble,
+      ErrorCode::bad_data, op, "tensor '", x.name, "': expected fp32, fp16, bf16 or fp64, got ",
+      dtype);
+  require(x.tensor.dim() >= min_dim, ErrorCode::bad_data, op, "tensor '", x.name,
+          "': expected at least ", min_dim, " dimensions, got shape ", x.tensor.sizes());
 }
 
 void check_shape(const char* op, const Argument& argument, at::IntArrayRef shape) {
-  require(argument.tensor.defined(), ErrorCode::bad_data, op, "tensor '", argument.name, "' is missing");
+  require(argument.tensor.defined(), ErrorCode::bad_data, op, "tensor '", argument.name,
+          "' is missing");
   bool equal = argument.tensor.dim() == static_cast<int64_t>(shape.size());
   for (size_t i = 0; equal && i < shape.size(); ++i) {
     equal = shape[i] == -1 || shape[i] == argument.tensor.size(static_cast<int64_t>(i));
   }
-  require(equal, ErrorCode::bad_data, op, "tensor '", argument.name, "': expected shape ", shape, ", got ",
-          argument.tensor.sizes());
+  require(equal, ErrorCode::bad_data, op, "tensor '", argument.name, "': expected shape ", shape,
+          ", got ", argument.tensor.sizes());
 }
 
 void check_fp32(const char* op, const Argument& argument, const at::Tensor& x) {
@@ -86,17 +89,21 @@ std::optional<kernels::Rows> rows_of(const at::Tensor& x, int64_t row_dims) {
     }
     next = x.stride(d) * x.size(d);
   }
-  return kernels::Rows{x.data_ptr(), kernel_dtype(x.scalar_type()), row_stride == -1 ? expected : row_stride};
+  return kernels::Rows{x.data_ptr(), kernel_dtype(x.scalar_type()),
+                       row_stride == -1 ? expected : row_stride};
 }
 
-kernels::ConstRows constant(const kernels::Rows& rows) { return {rows.data, rows.dtype, rows.stride}; }
+kernels::ConstRows constant(const kernels::Rows& rows) {
+  return {rows.data, rows.dtype, rows.stride};
+}
 
 kernels::ConstChannels channels_of(const at::Tensor& values) {
   return {values.const_data_ptr<float>(), values.size(0) == 1 ? 0 : values.stride(0)};
 }
 
 bool accepted(const char* op, const kernels::Status& status) {
-  if (status.code == kernels::StatusCode::device) throw Error(ErrorCode::device, op, status.message);
+  if (status.code == kernels::StatusCode::device)
+    throw Error(ErrorCode::device, op, status.message);
   FOVEA_ASSERT(status.code != kernels::StatusCode::invalid, op, ": ", status.message);
   return status.ok();
 }
@@ -108,7 +115,8 @@ kernels::CudaTarget cuda_target(c10::Device device) {
 
 void parallel_rows(const RowWork& work, const std::function<void(kernels::RowRange)>& f) {
   // As LibTorch's own grain: a thread should get some ten thousand elements.
-  const int64_t grain = std::max<int64_t>(1, at::internal::GRAIN_SIZE / std::max<int64_t>(1, work.dim));
+  const int64_t grain =
+      std::max<int64_t>(1, at::internal::GRAIN_SIZE / std::max<int64_t>(1, work.dim));
   at::parallel_for(0, work.num_rows, grain, [&](int64_t begin, int64_t end) { f({begin, end}); });
 }
 

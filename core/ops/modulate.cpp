@@ -13,9 +13,9 @@ namespace {
 
 void check_channels(const char* op, const ops::Argument& channels, const at::Tensor& x) {
   ops::check_shape(op, channels, {-1, x.size(-1)});
-  require(channels.tensor.size(0) == x.size(0) || channels.tensor.size(0) == 1, ErrorCode::bad_data, op,
-          "tensor '", channels.name, "': expected ", x.size(0), " rows (the batch of 'x') or 1, got ",
-          channels.tensor.size(0));
+  require(channels.tensor.size(0) == x.size(0) || channels.tensor.size(0) == 1, ErrorCode::bad_data,
+          op, "tensor '", channels.name, "': expected ", x.size(0),
+          " rows (the batch of 'x') or 1, got ", channels.tensor.size(0));
   ops::check_fp32(op, channels, x);
 }
 
@@ -32,14 +32,16 @@ at::Tensor contiguous_channels(const at::Tensor& channels) {
   return channels.size(1) == 1 || channels.stride(1) == 1 ? channels : channels.contiguous();
 }
 
-at::Tensor widened(const at::Tensor& x) { return x.scalar_type() == at::kDouble ? x : x.to(at::kFloat); }
+at::Tensor widened(const at::Tensor& x) {
+  return x.scalar_type() == at::kDouble ? x : x.to(at::kFloat);
+}
 
 }  // namespace
 
 namespace composition {
 
-at::Tensor layer_norm_modulate(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& shift,
-                               double eps) {
+at::Tensor layer_norm_modulate(const at::Tensor& x, const at::Tensor& scale,
+                               const at::Tensor& shift, double eps) {
   const at::Tensor normed = composition::layer_norm(widened(x), {}, {}, eps);
   return (normed * (1 + over_tokens(scale, x)) + over_tokens(shift, x)).to(x.scalar_type());
 }
@@ -50,8 +52,8 @@ at::Tensor gate_residual(const at::Tensor& x, const at::Tensor& y, const at::Ten
 
 }  // namespace composition
 
-at::Tensor layer_norm_modulate(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& shift,
-                               double eps) {
+at::Tensor layer_norm_modulate(const at::Tensor& x, const at::Tensor& scale,
+                               const at::Tensor& shift, double eps) {
   constexpr const char* kOp = "layer_norm_modulate";
   ops::check_input(kOp, {"x", x}, 2);
   check_channels(kOp, {"scale", scale}, x);
@@ -63,9 +65,12 @@ at::Tensor layer_norm_modulate(const at::Tensor& x, const at::Tensor& scale, con
 
   const at::Tensor y = at::empty(x.sizes(), x.options());
   const at::Tensor a = contiguous_channels(scale), b = contiguous_channels(shift);
-  kernels::LayerNormModulateArgs args{.x = ops::constant(*rows), .y = *ops::rows_of(y),
-                                      .scale = ops::channels_of(a), .shift = ops::channels_of(b),
-                                      .dim = x.size(-1), .eps = eps};
+  kernels::LayerNormModulateArgs args{.x = ops::constant(*rows),
+                                      .y = *ops::rows_of(y),
+                                      .scale = ops::channels_of(a),
+                                      .shift = ops::channels_of(b),
+                                      .dim = x.size(-1),
+                                      .eps = eps};
   args.num_rows = x.numel() / args.dim;
   args.rows_per_item = args.num_rows / x.size(0);
   const ops::RowWork work{kOp, x.device(), args.num_rows, args.dim};
@@ -91,12 +96,16 @@ at::Tensor gate_residual(const at::Tensor& x, const at::Tensor& y, const at::Ten
 
   const at::Tensor out = at::empty(x.sizes(), x.options());
   const at::Tensor g = contiguous_channels(gate);
-  kernels::GateResidualArgs args{.x = ops::constant(*x_rows), .y = ops::constant(*y_rows),
-                                 .out = *ops::rows_of(out), .gate = ops::channels_of(g), .dim = x.size(-1)};
+  kernels::GateResidualArgs args{.x = ops::constant(*x_rows),
+                                 .y = ops::constant(*y_rows),
+                                 .out = *ops::rows_of(out),
+                                 .gate = ops::channels_of(g),
+                                 .dim = x.size(-1)};
   args.num_rows = x.numel() / args.dim;
   args.rows_per_item = args.num_rows / x.size(0);
   const ops::RowWork work{kOp, x.device(), args.num_rows, args.dim};
-  if (ops::launch(work, args, &kernels::gate_residual_cpu, FOVEA_CUDA_LAUNCHER(gate_residual_cuda))) {
+  if (ops::launch(work, args, &kernels::gate_residual_cpu,
+                  FOVEA_CUDA_LAUNCHER(gate_residual_cuda))) {
     return out;
   }
   return composition::gate_residual(x, y, gate);

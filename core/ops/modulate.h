@@ -5,8 +5,8 @@
 namespace fovea {
 
 /// Layer norm without weights, then n * (1 + scale) + shift, in fp32, rounded once to the dtype of
-/// x: the modulation of Wan's and other diffusion transformers' blocks. Kernel or composition as for
-/// `rms_norm`.
+/// x: the modulation of Wan's and other diffusion transformers' blocks. Kernel or composition as
+/// for `rms_norm`.
 ///
 /// x             [batch, ..., dim], fp32 / fp16 / bf16 / fp64
 /// scale, shift  [batch, dim] or [1, dim], fp32 (fp64 beside an fp64 x); the same for all tokens
@@ -14,8 +14,8 @@ namespace fovea {
 /// throws        Error bad_data when a shape, dtype or device does not fit
 /// paper         Peebles and Xie, Scalable Diffusion Models with Transformers, arXiv 2212.09748,
 ///               section 3.2 (adaLN)
-at::Tensor layer_norm_modulate(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& shift,
-                               double eps);
+at::Tensor layer_norm_modulate(const at::Tensor& x, const at::Tensor& scale,
+                               const at::Tensor& shift, double eps);
 
 /// x + y * gate in fp32, rounded once to the dtype of x. Kernel or composition as for `rms_norm`.
 ///
@@ -27,8 +27,8 @@ at::Tensor gate_residual(const at::Tensor& x, const at::Tensor& y, const at::Ten
 
 /// The same in plain tensor operations; see core/ops/norm.h.
 namespace composition {
-at::Tensor layer_norm_modulate(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& shift,
-                               double eps);
+at::Tensor layer_norm_modulate(const at::Tensor& x, const at::Tensor& scale,
+                               const at::Tensor& shift, double eps);
 at::Tensor gate_residual(const at::Tensor& x, const at::Tensor& y, const at::Tensor& gate);
 }  // namespace composition
 

@@ -11,7 +11,9 @@ namespace fovea {
 namespace {
 
 /// fp64 stays, everything else is computed in fp32.
-at::Tensor widened(const at::Tensor& x) { return x.scalar_type() == at::kDouble ? x : x.to(at::kFloat); }
+at::Tensor widened(const at::Tensor& x) {
+  return x.scalar_type() == at::kDouble ? x : x.to(at::kFloat);
+}
 
 void check_vector(const char* op, const ops::Argument& vector, int64_t dim) {
   if (!vector.tensor.defined()) return;
@@ -25,11 +27,13 @@ namespace composition {
 
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
   const at::Tensor wide = widened(x);
-  const at::Tensor normed = wide * at::rsqrt(at::mean(at::pow(wide, 2), {-1}, /*keepdim=*/true) + eps);
+  const at::Tensor normed =
+      wide * at::rsqrt(at::mean(at::pow(wide, 2), {-1}, /*keepdim=*/true) + eps);
   return (weight.defined() ? normed * weight : normed).to(x.scalar_type());
 }
 
-at::Tensor layer_norm(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, double eps) {
+at::Tensor layer_norm(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
+                      double eps) {
   const at::Tensor wide = widened(x);
   std::optional<at::Tensor> wide_weight, wide_bias;
   if (weight.defined()) wide_weight = weight.to(wide.scalar_type());
@@ -44,16 +48,21 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
   ops::check_input(kOp, {"x", x}, 1);
   ops::check_devices(kOp, {{"x", x}, {"weight", weight}});
   check_vector(kOp, {"weight", weight}, x.size(-1));
-  const auto rows = ops::kernels_apply(x, {{"x", x}, {"weight", weight}}) ? ops::rows_of(x) : std::nullopt;
+  const auto rows =
+      ops::kernels_apply(x, {{"x", x}, {"weight", weight}}) ? ops::rows_of(x) : std::nullopt;
   if (!rows) return composition::rms_norm(x, weight, eps);
 
   const at::Tensor y = at::empty(x.sizes(), x.options());
-  kernels::RmsNormArgs args{.x = ops::constant(*rows), .y = *ops::rows_of(y), .num_rows = 0,
-                            .dim = x.size(-1), .eps = eps};
+  kernels::RmsNormArgs args{.x = ops::constant(*rows),
+                            .y = *ops::rows_of(y),
+                            .num_rows = 0,
+                            .dim = x.size(-1),
+                            .eps = eps};
   args.num_rows = args.dim == 0 ? 0 : x.numel() / args.dim;
   at::Tensor held;  // keeps a converted weight alive until the launch
   if (weight.defined()) {
-    held = weight.scalar_type() == x.scalar_type() ? weight.contiguous() : weight.to(at::kFloat).contiguous();
+    held = weight.scalar_type() == x.scalar_type() ? weight.contiguous()
+                                                   : weight.to(at::kFloat).contiguous();
     args.weight = {held.const_data_ptr(), ops::kernel_dtype(held.scalar_type())};
   }
   const ops::RowWork work{kOp, x.device(), args.num_rows, args.dim};
@@ -61,7 +70,8 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
   return composition::rms_norm(x, weight, eps);
 }
 
-at::Tensor layer_norm(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, double eps) {
+at::Tensor layer_norm(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
+                      double eps) {
   constexpr const char* kOp = "layer_norm";
   ops::check_input(kOp, {"x", x}, 1);
   ops::check_devices(kOp, {{"x", x}, {"weight", weight}, {"bias", bias}});
@@ -70,12 +80,13 @@ at::Tensor layer_norm(const at::Tensor& x, const at::Tensor& weight, const at::T
   require(weight.defined() == bias.defined(), ErrorCode::bad_data, kOp,
           "expected tensors 'weight' and 'bias', or neither");
   const auto rows = ops::kernels_apply(x, {{"x", x}, {"weight", weight}, {"bias", bias}})
-                        ? ops::rows_of(x) : std::nullopt;
+                        ? ops::rows_of(x)
+                        : std::nullopt;
   if (!rows) return composition::layer_norm(x, weight, bias, eps);
 
   const at::Tensor y = at::empty(x.sizes(), x.options());
-  kernels::LayerNormModulateArgs args{.x = ops::constant(*rows), .y = *ops::rows_of(y),
-                                      .dim = x.size(-1), .eps = eps};
+  kernels::LayerNormModulateArgs args{
+      .x = ops::constant(*rows), .y = *ops::rows_of(y), .dim = x.size(-1), .eps = eps};
   args.num_rows = args.dim == 0 ? 0 : x.numel() / args.dim;
   at::Tensor held_weight, held_bias;  // keep converted ones alive until the launch
   if (weight.defined()) {

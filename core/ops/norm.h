@@ -26,13 +26,15 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps);
 /// returns       shape and dtype of x
 /// throws        Error bad_data when a shape, dtype or device does not fit
 /// paper         Ba, Kiros and Hinton, Layer Normalization, arXiv 1607.06450, section 3
-at::Tensor layer_norm(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, double eps);
+at::Tensor layer_norm(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
+                      double eps);
 
 /// The same in plain tensor operations: they define what the functions above mean, in any floating
 /// dtype, on any device, with any strides, and are differentiable.
 namespace composition {
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps);
-at::Tensor layer_norm(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, double eps);
+at::Tensor layer_norm(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
+                      double eps);
 }  // namespace composition
 
 }  // namespace fovea

@@ -11,7 +11,8 @@
 namespace fovea {
 namespace {
 
-void check_tables(const char* op, const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
+void check_tables(const char* op, const at::Tensor& x, const at::Tensor& cos,
+                  const at::Tensor& sin) {
   ops::check_shape(op, {"cos", cos}, {x.size(1), -1});
   ops::check_shape(op, {"sin", sin}, cos.sizes());
   ops::check_devices(op, {{"x", x}, {"cos", cos}, {"sin", sin}});
@@ -29,19 +30,25 @@ void check_rope(const char* op, const at::Tensor& x, const at::Tensor& cos, cons
 
 /// The tables as kernels take them; `cos` and `sin` are contiguous and outlive the launch.
 kernels::RotaryTables tables_of(const at::Tensor& cos, const at::Tensor& sin) {
-  return {.cos = cos.const_data_ptr<float>(), .sin = sin.const_data_ptr<float>(),
-          .seq_len = cos.size(0), .head_dim = 2 * cos.size(1)};
+  return {.cos = cos.const_data_ptr<float>(),
+          .sin = sin.const_data_ptr<float>(),
+          .seq_len = cos.size(0),
+          .head_dim = 2 * cos.size(1)};
 }
 
 /// Runs the kernel from x into y; false when it does not cover them.
-bool rotate(const at::Tensor& x, const at::Tensor& y, const at::Tensor& cos, const at::Tensor& sin) {
+bool rotate(const at::Tensor& x, const at::Tensor& y, const at::Tensor& cos,
+            const at::Tensor& sin) {
   if (!ops::kernels_apply(x, {{"x", x}, {"cos", cos}, {"sin", sin}})) return false;
   const auto from = ops::rows_of(x, 2), to = ops::rows_of(y, 2);
   if (!from || !to) return false;
   if (x.numel() == 0) return true;
   const at::Tensor c = cos.contiguous(), s = sin.contiguous();
-  const kernels::RopeArgs args{.x = ops::constant(*from), .y = *to, .num_rows = x.size(0) * x.size(1),
-                               .dim = x.size(2) * x.size(3), .rope = tables_of(c, s)};
+  const kernels::RopeArgs args{.x = ops::constant(*from),
+                               .y = *to,
+                               .num_rows = x.size(0) * x.size(1),
+                               .dim = x.size(2) * x.size(3),
+                               .rope = tables_of(c, s)};
   const ops::RowWork work{"rope", x.device(), args.num_rows, args.dim};
   return ops::launch(work, args, &kernels::rope_cpu, FOVEA_CUDA_LAUNCHER(rope_cuda));
 }
@@ -98,17 +105,21 @@ at::Tensor rms_norm_rope(const at::Tensor& x, const at::Tensor& weight, const at
 
   const at::Tensor y = at::empty({x.size(0), x.size(1), dim / head_dim, head_dim}, x.options());
   const at::Tensor c = cos.contiguous(), s = sin.contiguous();
-  kernels::RmsNormRopeArgs args{
-      .norm = {.x = ops::constant(*rows), .y = *ops::rows_of(y, 2), .num_rows = x.size(0) * x.size(1),
-               .dim = dim, .eps = eps},
-      .rope = tables_of(c, s)};
+  kernels::RmsNormRopeArgs args{.norm = {.x = ops::constant(*rows),
+                                         .y = *ops::rows_of(y, 2),
+                                         .num_rows = x.size(0) * x.size(1),
+                                         .dim = dim,
+                                         .eps = eps},
+                                .rope = tables_of(c, s)};
   at::Tensor held;  // keeps a converted weight alive until the launch
   if (weight.defined()) {
-    held = weight.scalar_type() == x.scalar_type() ? weight.contiguous() : weight.to(at::kFloat).contiguous();
+    held = weight.scalar_type() == x.scalar_type() ? weight.contiguous()
+                                                   : weight.to(at::kFloat).contiguous();
     args.norm.weight = {held.const_data_ptr(), ops::kernel_dtype(held.scalar_type())};
   }
   const ops::RowWork work{kOp, x.device(), args.norm.num_rows, dim};
-  if (ops::launch(work, args, &kernels::rms_norm_rope_cpu, FOVEA_CUDA_LAUNCHER(rms_norm_rope_cuda))) return y;
+  if (ops::launch(work, args, &kernels::rms_norm_rope_cpu, FOVEA_CUDA_LAUNCHER(rms_norm_rope_cuda)))
+    return y;
   return composition::rms_norm_rope(x, weight, cos, sin, eps);
 }
 

@@ -19,8 +19,8 @@ at::Tensor rope(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& si
 /// As `rope`, into the memory of x; not when a gradient is asked for.
 void rope_(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin);
 
-/// `rms_norm` over all heads together, rounded to the dtype of x, then `rope`, in one pass: the path
-/// of queries and keys in the self-attention of Wan.
+/// `rms_norm` over all heads together, rounded to the dtype of x, then `rope`, in one pass: the
+/// path of queries and keys in the self-attention of Wan.
 ///
 /// x         [batch, seq_len, num_heads * head_dim], fp32 / fp16 / bf16 / fp64
 /// weight    [num_heads * head_dim], any floating dtype; undefined means ones

@@ -26,9 +26,12 @@ Isa best_isa() {
 
 const char* isa_name(Isa isa) {
   switch (isa) {
-    case Isa::baseline: return "baseline";
-    case Isa::avx2: return "AVX2";
-    case Isa::avx512: return "AVX-512";
+    case Isa::baseline:
+      return "baseline";
+    case Isa::avx2:
+      return "AVX2";
+    case Isa::avx512:
+      return "AVX-512";
   }
   return "?";
 }

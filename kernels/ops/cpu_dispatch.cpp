@@ -13,15 +13,18 @@ struct Variants {
 };
 
 #if FOVEA_X86_VARIANTS
-#define FOVEA_VARIANTS(name) {baseline::name, avx2::name, avx512::name}
+#define FOVEA_VARIANTS(name) \
+  { baseline::name, avx2::name, avx512::name }
 #else
-#define FOVEA_VARIANTS(name) {baseline::name, nullptr, nullptr}
+#define FOVEA_VARIANTS(name) \
+  { baseline::name, nullptr, nullptr }
 #endif
 
 template <typename Args>
 Status run(const Variants<Args>& variants, const Args& args, RowRange range, Isa isa) {
   if (const Status status = check(args); !status.ok()) return status;
-  if (!isa_available(isa)) return {StatusCode::unsupported, "this processor lacks the instruction set"};
+  if (!isa_available(isa))
+    return {StatusCode::unsupported, "this processor lacks the instruction set"};
   const RowKernel<Args> kernel = isa == Isa::avx512 ? variants.avx512
                                  : isa == Isa::avx2 ? variants.avx2
                                                     : variants.baseline;

@@ -14,7 +14,7 @@ __global__ void __launch_bounds__(W::kThreads, 1) gate_residual_kernel(GateResid
   const T* g_y = static_cast<const T*>(args.y.data) + row_index * args.y.stride;
   T* g_out = static_cast<T*>(args.out.data) + row_index * args.out.stride;
   const float* g_gate = args.gate.data + item * args.gate.stride;
-  x.visit([&](int column, float (&value)[W::kPack]) {
+  x.visit([&](int column, float(&value)[W::kPack]) {
     float r_y[W::kPack], r_gate[W::kPack];
     load<W::kAligned>(g_y + column, r_y);
     load<W::kAligned>(g_gate + column, r_gate);

@@ -8,10 +8,10 @@ namespace fovea::kernels {
 
 /// out = x + y * gate in fp32, product and sum rounded, then rounded once to out's type.
 struct GateResidualArgs {
-  ConstRows x;         ///< [num_rows, dim], f32 / f16 / bf16
-  ConstRows y;         ///< as x
-  Rows out;            ///< as x; may be the memory of x or y
-  ConstChannels gate;  ///< [batch, dim]
+  ConstRows x;                ///< [num_rows, dim], f32 / f16 / bf16
+  ConstRows y;                ///< as x
+  Rows out;                   ///< as x; may be the memory of x or y
+  ConstChannels gate;         ///< [batch, dim]
   int64_t rows_per_item = 1;  ///< tokens of one batch item
   int64_t num_rows = 0;
   int64_t dim = 0;

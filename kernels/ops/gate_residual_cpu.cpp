@@ -11,9 +11,8 @@ void gate_residual(const GateResidualArgs& args, RowRange range) {
       const T* y = row_of<T>(args.y, row);
       T* out = row_of<T>(args.out, row);
       const float* gate = args.gate.data + row / args.rows_per_item * args.gate.stride;
-      for_each_group(args.dim, [&](auto load, auto store) {
-        store(out, load(x) + load(y) * load(gate));
-      });
+      for_each_group(args.dim,
+                     [&](auto load, auto store) { store(out, load(x) + load(y) * load(gate)); });
     }
   });
 }

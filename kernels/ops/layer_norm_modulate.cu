@@ -17,7 +17,7 @@ struct Moments {
 template <typename S, typename W, typename R>
 __device__ inline Moments<S> moments(R& row, int dim) {
   S total[1] = {0};
-  row.visit([&](int, float (&value)[W::kPack]) {
+  row.visit([&](int, float(&value)[W::kPack]) {
 #pragma unroll
     for (int j = 0; j < W::kPack; ++j) total[0] += static_cast<S>(value[j]);
   });
@@ -25,7 +25,7 @@ __device__ inline Moments<S> moments(R& row, int dim) {
   const float high = static_cast<float>(total[0] / static_cast<S>(dim));
 
   S central[2] = {0, 0};
-  row.visit([&](int, float (&value)[W::kPack]) {
+  row.visit([&](int, float(&value)[W::kPack]) {
 #pragma unroll
     for (int j = 0; j < W::kPack; ++j) {
       const S distance = static_cast<S>(value[j]) - static_cast<S>(high);
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(W::kThreads, 1) layer_norm_kernel(LayerNormMod
     }
   }
 
-  row.visit([&](int column, float (&value)[W::kPack]) {
+  row.visit([&](int column, float(&value)[W::kPack]) {
     float r_a[W::kPack], r_b[W::kPack];
 #pragma unroll
     for (int j = 0; j < W::kPack; ++j) {

@@ -13,13 +13,13 @@ namespace fovea::kernels {
 /// the last digits where it cancels. The rest is fp32, each operation rounded, and rounded once to
 /// y's type.
 struct LayerNormModulateArgs {
-  ConstRows x;          ///< [num_rows, dim], f32 / f16 / bf16
-  Rows y;               ///< as x; may be the memory of x
+  ConstRows x;                    ///< [num_rows, dim], f32 / f16 / bf16
+  Rows y;                         ///< as x; may be the memory of x
   const float* weight = nullptr;  ///< [dim], absent or together with bias
   const float* bias = nullptr;    ///< [dim]
-  ConstChannels scale;  ///< [batch, dim], absent or together with shift
-  ConstChannels shift;  ///< [batch, dim]
-  int64_t rows_per_item = 1;  ///< tokens of one batch item
+  ConstChannels scale;            ///< [batch, dim], absent or together with shift
+  ConstChannels shift;            ///< [batch, dim]
+  int64_t rows_per_item = 1;      ///< tokens of one batch item
   int64_t num_rows = 0;
   int64_t dim = 0;
   double eps = 0;

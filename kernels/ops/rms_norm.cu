@@ -10,9 +10,10 @@ struct NoRope {};
 template <typename S, typename W, typename R>
 __device__ inline S mean_square(R& row, int dim) {
   S total[1] = {0};
-  row.visit([&](int, float (&value)[W::kPack]) {
+  row.visit([&](int, float(&value)[W::kPack]) {
 #pragma unroll
-    for (int j = 0; j < W::kPack; ++j) total[0] += static_cast<S>(value[j]) * static_cast<S>(value[j]);
+    for (int j = 0; j < W::kPack; ++j)
+      total[0] += static_cast<S>(value[j]) * static_cast<S>(value[j]);
   });
   block_sum(total);
   return total[0] / static_cast<S>(dim);
@@ -37,7 +38,7 @@ __global__ void __launch_bounds__(W::kThreads, 1) rms_norm_kernel(RmsNormArgs ar
     if (!isfinite(mean)) factor = inverse_root(mean_square<double, W>(row, dim), args.eps);
   }
 
-  row.visit([&](int column, float (&value)[W::kPack]) {
+  row.visit([&](int column, float(&value)[W::kPack]) {
     float r_weight[W::kPack];
     if (g_weight) load<W::kAligned>(g_weight + column, r_weight);
 #pragma unroll

@@ -9,8 +9,9 @@ namespace fovea::kernels {
 
 /// y = x / sqrt(mean(x^2) + eps) * weight over each row.
 ///
-/// The sum of squares neither overflows nor loses digits (fp64 on the CPU and for fp32 on GPUs, fp64
-/// where fp32 overflows for the half types on GPUs); everything else is fp32, rounded once to y's type.
+/// The sum of squares neither overflows nor loses digits (fp64 on the CPU and for fp32 on GPUs,
+/// fp64 where fp32 overflows for the half types on GPUs); everything else is fp32, rounded once to
+/// y's type.
 struct RmsNormArgs {
   ConstRows x;         ///< [num_rows, dim], f32 / f16 / bf16
   Rows y;              ///< [num_rows, dim], dtype of x; may be the memory of x

@@ -11,7 +11,7 @@ __global__ void __launch_bounds__(W::kThreads, 1) rope_kernel(RopeArgs args) {
   T* g_y = static_cast<T*>(args.y.data) + row_index * args.y.stride;
   const int64_t position = row_index % args.rope.seq_len;
   Row<T, W> row(g_x, static_cast<int>(args.dim));
-  row.visit([&](int column, float (&value)[W::kPack]) {
+  row.visit([&](int column, float(&value)[W::kPack]) {
     rotate_pack<W>(args.rope, position, column, value);
     store<W::kAligned>(g_y + column, value);
   });

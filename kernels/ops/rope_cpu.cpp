@@ -1,5 +1,5 @@
-#include "kernels/ops/cpu_variants.h"
 #include "kernels/ops/rope_cpu.h"
+#include "kernels/ops/cpu_variants.h"
 
 namespace fovea::kernels::FOVEA_ISA {
 

@@ -21,7 +21,8 @@ inline void rotate_row(const T* x, T* y, int64_t dim, const RotaryTables& rope, 
   for (int64_t head = 0; head < dim; head += rope.head_dim) {
     int64_t i = 0;
     for (; i + kLanes <= rope.head_dim; i += kLanes) {
-      const Floats turned = rotate(load(x + head + i), load_twice(cos + i / 2), load_twice(sin + i / 2));
+      const Floats turned =
+          rotate(load(x + head + i), load_twice(cos + i / 2), load_twice(sin + i / 2));
       store(y + head + i, turned);
     }
     for (; i < rope.head_dim; i += 2) {

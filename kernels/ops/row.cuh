@@ -138,7 +138,8 @@ __device__ inline void block_sum(S (&value)[kCount]) {
   }
 }
 
-/// Type that sums are formed in: fp64 costs no time next to fp32 data, but would next to half types.
+/// Type that sums are formed in: fp64 costs no time next to fp32 data, but would next to half
+/// types.
 template <typename T>
 using SumType = std::conditional_t<std::is_same_v<T, float>, double, float>;
 
@@ -152,7 +153,9 @@ __device__ inline float inverse_root(S mean, double eps) {
   return __frcp_rn(__fsqrt_rn(sum));
 }
 
-inline bool aligned16(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+inline bool aligned16(const void* pointer) {
+  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
+}
 
 /// Whether all rows of x start on 16-byte boundaries and consist of whole packs.
 inline bool vectorizable(ConstRows x, int64_t dim) {
@@ -181,7 +184,8 @@ void with_walk(bool vectors, int64_t dim, F f) {
   // blocks stay at 512 threads up to 8192 fp32 elements.
   if (vectors && packs <= 64) return f(Walk<kPack, 1, 64>{}, threads(packs, 1));
   if (vectors && packs <= 512) return f(Walk<kPack, 2, 256>{}, threads(packs, 2));
-  if (vectors && packs <= 4 * kMaxThreads) return f(Walk<kPack, 4, kMaxThreads>{}, threads(packs, 4));
+  if (vectors && packs <= 4 * kMaxThreads)
+    return f(Walk<kPack, 4, kMaxThreads>{}, threads(packs, 4));
   constexpr int kNarrow = kPairs ? 2 : 1;
   const int64_t narrow_packs = dim / kNarrow;
   f(Walk<kNarrow, 0, 256>{}, narrow_packs < 256 ? threads(narrow_packs, 1) : 256);
@@ -191,9 +195,12 @@ void with_walk(bool vectors, int64_t dim, F f) {
 template <typename F>
 void with_type(DType dtype, F f) {
   switch (dtype) {
-    case DType::f32: return f(static_cast<float*>(nullptr));
-    case DType::f16: return f(static_cast<__half*>(nullptr));
-    case DType::bf16: return f(static_cast<__nv_bfloat16*>(nullptr));
+    case DType::f32:
+      return f(static_cast<float*>(nullptr));
+    case DType::f16:
+      return f(static_cast<__half*>(nullptr));
+    case DType::bf16:
+      return f(static_cast<__nv_bfloat16*>(nullptr));
   }
 }
 

@@ -30,9 +30,12 @@ inline void for_each_group(int64_t dim, F f) {
 template <typename F>
 inline void with_type(DType dtype, F f) {
   switch (dtype) {
-    case DType::f32: return f(static_cast<float*>(nullptr));
-    case DType::f16: return f(static_cast<Half*>(nullptr));
-    case DType::bf16: return f(static_cast<BFloat16*>(nullptr));
+    case DType::f32:
+      return f(static_cast<float*>(nullptr));
+    case DType::f16:
+      return f(static_cast<Half*>(nullptr));
+    case DType::bf16:
+      return f(static_cast<BFloat16*>(nullptr));
   }
 }
 

@@ -14,7 +14,9 @@ constexpr int64_t kMaxTrainTimesteps = 1'000'000;
 at::Tensor cosine_betas(int64_t num) {
   constexpr double kPi = 3.14159265358979323846;
   constexpr double kMaxBeta = 0.999;
-  const auto alpha_bar = [](double t) { return std::pow(std::cos((t + 0.008) / 1.008 * kPi / 2), 2.0); };
+  const auto alpha_bar = [](double t) {
+    return std::pow(std::cos((t + 0.008) / 1.008 * kPi / 2), 2.0);
+  };
   std::vector<double> betas(num);
   for (int64_t i = 0; i < num; ++i) {
     const double now = static_cast<double>(i) / static_cast<double>(num);
@@ -31,7 +33,8 @@ at::Tensor zero_terminal_snr(const at::Tensor& betas) {
   const at::Tensor last = roots[-1].clone();
   roots = (roots - last) * (first / (first - last));
   const at::Tensor products = roots.pow(2);
-  const at::Tensor alphas = at::cat({products.slice(0, 0, 1), products.slice(0, 1) / products.slice(0, 0, -1)});
+  const at::Tensor alphas =
+      at::cat({products.slice(0, 0, 1), products.slice(0, 1) / products.slice(0, 0, -1)});
   return 1 - alphas;
 }
 
@@ -44,7 +47,8 @@ BetaSchedule BetaSchedule::read(Config& config) {
   schedule.beta_end = config.number("beta_end", 0.02);
   schedule.trained_betas = config.numbers("trained_betas", {});
   schedule.kind = config.text("beta_schedule", "linear");
-  if (schedule.kind != "linear" && schedule.kind != "scaled_linear" && schedule.kind != "squaredcos_cap_v2") {
+  if (schedule.kind != "linear" && schedule.kind != "scaled_linear" &&
+      schedule.kind != "squaredcos_cap_v2") {
     config.refuse("beta_schedule", "expected linear, scaled_linear or squaredcos_cap_v2");
   }
   schedule.rescale_betas_zero_snr = config.boolean("rescale_betas_zero_snr", false);
@@ -58,7 +62,9 @@ at::Tensor BetaSchedule::sigmas() const {
   } else if (kind == "linear") {
     betas = at::linspace(beta_start, beta_end, num_train_timesteps, at::kFloat);
   } else if (kind == "scaled_linear") {
-    betas = at::linspace(std::pow(beta_start, 0.5), std::pow(beta_end, 0.5), num_train_timesteps, at::kFloat).pow(2);
+    betas = at::linspace(std::pow(beta_start, 0.5), std::pow(beta_end, 0.5), num_train_timesteps,
+                         at::kFloat)
+                .pow(2);
   } else {
     betas = cosine_betas(num_train_timesteps);
   }

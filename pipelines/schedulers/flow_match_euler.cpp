@@ -16,7 +16,8 @@ FlowMatchEulerOptions FlowMatchEulerOptions::read(Config& config, Report& report
   options.shift_terminal = optional_number(config, "shift_terminal").value_or(0);
   const bool karras = config.boolean("use_karras_sigmas", false);
   const bool exponential = config.boolean("use_exponential_sigmas", false);
-  if (karras && exponential) config.refuse("use_karras_sigmas", "expected false with use_exponential_sigmas");
+  if (karras && exponential)
+    config.refuse("use_karras_sigmas", "expected false with use_exponential_sigmas");
   if (karras) options.spacing = Spacing::karras;
   if (exponential) options.spacing = Spacing::exponential;
   options.sigma_min = optional_number(config, "sigma_min");
@@ -32,7 +33,8 @@ FlowMatchEulerOptions FlowMatchEulerOptions::read(Config& config, Report& report
     config.refuse("time_shift_type", "expected exponential or linear");
   }
   // Without effect as long as dynamic shifting is off.
-  config.ignore({"base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len", "quantization_config"});
+  config.ignore({"base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len",
+                 "quantization_config"});
   config.finish(report);
   return options;
 }
@@ -54,16 +56,18 @@ Json FlowMatchEulerScheduler::describe() const {
 Scheduler::Schedule FlowMatchEulerScheduler::make_schedule(int64_t num_steps) const {
   const double train_steps = static_cast<double>(num_train_timesteps());
   // The training schedule's ends, shifted in fp32 as the reference's constructor does.
-  at::Tensor ends = at::tensor(std::vector<double>{1.0, train_steps}, at::kDouble).to(at::kFloat) / train_steps;
+  at::Tensor ends =
+      at::tensor(std::vector<double>{1.0, train_steps}, at::kDouble).to(at::kFloat) / train_steps;
   ends = options_.shift * ends / (1 + (options_.shift - 1) * ends);
-  std::vector<double> sigmas = linspace(ends[1].item<double>() * train_steps, ends[0].item<double>() * train_steps,
-                                        num_steps);
+  std::vector<double> sigmas = linspace(ends[1].item<double>() * train_steps,
+                                        ends[0].item<double>() * train_steps, num_steps);
   for (double& sigma : sigmas) sigma /= train_steps;
   shift_sigmas(sigmas, options_.shift);
   if (options_.shift_terminal != 0) stretch_to_terminal(sigmas, options_.shift_terminal);
   const double high = options_.sigma_max.value_or(sigmas.front());
   const double low = options_.sigma_min.value_or(sigmas.back());
-  if (options_.spacing == FlowMatchEulerOptions::Spacing::karras) sigmas = karras_sigmas(high, low, num_steps);
+  if (options_.spacing == FlowMatchEulerOptions::Spacing::karras)
+    sigmas = karras_sigmas(high, low, num_steps);
   if (options_.spacing == FlowMatchEulerOptions::Spacing::exponential) {
     sigmas = exponential_sigmas(high, low, num_steps);
   }

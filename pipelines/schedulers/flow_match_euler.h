@@ -14,7 +14,7 @@ struct FlowMatchEulerOptions {
   int64_t num_train_timesteps = 1000;
   double shift = 1.0;
   bool invert_sigmas = false;
-  double shift_terminal = 0;  ///< 0: none
+  double shift_terminal = 0;          ///< 0: none
   Spacing spacing = Spacing::linear;  ///< use_karras_sigmas, use_exponential_sigmas
   std::optional<double> sigma_min;    ///< ends of the karras and exponential spacings
   std::optional<double> sigma_max;
@@ -24,9 +24,10 @@ struct FlowMatchEulerOptions {
   static FlowMatchEulerOptions read(Config& config, Report& report);
 };
 
-/// First-order steps along a flow, with the schedule of diffusers' `FlowMatchEulerDiscreteScheduler`:
-/// equal sigmas and timesteps (fp32, not truncated), equal steps. The shift is applied twice at the
-/// low end: to the smallest training noise level, and again to the values spaced down to it.
+/// First-order steps along a flow, with the schedule of diffusers'
+/// `FlowMatchEulerDiscreteScheduler`: equal sigmas and timesteps (fp32, not truncated), equal
+/// steps. The shift is applied twice at the low end: to the smallest training noise level, and
+/// again to the values spaced down to it.
 ///
 /// The returned sample has the dtype of the prediction, as the reference's has: in a bf16 run
 /// samples are bf16 from the first step on.
@@ -41,7 +42,8 @@ class FlowMatchEulerScheduler : public Scheduler {
  protected:
   Schedule make_schedule(int64_t num_steps) const override;
   void reset() override {}
-  at::Tensor do_step(const at::Tensor& model_output, int64_t step_index, const at::Tensor& sample) override;
+  at::Tensor do_step(const at::Tensor& model_output, int64_t step_index,
+                     const at::Tensor& sample) override;
   void save(TensorMap&) const override {}
   void restore(const TensorMap&, at::Device, const std::string&) override {}
 

@@ -104,11 +104,12 @@ struct SchedulerChoice {
 
 /// The scheduler of a `scheduler_config.json`.
 ///
-/// A class other than the config's `_class_name` gets the keys that both classes know, as diffusers'
-/// `from_config` does: a shift is not among them. UniPC made from a flow-matching Euler config
-/// predicts flow (diffusers' would predict noise, which no flow network gives).
+/// A class other than the config's `_class_name` gets the keys that both classes know, as
+/// diffusers' `from_config` does: a shift is not among them. UniPC made from a flow-matching Euler
+/// config predicts flow (diffusers' would predict noise, which no flow network gives).
 ///
-/// throws  Error bad_data naming the key for a value that is not supported, usage for a wrong choice
+/// throws  Error bad_data naming the key for a value that is not supported, usage for a wrong
+/// choice
 std::unique_ptr<Scheduler> make_scheduler(const Config& config, const SchedulerChoice& choice,
                                           Report& report);
 

@@ -23,20 +23,22 @@ const std::array<KnownScheduler, 2>& known_schedulers() {
       {"unipc",
        "UniPCMultistepScheduler",
        "flow_shift",
-       {"beta_start", "beta_end", "beta_schedule", "trained_betas", "solver_order", "prediction_type",
-        "thresholding", "dynamic_thresholding_ratio", "sample_max_value", "predict_x0", "solver_type",
-        "lower_order_final", "disable_corrector", "solver_p", "use_flow_sigmas", "flow_shift",
-        "timestep_spacing", "steps_offset", "final_sigmas_type", "rescale_betas_zero_snr"},
+       {"beta_start",        "beta_end",        "beta_schedule",     "trained_betas",
+        "solver_order",      "prediction_type", "thresholding",      "dynamic_thresholding_ratio",
+        "sample_max_value",  "predict_x0",      "solver_type",       "lower_order_final",
+        "disable_corrector", "solver_p",        "use_flow_sigmas",   "flow_shift",
+        "timestep_spacing",  "steps_offset",    "final_sigmas_type", "rescale_betas_zero_snr"},
        [](Config& config, Report& report) -> std::unique_ptr<Scheduler> {
          return std::make_unique<UniPcScheduler>(UniPcOptions::read(config, report));
        }},
       {"euler",
        "FlowMatchEulerDiscreteScheduler",
        "shift",
-       {"shift", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len", "invert_sigmas",
-        "stochastic_sampling"},
+       {"shift", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len",
+        "invert_sigmas", "stochastic_sampling"},
        [](Config& config, Report& report) -> std::unique_ptr<Scheduler> {
-         return std::make_unique<FlowMatchEulerScheduler>(FlowMatchEulerOptions::read(config, report));
+         return std::make_unique<FlowMatchEulerScheduler>(
+             FlowMatchEulerOptions::read(config, report));
        }},
   }};
   return schedulers;
@@ -73,15 +75,18 @@ Json converted(Json options, const KnownScheduler& own, const KnownScheduler& wa
 
 }  // namespace
 
-std::unique_ptr<Scheduler> make_scheduler(const Config& config, const SchedulerChoice& choice, Report& report) {
+std::unique_ptr<Scheduler> make_scheduler(const Config& config, const SchedulerChoice& choice,
+                                          Report& report) {
   Config given(config.json(), config.where());
   const std::string own_name = given.text("_class_name", "");
   const KnownScheduler* own = find(own_name);
   const KnownScheduler* wanted = choice.name.empty() ? own : find(choice.name);
   if (choice.name.empty() && !wanted) {
-    given.refuse("_class_name", "expected UniPCMultistepScheduler or FlowMatchEulerDiscreteScheduler");
+    given.refuse("_class_name",
+                 "expected UniPCMultistepScheduler or FlowMatchEulerDiscreteScheduler");
   }
-  require(wanted != nullptr, ErrorCode::usage, "--scheduler", "expected unipc or euler, got ", choice.name);
+  require(wanted != nullptr, ErrorCode::usage, "--scheduler", "expected unipc or euler, got ",
+          choice.name);
 
   Json options = without_recorded_defaults(config.json());
   if (own && own != wanted) options = converted(options, *own, *wanted);

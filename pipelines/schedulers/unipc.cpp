@@ -35,12 +35,12 @@ at::Tensor scaled_sum(const at::Tensor& scale, const at::Tensor& weights,
 /// Coefficients of one step between two noise levels.
 struct UniPcScheduler::Solver {
   at::Tensor alpha_from, sigma_from, alpha_to, sigma_to;
-  at::Tensor h_phi_1;               ///< exp(h) − 1
-  at::Tensor b_h;                   ///< B(h)
-  std::vector<at::Tensor> ratios;   ///< r_k of the earlier noise levels
+  at::Tensor h_phi_1;                   ///< exp(h) − 1
+  at::Tensor b_h;                       ///< B(h)
+  std::vector<at::Tensor> ratios;       ///< r_k of the earlier noise levels
   std::vector<at::Tensor> differences;  ///< D_k = (m_k − m_0) / r_k
-  at::Tensor matrix;                ///< R, [order, order]
-  at::Tensor vector;                ///< b, [order]
+  at::Tensor matrix;                    ///< R, [order, order]
+  at::Tensor vector;                    ///< b, [order]
 };
 
 UniPcScheduler::UniPcScheduler(UniPcOptions options)
@@ -86,7 +86,8 @@ Scheduler::Schedule UniPcScheduler::training_schedule(int64_t num_steps) const {
   const int64_t train_steps = num_train_timesteps();
   std::vector<double> timesteps;
   if (options_.timestep_spacing == UniPcOptions::Spacing::linspace) {
-    const std::vector<double> ascending = linspace(0, static_cast<double>(train_steps - 1), num_steps + 1);
+    const std::vector<double> ascending =
+        linspace(0, static_cast<double>(train_steps - 1), num_steps + 1);
     for (int64_t i = num_steps; i > 0; --i) timesteps.push_back(std::nearbyint(ascending[i]));
   } else if (options_.timestep_spacing == UniPcOptions::Spacing::leading) {
     const int64_t ratio = train_steps / (num_steps + 1);
@@ -96,7 +97,8 @@ Scheduler::Schedule UniPcScheduler::training_schedule(int64_t num_steps) const {
   } else {
     const double ratio = static_cast<double>(train_steps) / static_cast<double>(num_steps);
     // The count of NumPy's arange, which rounding may make one larger than num_steps.
-    const int64_t count = static_cast<int64_t>(std::ceil(static_cast<double>(0 - train_steps) / -ratio));
+    const int64_t count =
+        static_cast<int64_t>(std::ceil(static_cast<double>(0 - train_steps) / -ratio));
     const double second = static_cast<double>(train_steps) + -ratio;
     const double delta = second - static_cast<double>(train_steps);
     for (int64_t i = 0; i < count; ++i) {
@@ -132,8 +134,8 @@ at::Tensor UniPcScheduler::half_log_snr(const at::Tensor& sigma) const {
 void UniPcScheduler::check_distinct(const at::Tensor& sigmas) const {
   const at::Tensor steps = half_log_snr(sigmas.slice(0, 0, -1)).diff();
   require((steps != 0).all().item<bool>(), ErrorCode::bad_data, "unipc scheduler", "two of the ",
-          sigmas.size(0) - 1, " noise levels are equal, take fewer steps or a smaller shift: ",
-          describe().dump());
+          sigmas.size(0) - 1,
+          " noise levels are equal, take fewer steps or a smaller shift: ", describe().dump());
 }
 
 /// The prediction as predicted data (predict_x0) or predicted noise.
@@ -143,17 +145,25 @@ at::Tensor UniPcScheduler::convert(const at::Tensor& model_output, int64_t step_
   const auto [alpha, sigma] = alpha_sigma(sigmas()[step_index]);
   if (options_.predict_x0) {
     switch (options_.prediction_type) {
-      case Prediction::epsilon: return (sample - sigma * model_output) / alpha;
-      case Prediction::sample: return model_output;
-      case Prediction::v_prediction: return alpha * sample - sigma * model_output;
-      case Prediction::flow_prediction: return sample - sigmas()[step_index] * model_output;
+      case Prediction::epsilon:
+        return (sample - sigma * model_output) / alpha;
+      case Prediction::sample:
+        return model_output;
+      case Prediction::v_prediction:
+        return alpha * sample - sigma * model_output;
+      case Prediction::flow_prediction:
+        return sample - sigmas()[step_index] * model_output;
     }
   }
   switch (options_.prediction_type) {
-    case Prediction::epsilon: return model_output;
-    case Prediction::sample: return (sample - alpha * model_output) / sigma;
-    case Prediction::v_prediction: return alpha * model_output + sigma * sample;
-    case Prediction::flow_prediction: break;
+    case Prediction::epsilon:
+      return model_output;
+    case Prediction::sample:
+      return (sample - alpha * model_output) / sigma;
+    case Prediction::v_prediction:
+      return alpha * model_output + sigma * sample;
+    case Prediction::flow_prediction:
+      break;
   }
   FOVEA_ASSERT(false, "flow_prediction without predict_x0 is refused when options are read");
 }
@@ -212,7 +222,8 @@ at::Tensor UniPcScheduler::predict(int64_t step_index, const at::Tensor& sample)
     weights = at::full({1}, 0.5);
   } else if (order_ > 2) {
     const int64_t rank = order_ - 1;
-    weights = at::linalg_solve(parts.matrix.slice(0, 0, rank).slice(1, 0, rank), parts.vector.slice(0, 0, rank));
+    weights = at::linalg_solve(parts.matrix.slice(0, 0, rank).slice(1, 0, rank),
+                               parts.vector.slice(0, 0, rank));
   }
   const at::Tensor scale = (options_.predict_x0 ? parts.alpha_to : parts.sigma_to) * parts.b_h;
   return (first_order(parts, sample) - scaled_sum(scale, weights, parts.differences)).to(dtype);
@@ -245,7 +256,8 @@ at::Tensor UniPcScheduler::do_step(const at::Tensor& model_output, int64_t step_
   outputs_.push_back(converted);
 
   const int64_t left = num_steps() - step_index;
-  order_ = options_.lower_order_final ? std::min(options_.solver_order, left) : options_.solver_order;
+  order_ =
+      options_.lower_order_final ? std::min(options_.solver_order, left) : options_.solver_order;
   order_ = std::min(order_, warm_steps_ + 1);
   last_sample_ = sample;
   at::Tensor next = predict(step_index, sample);
@@ -276,8 +288,9 @@ void UniPcScheduler::restore(const TensorMap& state, at::Device device, const st
   last_sample_ = take("last_sample");
   for (int64_t i = options_.solver_order - warm_steps_; i < options_.solver_order; ++i) {
     outputs_[i] = take(str("output.", i));
-    require(outputs_[i].sizes() == last_sample_.sizes(), ErrorCode::bad_data, where, "key 'output.", i,
-            "': expected the shape of last_sample ", last_sample_.sizes(), ", got ", outputs_[i].sizes());
+    require(outputs_[i].sizes() == last_sample_.sizes(), ErrorCode::bad_data, where, "key 'output.",
+            i, "': expected the shape of last_sample ", last_sample_.sizes(), ", got ",
+            outputs_[i].sizes());
   }
 }
 

@@ -42,9 +42,9 @@ struct UniPcOptions {
 /// UniPC, the multistep predictor-corrector, with the schedules of diffusers'
 /// `UniPCMultistepScheduler`: equal sigmas, equal timesteps (truncated to int64), equal steps.
 ///
-/// The coefficients of a step are fp32 scalars computed on the CPU whatever the samples' device. The
-/// returned sample has the dtype of the given one. Schedules with two equal noise levels are refused
-/// (Error bad_data); the reference gives NaN for them.
+/// The coefficients of a step are fp32 scalars computed on the CPU whatever the samples' device.
+/// The returned sample has the dtype of the given one. Schedules with two equal noise levels are
+/// refused (Error bad_data); the reference gives NaN for them.
 ///
 /// differs  A run always starts at index 0. The reference's image-to-video pipeline sets no begin
 ///          index; it fails where the first two timesteps are equal and agrees elsewhere.
@@ -59,7 +59,8 @@ class UniPcScheduler : public Scheduler {
  protected:
   Schedule make_schedule(int64_t num_steps) const override;
   void reset() override;
-  at::Tensor do_step(const at::Tensor& model_output, int64_t step_index, const at::Tensor& sample) override;
+  at::Tensor do_step(const at::Tensor& model_output, int64_t step_index,
+                     const at::Tensor& sample) override;
   void save(TensorMap& state) const override;
   void restore(const TensorMap& state, at::Device device, const std::string& where) override;
 
@@ -71,17 +72,20 @@ class UniPcScheduler : public Scheduler {
   /// Signal and noise scale of noise levels, and the log of their ratio; fp32, any shape.
   std::pair<at::Tensor, at::Tensor> alpha_sigma(const at::Tensor& sigma) const;
   at::Tensor half_log_snr(const at::Tensor& sigma) const;
-  at::Tensor convert(const at::Tensor& model_output, int64_t step_index, const at::Tensor& sample) const;
+  at::Tensor convert(const at::Tensor& model_output, int64_t step_index,
+                     const at::Tensor& sample) const;
   Solver solver(int64_t from, int64_t to, int64_t order, at::ScalarType dtype) const;
   at::Tensor predict(int64_t step_index, const at::Tensor& sample) const;
-  at::Tensor correct(int64_t step_index, const at::Tensor& converted, const at::Tensor& sample) const;
+  at::Tensor correct(int64_t step_index, const at::Tensor& converted,
+                     const at::Tensor& sample) const;
   at::Tensor first_order(const Solver& solver, const at::Tensor& sample) const;
 
   UniPcOptions options_;
-  std::vector<at::Tensor> outputs_;  ///< converted predictions, the newest last; solver_order of them
-  at::Tensor last_sample_;           ///< where the last predictor started
-  int64_t warm_steps_ = 0;           ///< predictions kept so far, at most solver_order
-  int64_t order_ = 1;                ///< order of the last predictor
+  std::vector<at::Tensor>
+      outputs_;             ///< converted predictions, the newest last; solver_order of them
+  at::Tensor last_sample_;  ///< where the last predictor started
+  int64_t warm_steps_ = 0;  ///< predictions kept so far, at most solver_order
+  int64_t order_ = 1;       ///< order of the last predictor
 };
 
 }  // namespace fovea::pipelines

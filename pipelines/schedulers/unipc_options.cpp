@@ -15,10 +15,14 @@ UniPcOptions::Prediction read_prediction(Config& config) {
 
 const char* prediction_name(UniPcOptions::Prediction prediction) {
   switch (prediction) {
-    case UniPcOptions::Prediction::epsilon: return "epsilon";
-    case UniPcOptions::Prediction::sample: return "sample";
-    case UniPcOptions::Prediction::v_prediction: return "v_prediction";
-    case UniPcOptions::Prediction::flow_prediction: return "flow_prediction";
+    case UniPcOptions::Prediction::epsilon:
+      return "epsilon";
+    case UniPcOptions::Prediction::sample:
+      return "sample";
+    case UniPcOptions::Prediction::v_prediction:
+      return "v_prediction";
+    case UniPcOptions::Prediction::flow_prediction:
+      return "flow_prediction";
   }
   return "?";
 }
@@ -93,7 +97,8 @@ UniPcOptions UniPcOptions::read(Config& config, Report& report) {
   }
   refuse_unsupported(config);
   if (options.final_sigma_zero && !options.bh2) {
-    config.refuse("solver_type", "bh1 needs final_sigmas_type sigma_min, its last step divides by zero");
+    config.refuse("solver_type",
+                  "bh1 needs final_sigmas_type sigma_min, its last step divides by zero");
   }
   const int64_t last_order = options.lower_order_final ? 1 : options.solver_order;
   if (last_order > 2 || (last_order == 2 && options.final_sigma_zero)) {
@@ -102,9 +107,10 @@ UniPcOptions UniPcOptions::read(Config& config, Report& report) {
   // Without effect as long as thresholding and dynamic shifting are off; then options of other
   // schedulers of the same family, which the reference drops without a word.
   config.ignore({"dynamic_thresholding_ratio", "sample_max_value", "time_shift_type"});
-  config.ignore({"algorithm_type", "clip_sample", "clip_sample_range", "euler_at_final", "interpolation_type",
-                 "lambda_min_clipped", "rho", "set_alpha_to_one", "sigma_data", "sigma_schedule",
-                 "skip_prk_steps", "timestep_type", "use_lu_lambdas", "variance_type", "quantization_config"});
+  config.ignore({"algorithm_type", "clip_sample", "clip_sample_range", "euler_at_final",
+                 "interpolation_type", "lambda_min_clipped", "rho", "set_alpha_to_one",
+                 "sigma_data", "sigma_schedule", "skip_prk_steps", "timestep_type",
+                 "use_lu_lambdas", "variance_type", "quantization_config"});
   config.finish(report);
   return options;
 }

@@ -89,7 +89,8 @@ for color, color_depths in depths.items():
             for transparency in ((0, 1) if color in (0, 2, 3) else (0,)):
                 name = f"c{color}d{depth}i{interlace}t{transparency}.png"
                 height, width = random.randint(1, 23), random.randint(1, 23)
-                (out / name).write_bytes(raw_png(height, width, color, depth, interlace, transparency))
+                data = raw_png(height, width, color, depth, interlace, transparency)
+                (out / name).write_bytes(data)
                 keep("exact", name)
 
 for mode in ("1", "L", "P", "RGB", "RGBA"):

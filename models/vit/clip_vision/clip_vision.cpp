@@ -54,9 +54,11 @@ ClipVision::ClipVision(const ClipVisionConfig& config, ParameterSource& source)
   Parameters& own = *parameters_;
   const std::string embeddings = prefix + "embeddings.";
   own.class_embedding = source.get(embeddings + "class_embedding", {width});
-  own.patch_embedding = source.get(embeddings + "patch_embedding.weight",
-                                   {width, config.num_channels, config.patch_size, config.patch_size});
-  own.position_embedding = source.get(embeddings + "position_embedding.weight", {config.seq_len(), width});
+  own.patch_embedding =
+      source.get(embeddings + "patch_embedding.weight",
+                 {width, config.num_channels, config.patch_size, config.patch_size});
+  own.position_embedding =
+      source.get(embeddings + "position_embedding.weight", {config.seq_len(), width});
   // The misspelt name is the checkpoint's.
   own.pre_norm = take_norm(source, prefix + "pre_layrnorm", width);
   for (int64_t i = 0; i < config.num_hidden_layers; ++i) {
@@ -84,12 +86,13 @@ at::Tensor ClipVision::embed(const at::Tensor& pixel_values) const {
   const int64_t size = config_.image_size;
   require(pixel_values.dim() == 4 && pixel_values.size(1) == config_.num_channels &&
               pixel_values.size(2) == size && pixel_values.size(3) == size,
-          ErrorCode::bad_data, "image encoder", "expected pictures of [batch, ", config_.num_channels, ", ", size,
-          ", ", size, "], got ", pixel_values.sizes());
+          ErrorCode::bad_data, "image encoder", "expected pictures of [batch, ",
+          config_.num_channels, ", ", size, ", ", size, "], got ", pixel_values.sizes());
   const at::Tensor pixels = pixel_values.to(own.patch_embedding.options());
   const at::Tensor patches = at::conv2d(pixels, own.patch_embedding, {}, config_.patch_size);
   const at::Tensor tokens = patches.flatten(2).transpose(1, 2);
-  const at::Tensor class_token = own.class_embedding.expand({pixels.size(0), 1, config_.hidden_size});
+  const at::Tensor class_token =
+      own.class_embedding.expand({pixels.size(0), 1, config_.hidden_size});
   const at::Tensor hidden = at::cat({class_token, tokens}, 1) + own.position_embedding.unsqueeze(0);
   return layer_norm(hidden, own.pre_norm, config_.layer_norm_eps);
 }
@@ -115,11 +118,13 @@ at::Tensor ClipVision::run_layer(const Layer& layer, const at::Tensor& hidden, i
   const at::Tensor attended = attention.run(call).transpose(1, 2).reshape_as(hidden);
   const at::Tensor middle = hidden + linear(attended, layer.out);
 
-  const at::Tensor inner = linear(layer_norm(middle, layer.norm2, config_.layer_norm_eps), layer.fc1);
+  const at::Tensor inner =
+      linear(layer_norm(middle, layer.norm2, config_.layer_norm_eps), layer.fc1);
   return middle + linear(activation(config_.hidden_act, inner), layer.fc2);
 }
 
-at::Tensor ClipVision::hidden_state(const at::Tensor& pixel_values, int64_t index, Attention& attention) const {
+at::Tensor ClipVision::hidden_state(const at::Tensor& pixel_values, int64_t index,
+                                    Attention& attention) const {
   FOVEA_ASSERT(index >= 0 && index <= config_.num_hidden_layers);
   at::Tensor hidden = embed(pixel_values);
   for (int64_t i = 0; i < index; ++i) {
@@ -139,7 +144,8 @@ at::Tensor ClipVision::pooled(const at::Tensor& pixel_values, Attention& attenti
 }
 
 ClipVision load_clip_vision(const fs::path& folder, const WeightOptions& options, Report& report) {
-  const ClipVisionConfig config = ClipVisionConfig::read(Config::read(folder / "config.json"), report);
+  const ClipVisionConfig config =
+      ClipVisionConfig::read(Config::read(folder / "config.json"), report);
   WeightFiles files(folder, "model", options);
   // The projection and the text tower belong to other uses of the same checkpoint.
   for (const char* name : {"visual_projection.weight", "text_projection.weight", "logit_scale",

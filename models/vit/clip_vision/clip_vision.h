@@ -32,8 +32,8 @@ struct ClipVisionConfig {
   static ClipVisionConfig read(const Config& config, Report& report);
 
   int64_t head_dim() const { return hidden_size / num_attention_heads; }
-  int64_t grid() const { return image_size / patch_size; }   ///< patches along a side
-  int64_t seq_len() const { return grid() * grid() + 1; }    ///< class token and patches
+  int64_t grid() const { return image_size / patch_size; }  ///< patches along a side
+  int64_t seq_len() const { return grid() * grid() + 1; }   ///< class token and patches
 };
 
 /// The vision transformer of CLIP (transformers' `CLIPVisionModel`), a pre-norm ViT with a class
@@ -53,12 +53,14 @@ class ClipVision {
   ///               output); later layers are not computed
   /// returns       [batch, seq_len, hidden_size] in the parameters' dtype, class token first
   /// throws        Error bad_data when the pictures have another size
-  at::Tensor hidden_state(const at::Tensor& pixel_values, int64_t index, Attention& attention) const;
+  at::Tensor hidden_state(const at::Tensor& pixel_values, int64_t index,
+                          Attention& attention) const;
 
   /// transformers' `hidden_states[-2]`: the input of the last layer.
   at::Tensor next_to_last(const at::Tensor& pixel_values, Attention& attention) const;
 
-  /// transformers' `pooler_output`: the class token of the last layer, normed; [batch, hidden_size].
+  /// transformers' `pooler_output`: the class token of the last layer, normed; [batch,
+  /// hidden_size].
   at::Tensor pooled(const at::Tensor& pixel_values, Attention& attention) const;
 
   const ClipVisionConfig& config() const { return config_; }
@@ -68,7 +70,8 @@ class ClipVision {
   struct Parameters;
 
   at::Tensor embed(const at::Tensor& pixel_values) const;
-  at::Tensor run_layer(const Layer& layer, const at::Tensor& hidden, int64_t index, Attention& attention) const;
+  at::Tensor run_layer(const Layer& layer, const at::Tensor& hidden, int64_t index,
+                       Attention& attention) const;
 
   ClipVisionConfig config_;
   std::unique_ptr<Parameters> parameters_;

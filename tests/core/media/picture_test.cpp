@@ -62,7 +62,8 @@ TEST(ReadPicture, IsNearPilForJpeg) {
     const Picture expected = read_picture(folder / (name + ".expected.png"));
     const Picture picture = read_picture(folder / name);
     double sum = 0;
-    for (size_t i = 0; i < picture.rgb.size(); ++i) sum += std::abs(picture.rgb[i] - expected.rgb[i]);
+    for (size_t i = 0; i < picture.rgb.size(); ++i)
+      sum += std::abs(picture.rgb[i] - expected.rgb[i]);
     const double mean = sum / static_cast<double>(picture.rgb.size());
     EXPECT_LE(mean, 0.5) << name;
     // At the right edge of 4:2:2 the two libraries interpolate colour differently.
@@ -134,9 +135,9 @@ TEST(EncodePng, RoundTripsPixelsAndTexts) {
 
 TEST(EncodePng, RefusesTextsThatPngCannotHold) {
   const Picture picture = random_picture(2, 2, 1);
-  for (const PngText& text : {PngText{{"", "x"}}, PngText{{std::string(80, 'k'), "x"}},
-                              PngText{{" key", "x"}}, PngText{{"ключ", "x"}},
-                              PngText{{"key", std::string("a\0b", 3)}}}) {
+  for (const PngText& text :
+       {PngText{{"", "x"}}, PngText{{std::string(80, 'k'), "x"}}, PngText{{" key", "x"}},
+        PngText{{"ключ", "x"}}, PngText{{"key", std::string("a\0b", 3)}}}) {
     EXPECT_EQ(error_code([&] { encode_png(picture, text); }), ErrorCode::usage);
   }
 }
@@ -163,8 +164,9 @@ TEST(ReadPicture, ChecksSizesBeforeDecoding) {
   const TemporaryFolder folder;
   // A header of 60,000 x 60,000 and nothing else that matters.
   std::string header("\0\0\xEA\x60\0\0\xEA\x60\x08\x02\0\0\0", 13);
-  write_bytes(folder / "huge.png", std::string(png::kSignature) + png::encode_chunk("IHDR", header) +
-                                       png::encode_chunk("IDAT", "x") + png::encode_chunk("IEND", ""));
+  write_bytes(folder / "huge.png",
+              std::string(png::kSignature) + png::encode_chunk("IHDR", header) +
+                  png::encode_chunk("IDAT", "x") + png::encode_chunk("IEND", ""));
   EXPECT_EQ(error_code([&] { read_picture(folder / "huge.png"); }), ErrorCode::resource);
   const Picture picture = random_picture(20, 10, 1);
   write_bytes(folder / "a.png", encode_png(picture));
@@ -197,7 +199,10 @@ TEST(ReadPicture, RefusesEveryTruncation) {
   for (const char* name : {"s2p0.jpg", "s0p1.jpg", "RGB_17.bmp", "c6d8i1t0.png"}) {
     const std::string bytes = read_bytes(golden("media") / name);
     for (size_t size = 0; size < bytes.size(); size += 1 + bytes.size() / 97) {
-      EXPECT_EQ(error_code([&] { decode_picture({bytes.data(), size}, name); }), ErrorCode::bad_data)
+      EXPECT_EQ(error_code([&] {
+                  decode_picture({bytes.data(), size}, name);
+                }),
+                ErrorCode::bad_data)
           << name << " cut to " << size;
     }
     EXPECT_NO_THROW(decode_picture(bytes, name));

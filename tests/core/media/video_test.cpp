@@ -118,7 +118,8 @@ TEST(VideoWriter, RepeatsByteForByte) {
     std::vector<std::string> runs;
     for (int run = 0; run < 2; ++run) {
       const TemporaryFolder folder;
-      write_video({.path = folder / name, .width = 96, .height = 64, .frames = 12, .comment = "{}"});
+      write_video(
+          {.path = folder / name, .width = 96, .height = 64, .frames = 12, .comment = "{}"});
       std::string all;
       for (const std::string& file : folder.names()) all += read_bytes(folder / file);
       runs.push_back(all);
@@ -156,8 +157,8 @@ TEST(VideoWriter, RefusesBadOptions) {
 TEST(PngSequence, NumbersFilesAndKeepsTheComment) {
   const TemporaryFolder folder;
   const std::string comment = json_comment(66'000);
-  const VideoResult result = write_video({.path = folder / "f_%02d.x.png", .width = 7, .height = 5,
-                                          .frames = 12, .comment = comment});
+  const VideoResult result = write_video(
+      {.path = folder / "f_%02d.x.png", .width = 7, .height = 5, .frames = 12, .comment = comment});
   EXPECT_EQ(result.frames, 12);
   EXPECT_EQ(result.format, "png");
   ASSERT_EQ(result.files.size(), 12u);
@@ -230,12 +231,17 @@ int code_with_file_limit(rlim_t bytes, const std::function<void()>& action) {
 TEST(VideoWriter, EndsCleanlyWhenTheDiskIsFull) {
   for (const std::string& name : formats()) {
     const TemporaryFolder measured;
-    VideoOptions options{.path = measured / name, .width = 160, .height = 96, .frames = 20,
-                         .comment = json_comment(3000), .threads = 1};
+    VideoOptions options{.path = measured / name,
+                         .width = 160,
+                         .height = 96,
+                         .frames = 20,
+                         .comment = json_comment(3000),
+                         .threads = 1};
     const VideoResult whole = write_video(options);
     const rlim_t size = fs::file_size(whole.files.back());
     // From the very first byte to the last but one; a file at its full size fits.
-    for (const rlim_t limit : {rlim_t{0}, rlim_t{10}, size / 8, size / 2, size - size / 8, size - 1}) {
+    for (const rlim_t limit :
+         {rlim_t{0}, rlim_t{10}, size / 8, size / 2, size - size / 8, size - 1}) {
       const TemporaryFolder folder;
       options.path = folder / name;
       EXPECT_EQ(code_with_file_limit(limit, [&] { write_video(options); }), 4)
@@ -301,8 +307,12 @@ TEST(Video, KeepsSizeFramesRateAndComment) {
     SCOPED_TRACE(c.name + " " + std::to_string(c.width) + "x" + std::to_string(c.height));
     VideoResult result;
     try {
-      result = write_video({.path = folder / c.name, .width = c.width, .height = c.height,
-                            .frames = c.frames, .fps = c.fps, .comment = comment});
+      result = write_video({.path = folder / c.name,
+                            .width = c.width,
+                            .height = c.height,
+                            .frames = c.frames,
+                            .fps = c.fps,
+                            .comment = comment});
     } catch (const Error& error) {
       ADD_FAILURE() << error.what();
       continue;
@@ -348,10 +358,11 @@ TEST(Video, DecodesToWhatWasWritten) {
 
 TEST(Video, KeepsFlatColours) {
   const std::vector<std::array<uint8_t, 3>> colours = {
-      {0, 0, 0}, {255, 255, 255}, {255, 0, 0}, {0, 255, 0}, {0, 0, 255}, {255, 255, 0},
-      {128, 128, 128}, {17, 200, 90}, {250, 120, 30}, {60, 20, 140}, {1, 2, 3}, {200, 180, 160}};
-  for (const auto& [name, width] : {std::pair{"a.mp4", 48}, {"a.mp4", 47}, {"a.webm", 48},
-                                    {"a.webm", 47}, {"a.gif", 48}}) {
+      {0, 0, 0},      {255, 255, 255}, {255, 0, 0},     {0, 255, 0},
+      {0, 0, 255},    {255, 255, 0},   {128, 128, 128}, {17, 200, 90},
+      {250, 120, 30}, {60, 20, 140},   {1, 2, 3},       {200, 180, 160}};
+  for (const auto& [name, width] :
+       {std::pair{"a.mp4", 48}, {"a.mp4", 47}, {"a.webm", 48}, {"a.webm", 47}, {"a.gif", 48}}) {
     for (const auto& colour : colours) {
       const TemporaryFolder folder;
       const auto writer =
@@ -398,8 +409,8 @@ TEST(Gif, RefusesRatesThatPlayersWouldSlowDown) {
   const TemporaryFolder folder;
   for (const Rational fps : {Rational{60, 1}, Rational{60000, 1001}, Rational{5001, 100}}) {
     EXPECT_EQ(error_code([&] {
-                make_video_writer({.path = folder / "a.gif", .width = 8, .height = 8, .frames = 2,
-                                   .fps = fps});
+                make_video_writer(
+                    {.path = folder / "a.gif", .width = 8, .height = 8, .frames = 2, .fps = fps});
               }),
               ErrorCode::usage);
   }
@@ -418,7 +429,10 @@ TEST(OpenVideo, SurvivesDamageAndTruncation) {
   std::mt19937 random(5);
   for (const char* name : {"a.mp4", "a.webm", "a.gif"}) {
     const TemporaryFolder folder;
-    write_video({.path = folder / name, .width = 48, .height = 32, .frames = 6,
+    write_video({.path = folder / name,
+                 .width = 48,
+                 .height = 32,
+                 .frames = 6,
                  .comment = json_comment(100)});
     const std::string whole = read_bytes(folder / name);
     int refused = 0;
