@@ -76,7 +76,8 @@ class Outputs(Case):
     def test_mp4_holds_prompt_seed_and_settings(self):
         self.succeeds(self.generate("--fps", "23.976", prompt="a ♥ cube"))
         settings = self.comment(self.folder / "video.mp4")
-        self.assertEqual((settings["prompt"], settings["seed"], settings["steps"]), ("a ♥ cube", 7, 3))
+        told = (settings["prompt"], settings["seed"], settings["steps"])
+        self.assertEqual(told, ("a ♥ cube", 7, 3))
         self.assertEqual(settings["fps"], "24000/1001")
 
     def test_every_format(self):
@@ -126,8 +127,9 @@ class Outputs(Case):
         noise = torch.randn((1, 16, 2, 4, 6), generator=torch.Generator("cpu").manual_seed(7))
         save_file({"latents": noise}, self.folder / "noise.safetensors")
         self.succeeds(self.generate("--save-latents", self.folder / "a.safetensors", out="a.gif"))
-        self.succeeds(self.generate("--save-latents", self.folder / "b.safetensors", out="b.gif",
-                                    *["--latents", self.folder / "noise.safetensors", "--seed", "99"]))
+        noise = ["--latents", self.folder / "noise.safetensors", "--seed", "99"]
+        self.succeeds(self.generate("--save-latents", self.folder / "b.safetensors", *noise,
+                                    out="b.gif"))
         a = load_file(self.folder / "a.safetensors")["latents"]
         b = load_file(self.folder / "b.safetensors")["latents"]
         self.assertEqual((tuple(a.shape), a.dtype), ((1, 16, 2, 4, 6), torch.float32))
@@ -138,8 +140,9 @@ class Outputs(Case):
         lines = [json.dumps(line) for line in lines]
         (self.folder / "list.jsonl").write_text(lines[0] + "\n\n" + lines[1] + "\n")
         (self.folder / "out").mkdir()
-        code, out, error = run("generate", "--model", MODEL, "--prompts", self.folder / "list.jsonl",
-                               "--out", self.folder / "out", *SMALL, "--json")
+        code, out, error = run("generate", "--model", MODEL, *SMALL, "--json",
+                               "--prompts", self.folder / "list.jsonl",
+                               "--out", self.folder / "out")
         self.assertEqual(code, 0, error)
         self.assertEqual(sorted(os.listdir(self.folder / "out")), ["0001.mp4", "blue.gif"])
         self.assertEqual(out.count('"stage":"load_transformer","seconds"'), 1)
@@ -176,27 +179,31 @@ class Resume(Case):
         whole = ["--steps", "40", "--save-latents", self.folder / "whole.safetensors"]
         self.succeeds(self.generate(*whole, out="whole.gif", prompt="x"))
         result = self.interrupt("denoise", 12, "--resume")
-        self.fails(result[:3], 130, left=["v.gif.resume.safetensors", "whole.gif", "whole.safetensors"])
+        self.fails(result[:3], 130,
+                   left=["v.gif.resume.safetensors", "whole.gif", "whole.safetensors"])
         self.succeeds(self.generate("--steps", "40", "--resume", "--report", self.folder / "r.json",
-                                    "--save-latents", self.folder / "v.safetensors", out="v.gif", prompt="x"))
+                                    "--save-latents", self.folder / "v.safetensors",
+                                    out="v.gif", prompt="x"))
         report = json.loads((self.folder / "r.json").read_text())
         self.assertGreaterEqual(report["videos"][0]["resumed_from_step"], 12)
         self.assertEqual((self.folder / "whole.safetensors").read_bytes(),
                          (self.folder / "v.safetensors").read_bytes())
-        self.assertEqual((self.folder / "whole.gif").read_bytes(), (self.folder / "v.gif").read_bytes())
+        self.assertEqual((self.folder / "whole.gif").read_bytes(),
+                         (self.folder / "v.gif").read_bytes())
         self.assertFalse((self.folder / "v.gif.resume.safetensors").exists())
 
     def test_state_of_other_settings_is_a_conflict(self):
         self.interrupt("denoise", 12, "--resume")
         state = ["v.gif.resume.safetensors"]
-        self.fails(self.generate("--steps", "40", "--resume", "--seed", "8", out="v.gif", prompt="x"), 7,
-                   "settings", left=state)
+        self.fails(self.generate("--steps", "40", "--resume", "--seed", "8", out="v.gif",
+                                 prompt="x"), 7, "settings", left=state)
 
     def test_damaged_state_is_bad_data(self):
         self.interrupt("denoise", 12, "--resume")
         state = self.folder / "v.gif.resume.safetensors"
         state.write_bytes(state.read_bytes()[:-5])
-        self.fails(self.generate("--steps", "40", "--resume", out="v.gif", prompt="x"), 3, left=[state.name])
+        self.fails(self.generate("--steps", "40", "--resume", out="v.gif", prompt="x"), 3,
+                   left=[state.name])
 
     def test_finished_videos_are_skipped(self):
         self.succeeds(self.generate("--resume"))
@@ -208,15 +215,18 @@ class Resume(Case):
 
 class BadOptions(Case):
     def test_values(self):
-        for arguments, word in ((["--num-frames", "6"], "--num-frames"), (["--num-frames", "0"], "--num-frames"),
+        for arguments, word in ((["--num-frames", "6"], "--num-frames"),
+                                (["--num-frames", "0"], "--num-frames"),
                                 (["--height", "40"], "--height"), (["--width", "-32"], "--width"),
                                 (["--steps", "0"], "--steps"), (["--steps", "two"], "--steps"),
                                 (["--guidance-scale", "nan"], "--guidance-scale"),
                                 (["--guidance-scale", "inf"], "--guidance-scale"),
                                 (["--fps", "0"], "--fps"), (["--fps", "fast"], "--fps"),
                                 (["--dtype", "int4"], "--dtype"), (["--device", "tpu"], "--device"),
-                                (["--threads", "-1"], "--threads"), (["--scheduler", "ddim"], "ddim"),
-                                (["--flow-shift", "0"], "shift"), (["--no-such-option"], "no-such-option")):
+                                (["--threads", "-1"], "--threads"),
+                                (["--scheduler", "ddim"], "ddim"),
+                                (["--flow-shift", "0"], "shift"),
+                                (["--no-such-option"], "no-such-option")):
             # An option given twice is an error of its own.
             small = list(SMALL)
             if arguments[0] in small:
@@ -232,8 +242,8 @@ class BadOptions(Case):
         self.fails(run("no-such-command"), 2)
 
     def test_sizes_above_the_budget(self):
-        self.fails(run("generate", "--model", MODEL, "--prompt", "x", "--out", self.folder / "v.mp4",
-                       "--width", "8192"), 4, "4096")
+        self.fails(run("generate", "--model", MODEL, "--prompt", "x", "--width", "8192",
+                       "--out", self.folder / "v.mp4"), 4, "4096")
 
     def test_no_gpu_is_a_device_error(self):
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
@@ -247,8 +257,9 @@ class BadOptions(Case):
 
     def test_failed_run_keeps_the_old_output(self):
         (self.folder / "video.mp4").write_bytes(b"mine")
-        self.fails(run("generate", "--model", MODEL, "--prompt", "x", "--overwrite", "--num-frames", "6",
-                       "--out", self.folder / "video.mp4"), 2, left=["video.mp4"])
+        self.fails(run("generate", "--model", MODEL, "--prompt", "x", "--overwrite",
+                       "--num-frames", "6", "--out", self.folder / "video.mp4"), 2,
+                   left=["video.mp4"])
         self.assertEqual((self.folder / "video.mp4").read_bytes(), b"mine")
 
     def test_output_folder_missing(self):
@@ -272,8 +283,8 @@ class BadOptions(Case):
         os.remove(self.folder / "video.mp4")
         listing = self.folder / "list.jsonl"
         listing.write_text(json.dumps({"prompt": "x" * 65537}))
-        self.fails(run("generate", "--model", MODEL, "--prompts", listing, "--out", self.folder, *SMALL), 4,
-                   "prompt", left=["list.jsonl"])
+        self.fails(run("generate", "--model", MODEL, "--prompts", listing, "--out", self.folder,
+                       *SMALL), 4, "prompt", left=["list.jsonl"])
 
     def test_prompt_of_invalid_utf8(self):
         self.fails(self.generate(prompt=b"red \xff cube"), 3, "byte 4")
@@ -281,12 +292,14 @@ class BadOptions(Case):
     def test_prompt_list_names_the_line(self):
         (self.folder / "out").mkdir()
         listing = self.folder / "list.jsonl"
-        for text, word in (('{"prompt": "x"}\n{"prompt": }', "list.jsonl:2"), ('{"promt": "x"}', "prompt"),
+        for text, word in (('{"prompt": "x"}\n{"prompt": }', "list.jsonl:2"),
+                           ('{"promt": "x"}', "prompt"),
                            ('{"prompt": "x", "out": "../x.mp4"}', "out"), ("\n\n", "no prompt"),
                            ('{"prompt": "x", "steps": "many"}', "steps"), ("[]", "list.jsonl:1")):
             listing.write_text(text)
-            self.fails(run("generate", "--model", MODEL, "--prompts", listing, "--out", self.folder / "out",
-                           *SMALL), 3, word, left=["list.jsonl", "out"])
+            self.fails(run("generate", "--model", MODEL, "--prompts", listing,
+                           "--out", self.folder / "out", *SMALL), 3, word,
+                       left=["list.jsonl", "out"])
         self.assertEqual(os.listdir(self.folder / "out"), [])
 
 
@@ -314,19 +327,21 @@ class BadModels(Case):
         model = self.copy_model()
         path = self.weights(model)
         size = struct.unpack("<Q", path.read_bytes()[:8])[0]
-        names = [name for name in json.loads(path.read_bytes()[8:8 + size]) if name != "__metadata__"]
+        header = json.loads(path.read_bytes()[8:8 + size])
+        names = [name for name in header if name != "__metadata__"]
         index = {"metadata": {}, "weight_map": {name: "part-1.safetensors" for name in names}}
         index["weight_map"][names[0]] = "part-2.safetensors"
         path.rename(path.parent / "part-1.safetensors")
-        (path.parent / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+        listing = path.parent / "diffusion_pytorch_model.safetensors.index.json"
+        listing.write_text(json.dumps(index))
         self.fails(self.generate(model=model), 3, "part-2.safetensors")
 
     def test_truncated_and_lying_headers(self):
         for part in ("transformer", "vae"):
             model = self.copy_model()
             whole = self.weights(model, part).read_bytes()
-            lies = (whole[:-10], whole[:100], whole[:4], b"", struct.pack("<Q", 1 << 60) + whole[8:],
-                    struct.pack("<Q", 3) + whole[8:])
+            lies = (whole[:-10], whole[:100], whole[:4], b"",
+                    struct.pack("<Q", 1 << 60) + whole[8:], struct.pack("<Q", 3) + whole[8:])
             for data in lies:
                 self.weights(model, part).write_bytes(data)
                 self.fails(self.generate(model=model), 3, "diffusion_pytorch_model.safetensors")
@@ -357,12 +372,13 @@ class BadModels(Case):
         self.fails(self.generate("--strict", model=model), 3, "surplus")
 
     def test_config_values_are_named(self):
-        for part, file, key, value in (("transformer", "config.json", "attention_head_dim", 13),
-                                       ("transformer", "config.json", "num_layers", "two"),
-                                       ("vae", "config.json", "z_dim", -1),
-                                       ("text_encoder", "config.json", "d_model", 0),
-                                       ("scheduler", "scheduler_config.json", "solver_type", "magic"),
-                                       (".", "model_index.json", "_class_name", "FluxPipeline")):
+        for part, file, key, value in (
+                ("transformer", "config.json", "attention_head_dim", 13),
+                ("transformer", "config.json", "num_layers", "two"),
+                ("vae", "config.json", "z_dim", -1),
+                ("text_encoder", "config.json", "d_model", 0),
+                ("scheduler", "scheduler_config.json", "solver_type", "magic"),
+                (".", "model_index.json", "_class_name", "FluxPipeline")):
             model = self.copy_model()
             self.edit_json(model / part / file, **{key: value})
             self.fails(self.generate(model=model), 3, key)
@@ -371,7 +387,8 @@ class BadModels(Case):
         model = self.copy_model()
         self.edit_json(model / "transformer/config.json", brand_new_option=1)
         _, _, error = self.succeeds(self.generate("--report", self.folder / "r.json", model=model))
-        self.assertEqual(len([line for line in error.splitlines() if "brand_new_option" in line]), 1)
+        lines = [line for line in error.splitlines() if "brand_new_option" in line]
+        self.assertEqual(len(lines), 1)
         report = json.loads((self.folder / "r.json").read_text())
         self.assertTrue(any("brand_new_option" in line for line in report["warnings"]))
         os.remove(self.folder / "video.mp4")
