@@ -9,13 +9,13 @@ namespace fovea {
 
 /// What kind of failure an `Error` reports; the value is the exit code of the `fovea` program.
 enum class ErrorCode : int {
-  internal = 1,     ///< a broken invariant of ours: always a bug
-  usage = 2,        ///< wrong options or arguments
-  bad_data = 3,     ///< a file or tensor that cannot be used
-  resource = 4,     ///< memory, disk, or a size budget
-  non_finite = 5,   ///< NaN or Inf where numbers were expected, or a failed numeric check
-  device = 6,       ///< accelerator missing, or its driver failed
-  conflict = 7,     ///< output exists, lock held, resume state of another run
+  internal = 1,       ///< a broken invariant of ours: always a bug
+  usage = 2,          ///< wrong options or arguments
+  bad_data = 3,       ///< a file or tensor that cannot be used
+  resource = 4,       ///< memory, disk, or a size budget
+  non_finite = 5,     ///< NaN or Inf where numbers were expected, or a failed numeric check
+  device = 6,         ///< accelerator missing, or its driver failed
+  conflict = 7,       ///< output exists, lock held, resume state of another run
   interrupted = 130,  ///< stopped by SIGINT
   hangup = 129,       ///< stopped by SIGHUP
   terminated = 143,   ///< stopped by SIGTERM
@@ -63,10 +63,10 @@ void require(bool condition, ErrorCode code, std::string_view where, const Args&
 }  // namespace fovea
 
 /// A broken invariant of our own code: throws `Error` with `ErrorCode::internal`, file and line.
-#define FOVEA_ASSERT(condition, ...)                                                          \
-  do {                                                                                        \
-    if (!(condition)) {                                                                       \
+#define FOVEA_ASSERT(condition, ...)                                                            \
+  do {                                                                                          \
+    if (!(condition)) {                                                                         \
       throw ::fovea::Error(::fovea::ErrorCode::internal, ::fovea::str(__FILE__, ":", __LINE__), \
-                           ::fovea::str(#condition " does not hold. ", ##__VA_ARGS__));        \
-    }                                                                                         \
+                           ::fovea::str(#condition " does not hold. ", ##__VA_ARGS__));         \
+    }                                                                                           \
   } while (false)

@@ -45,9 +45,10 @@ void sync_folder(const fs::path& folder) {
 }  // namespace
 
 void throw_errno(int number, const fs::path& path, std::string_view action) {
-  const bool resource = number == ENOSPC || number == EDQUOT || number == EFBIG || number == ENOMEM ||
-                        number == EROFS || number == EACCES || number == EPERM || number == EMFILE ||
-                        number == ENFILE || number == EIO || number == ENOENT || number == EPIPE;
+  const bool resource = number == ENOSPC || number == EDQUOT || number == EFBIG ||
+                        number == ENOMEM || number == EROFS || number == EACCES ||
+                        number == EPERM || number == EMFILE || number == ENFILE || number == EIO ||
+                        number == ENOENT || number == EPIPE;
   throw Error(resource ? ErrorCode::resource : ErrorCode::internal, path.string(),
               str("cannot ", action, ": ", std::strerror(number)));
 }
@@ -55,7 +56,8 @@ void throw_errno(int number, const fs::path& path, std::string_view action) {
 uint64_t check_regular_file(const fs::path& path) {
   struct stat info {};
   if (::stat(path.c_str(), &info) != 0) {
-    throw Error(ErrorCode::bad_data, path.string(), errno == ENOENT ? "no such file" : std::strerror(errno));
+    throw Error(ErrorCode::bad_data, path.string(),
+                errno == ENOENT ? "no such file" : std::strerror(errno));
   }
   require(S_ISREG(info.st_mode), ErrorCode::bad_data, path.string(),
           S_ISDIR(info.st_mode) ? "is a folder, expected a file" : "is not a regular file");
@@ -64,10 +66,11 @@ uint64_t check_regular_file(const fs::path& path) {
 
 std::string read_file(const fs::path& path, uint64_t max_bytes) {
   const uint64_t size = check_regular_file(path);
-  require(size <= max_bytes, ErrorCode::resource, path.string(), "has ", size, " bytes, at most ", max_bytes,
-          " are read");
+  require(size <= max_bytes, ErrorCode::resource, path.string(), "has ", size, " bytes, at most ",
+          max_bytes, " are read");
   const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  require(descriptor >= 0, ErrorCode::bad_data, path.string(), "cannot open: ", std::strerror(errno));
+  require(descriptor >= 0, ErrorCode::bad_data, path.string(),
+          "cannot open: ", std::strerror(errno));
   std::string bytes(size, '\0');
   size_t done = 0;
   int number = 0;
@@ -97,7 +100,8 @@ void check_output_path(const fs::path& path, bool overwrite) {
           "exists and is no regular file, so it is not replaced");
 }
 
-AtomicFile::AtomicFile(fs::path path, bool overwrite) : path_(std::move(path)), overwrite_(overwrite) {
+AtomicFile::AtomicFile(fs::path path, bool overwrite)
+    : path_(std::move(path)), overwrite_(overwrite) {
   check_output_path(path_, overwrite_);
   temporary_ = temporary_name(path_);
   register_temporary(temporary_);
@@ -141,13 +145,17 @@ void AtomicFile::commit() {
   descriptor_ = -1;
   if (closed != 0) throw_errno(errno, path_, "close");
   if (overwrite_) {
-    if (::rename(temporary_.c_str(), path_.c_str()) != 0) throw_errno(errno, path_, "rename into place");
+    if (::rename(temporary_.c_str(), path_.c_str()) != 0)
+      throw_errno(errno, path_, "rename into place");
   } else {
     // link + unlink never replaces a file that somebody else has made since the first check.
     if (::link(temporary_.c_str(), path_.c_str()) != 0) {
-      require(errno != EEXIST, ErrorCode::conflict, path_.string(), "appeared while this run was writing it");
-      if (::renameat2(AT_FDCWD, temporary_.c_str(), AT_FDCWD, path_.c_str(), RENAME_NOREPLACE) != 0) {
-        require(errno != EEXIST, ErrorCode::conflict, path_.string(), "appeared while this run was writing it");
+      require(errno != EEXIST, ErrorCode::conflict, path_.string(),
+              "appeared while this run was writing it");
+      if (::renameat2(AT_FDCWD, temporary_.c_str(), AT_FDCWD, path_.c_str(), RENAME_NOREPLACE) !=
+          0) {
+        require(errno != EEXIST, ErrorCode::conflict, path_.string(),
+                "appeared while this run was writing it");
         throw_errno(errno, path_, "rename into place");
       }
     } else {

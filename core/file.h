@@ -36,7 +36,7 @@ class AtomicFile {
   AtomicFile(const AtomicFile&) = delete;
   AtomicFile& operator=(const AtomicFile&) = delete;
 
-  const fs::path& path() const { return path_; }                  ///< the final path
+  const fs::path& path() const { return path_; }                 ///< the final path
   const fs::path& temporary_path() const { return temporary_; }  ///< where to write until commit
 
   /// Appends bytes. throws Error resource (disk full, file too large, read-only)

@@ -8,7 +8,9 @@
 namespace fovea {
 namespace {
 
-bool contains(std::string_view text, std::string_view part) { return text.find(part) != std::string_view::npos; }
+bool contains(std::string_view text, std::string_view part) {
+  return text.find(part) != std::string_view::npos;
+}
 
 // The first line, without LibTorch's file and line prefix and back trace.
 std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }

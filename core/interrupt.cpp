@@ -19,7 +19,9 @@ void throw_if_interrupted() {
   const int signal_number = interrupt_requested();
   if (signal_number == 0 || t_uninterrupted > 0) return;
   const auto code = static_cast<ErrorCode>(128 + signal_number);
-  const char* name = signal_number == SIGINT ? "SIGINT" : signal_number == SIGTERM ? "SIGTERM" : "SIGHUP";
+  const char* name = signal_number == SIGINT    ? "SIGINT"
+                     : signal_number == SIGTERM ? "SIGTERM"
+                                                : "SIGHUP";
   throw Error(code, "run", str("interrupted by ", name));
 }
 

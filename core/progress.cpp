@@ -16,7 +16,9 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-double rounded(double seconds) { return static_cast<double>(static_cast<int64_t>(seconds * 1000 + 0.5)) / 1000; }
+double rounded(double seconds) {
+  return static_cast<double>(static_cast<int64_t>(seconds * 1000 + 0.5)) / 1000;
+}
 
 std::string clock_text(double seconds) {
   const int64_t total = static_cast<int64_t>(seconds + 0.5);
@@ -54,7 +56,8 @@ class TimedProgress : public Progress {
 
   // Seconds left, from the mean time of the units done.
   double remaining(int64_t done) const {
-    return done < 1 ? 0 : elapsed() / static_cast<double>(done) * static_cast<double>(total_ - done);
+    return done < 1 ? 0
+                    : elapsed() / static_cast<double>(done) * static_cast<double>(total_ - done);
   }
   double elapsed() const { return seconds_since(start_); }
 
@@ -85,7 +88,9 @@ class BarProgress : public TimedProgress {
 
 class LineProgress : public TimedProgress {
  protected:
-  void draw_end(double seconds) override { std::fprintf(stderr, "%s %.2f s\n", name_.c_str(), seconds); }
+  void draw_end(double seconds) override {
+    std::fprintf(stderr, "%s %.2f s\n", name_.c_str(), seconds);
+  }
 };
 
 class JsonProgress : public TimedProgress {
@@ -119,10 +124,14 @@ class JsonProgress : public TimedProgress {
 
 std::unique_ptr<Progress> make_progress(ProgressStyle style) {
   switch (style) {
-    case ProgressStyle::silent: return std::make_unique<TimedProgress>();
-    case ProgressStyle::lines: return std::make_unique<LineProgress>();
-    case ProgressStyle::json: return std::make_unique<JsonProgress>();
-    case ProgressStyle::bar: break;
+    case ProgressStyle::silent:
+      return std::make_unique<TimedProgress>();
+    case ProgressStyle::lines:
+      return std::make_unique<LineProgress>();
+    case ProgressStyle::json:
+      return std::make_unique<JsonProgress>();
+    case ProgressStyle::bar:
+      break;
   }
   if (::isatty(STDERR_FILENO) == 0) return std::make_unique<LineProgress>();
   return std::make_unique<BarProgress>();

@@ -78,7 +78,8 @@ class Sha256 {
   void compress() {
     std::array<uint32_t, 64> w;
     for (int i = 0; i < 16; ++i) {
-      w[i] = static_cast<uint32_t>(block_[4 * i]) << 24 | static_cast<uint32_t>(block_[4 * i + 1]) << 16 |
+      w[i] = static_cast<uint32_t>(block_[4 * i]) << 24 |
+             static_cast<uint32_t>(block_[4 * i + 1]) << 16 |
              static_cast<uint32_t>(block_[4 * i + 2]) << 8 | block_[4 * i + 3];
     }
     for (int i = 16; i < 64; ++i) {
@@ -115,7 +116,8 @@ std::string sha256(std::string_view bytes) {
 std::string sha256_file(const fs::path& path) {
   check_regular_file(path);
   const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  require(descriptor >= 0, ErrorCode::bad_data, path.string(), "cannot open: ", std::strerror(errno));
+  require(descriptor >= 0, ErrorCode::bad_data, path.string(),
+          "cannot open: ", std::strerror(errno));
   Sha256 hash;
   std::vector<char> buffer(1 << 20);
   ssize_t got = 0;

@@ -10,7 +10,8 @@ TokenLayout TokenLayout::grid(int64_t frames, int64_t height, int64_t width) {
   require(frames >= 1 && height >= 1 && width >= 1, ErrorCode::usage, "token layout",
           "grid sizes must be at least 1, got ", frames, "x", height, "x", width);
   TokenLayout out;
-  out.segments_.push_back({Segment::Kind::grid, frames * height * width, {frames, height, width}, {}});
+  out.segments_.push_back(
+      {Segment::Kind::grid, frames * height * width, {frames, height, width}, {}});
   out.valid_len_.emplace_back();
   return out;
 }

@@ -17,9 +17,9 @@ struct Segment {
     extra,  ///< class, image, register or other tokens without geometry
   };
   Kind kind = Kind::extra;
-  int64_t capacity = 0;                ///< tokens, padding included; known to the host
-  std::array<int64_t, 3> grid{};       ///< frames, height, width in tokens; zeros unless kind is grid
-  std::array<int64_t, 3> origin{};     ///< position of the first token in the whole video
+  int64_t capacity = 0;             ///< tokens, padding included; known to the host
+  std::array<int64_t, 3> grid{};    ///< frames, height, width in tokens; zeros unless kind is grid
+  std::array<int64_t, 3> origin{};  ///< position of the first token in the whole video
 };
 
 /// What the tokens of a sequence are: the only source of geometry for planners.
@@ -29,7 +29,8 @@ class TokenLayout {
 
   /// throws Error usage when a size is below 1
   static TokenLayout grid(int64_t frames, int64_t height, int64_t width);
-  /// valid_len  int64 [batch] on the device of q, k, v: tokens that are not padding; undefined = all
+  /// valid_len  int64 [batch] on the device of q, k, v: tokens that are not padding; undefined =
+  /// all
   static TokenLayout text(int64_t capacity, at::Tensor valid_len = {});
   static TokenLayout extra(int64_t capacity);
 
@@ -41,7 +42,8 @@ class TokenLayout {
   const std::vector<at::Tensor>& valid_len() const { return valid_len_; }
   /// Tokens, padding included.
   int64_t seq_len() const;
-  /// Bool [batch, 1, 1, seq_len], true where a token is valid; undefined when all are. No host sync.
+  /// Bool [batch, 1, 1, seq_len], true where a token is valid; undefined when all are. No host
+  /// sync.
   at::Tensor valid_mask() const;
   /// For example "grid 21x30x52 + text 512".
   std::string describe() const;

@@ -9,7 +9,8 @@
 
 namespace fovea::pipelines {
 
-/// A diffusers model folder of the Wan2.1 family: `model_index.json` and one sub-folder a component.
+/// A diffusers model folder of the Wan2.1 family: `model_index.json` and one sub-folder a
+/// component.
 struct ModelFolder {
   fs::path path;
   bool image_to_video = false;     ///< WanImageToVideoPipeline instead of WanPipeline

@@ -26,7 +26,7 @@ struct PipelineOptions {
   at::ScalarType dtype = at::kFloat;  ///< transformer and text encoder; the autoencoder stays fp32
   at::Device device = at::kCPU;
   SchedulerChoice scheduler;
-  bool vae_tiling = false;            ///< decode in tiles of 256 pixels: less memory, faint seams
+  bool vae_tiling = false;  ///< decode in tiles of 256 pixels: less memory, faint seams
 };
 
 /// The place a run has reached: enough to go on bit-identically.
@@ -49,13 +49,14 @@ using FrameSink = std::function<void(const at::Tensor& frames)>;
 /// WanPipeline and WanImageToVideoPipeline.
 ///
 /// `prepare` loads the text encoder (and image encoder), encodes all requests, lets the encoders go
-/// and loads transformer and autoencoder; so the largest parts are never in memory together and each
-/// is loaded once for any number of videos. Not thread-safe.
+/// and loads transformer and autoencoder; so the largest parts are never in memory together and
+/// each is loaded once for any number of videos. Not thread-safe.
 class VideoPipeline {
  public:
   /// Reads configurations and file headers only.
   /// throws  Error bad_data for a folder, config or weight file that cannot be used
-  VideoPipeline(const fs::path& folder, const PipelineOptions& options, Report& report, Progress& progress);
+  VideoPipeline(const fs::path& folder, const PipelineOptions& options, Report& report,
+                Progress& progress);
   ~VideoPipeline();
 
   /// Checks a request against this model. throws Error usage naming the option
@@ -80,8 +81,8 @@ class VideoPipeline {
   void encode_images(const std::vector<VideoRequest>& requests);
   void load_networks();
   at::Tensor initial_latents(const VideoRequest& request) const;
-  at::Tensor predict(const VideoRequest& request, const at::Tensor& latents, const at::Tensor& condition,
-                     int64_t step);
+  at::Tensor predict(const VideoRequest& request, const at::Tensor& latents,
+                     const at::Tensor& condition, int64_t step);
   std::vector<int64_t> latent_shape(const VideoRequest& request) const;
 
   ModelFolder folder_;
@@ -95,7 +96,7 @@ class VideoPipeline {
   std::unique_ptr<models::WanTransformer> transformer_;
   std::unique_ptr<models::AutoencoderWan> vae_;
   Attention attention_;
-  Attention vae_attention_;  ///< the autoencoder counts its layers on its own
+  Attention vae_attention_;                  ///< the autoencoder counts its layers on its own
   std::map<std::string, at::Tensor> text_;   ///< prompt → [1, 512, text_dim], CPU
   std::map<std::string, at::Tensor> image_;  ///< image path → image tokens, CPU
 };

@@ -34,11 +34,12 @@ void check_request(const VideoRequest& request) {
   check_positive("--width", request.width);
   check_positive("--num-frames", request.num_frames);
   check_positive("--steps", request.num_steps);
-  require(request.num_steps <= kMaxSteps, ErrorCode::resource, "--steps", "is limited to ", kMaxSteps, ", got ",
-          request.num_steps);
+  require(request.num_steps <= kMaxSteps, ErrorCode::resource, "--steps", "is limited to ",
+          kMaxSteps, ", got ", request.num_steps);
   require(request.height % 16 == 0, ErrorCode::usage, "--height", "expected a multiple of 16, got ",
           request.height);
-  require(request.width % 16 == 0, ErrorCode::usage, "--width", "expected a multiple of 16, got ", request.width);
+  require(request.width % 16 == 0, ErrorCode::usage, "--width", "expected a multiple of 16, got ",
+          request.width);
   check_video_size(request.width, request.height, request.num_frames, "video");
   check_guidance_scale(request.guidance_scale);
 }

@@ -15,9 +15,9 @@ namespace fovea::pipelines {
 struct VideoRequest {
   std::string prompt;
   std::string negative_prompt;
-  fs::path image;              ///< first frame, image-to-video models only
-  int64_t height = 480;        ///< pixels
-  int64_t width = 832;         ///< pixels
+  fs::path image;        ///< first frame, image-to-video models only
+  int64_t height = 480;  ///< pixels
+  int64_t width = 832;   ///< pixels
   int64_t num_frames = 81;
   int64_t num_steps = 50;
   double guidance_scale = 5.0;  ///< guidance runs above 1

@@ -32,8 +32,8 @@ pipelines::VideoRequest request_of(const GenerateOptions& options) {
 // A file name from a prompt list: inside the output folder, and nowhere else.
 void check_name(const std::string& name, const std::string& where) {
   const fs::path path(name);
-  require(!name.empty() && path.filename() == path && name != "." && name != "..", ErrorCode::bad_data, where,
-          "key 'out': expected a plain file name, got '", name, "'");
+  require(!name.empty() && path.filename() == path && name != "." && name != "..",
+          ErrorCode::bad_data, where, "key 'out': expected a plain file name, got '", name, "'");
 }
 
 Job job_of_line(const std::string& text, int64_t number, const GenerateOptions& options) {
@@ -50,7 +50,8 @@ Job job_of_line(const std::string& text, int64_t number, const GenerateOptions& 
   request.num_frames = line.integer("num_frames", request.num_frames, 1, kMaxInteger);
   request.num_steps = line.integer("steps", request.num_steps, 1, kMaxInteger);
   request.guidance_scale = line.number("guidance_scale", request.guidance_scale);
-  request.seed = static_cast<uint64_t>(line.integer("seed", static_cast<int64_t>(request.seed), 0, kMaxInteger));
+  request.seed = static_cast<uint64_t>(
+      line.integer("seed", static_cast<int64_t>(request.seed), 0, kMaxInteger));
   char name[16];
   std::snprintf(name, sizeof name, "%04d", static_cast<int>(number));
   const std::string out = line.text("out", str(name, has_video_formats() ? ".mp4" : "-%03d.png"));
@@ -63,8 +64,8 @@ Job job_of_line(const std::string& text, int64_t number, const GenerateOptions& 
 
 std::vector<Job> read_list(const GenerateOptions& options) {
   std::error_code ignored;
-  require(fs::is_directory(options.out, ignored), ErrorCode::usage, "--out", "expected a folder for --prompts, '",
-          options.out, "' is none");
+  require(fs::is_directory(options.out, ignored), ErrorCode::usage, "--out",
+          "expected a folder for --prompts, '", options.out, "' is none");
   const std::string text = read_file(options.prompts, kMaxListBytes);
   std::vector<Job> jobs;
   std::set<fs::path> outputs;
@@ -76,8 +77,9 @@ std::vector<Job> read_list(const GenerateOptions& options) {
     ++number;
     if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
     jobs.push_back(job_of_line(line, number, options));
-    require(outputs.insert(jobs.back().out).second, ErrorCode::bad_data, str(options.prompts, ":", number),
-            "another line writes ", jobs.back().out.string(), " too");
+    require(outputs.insert(jobs.back().out).second, ErrorCode::bad_data,
+            str(options.prompts, ":", number), "another line writes ", jobs.back().out.string(),
+            " too");
   }
   require(!jobs.empty(), ErrorCode::bad_data, options.prompts, "holds no prompt");
   return jobs;
@@ -87,9 +89,10 @@ std::vector<Job> read_list(const GenerateOptions& options) {
 
 std::vector<Job> make_jobs(const GenerateOptions& options) {
   const bool list = !options.prompts.empty();
-  require(list != options.has_prompt, ErrorCode::usage, "--prompt", "give either --prompt or --prompts");
-  require(!list || (options.latents.empty() && options.save_latents.empty()), ErrorCode::usage, "--prompts",
-          "--latents and --save-latents go with a single --prompt");
+  require(list != options.has_prompt, ErrorCode::usage, "--prompt",
+          "give either --prompt or --prompts");
+  require(!list || (options.latents.empty() && options.save_latents.empty()), ErrorCode::usage,
+          "--prompts", "--latents and --save-latents go with a single --prompt");
   std::vector<Job> jobs;
   if (list) {
     jobs = read_list(options);

@@ -61,7 +61,8 @@ void report_end(Report& report, const pipelines::VideoPipeline& pipeline, const 
   Json attention = Json::object();
   for (const auto& [kind, calls] : pipeline.attention().counts()) attention[kind] = calls;
   report.facts["attention"] = attention;
-  report.facts["peak_memory"] = {{"host_bytes", peak_host_bytes()}, {"device_bytes", peak_device_bytes(device)}};
+  report.facts["peak_memory"] = {{"host_bytes", peak_host_bytes()},
+                                 {"device_bytes", peak_device_bytes(device)}};
   report.facts["seconds"] = progress.seconds();
 }
 

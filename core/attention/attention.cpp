@@ -7,10 +7,14 @@ namespace {
 
 const char* role_name(AttentionRole role) {
   switch (role) {
-    case AttentionRole::self: return "self";
-    case AttentionRole::joint: return "joint";
-    case AttentionRole::cross: return "cross";
-    case AttentionRole::text: return "text";
+    case AttentionRole::self:
+      return "self";
+    case AttentionRole::joint:
+      return "joint";
+    case AttentionRole::cross:
+      return "cross";
+    case AttentionRole::text:
+      return "text";
   }
   return "?";
 }
@@ -19,8 +23,8 @@ void check_shapes(const AttentionCall& call) {
   FOVEA_ASSERT(call.q.dim() == 4 && call.k.dim() == 4 && call.v.dim() == 4);
   FOVEA_ASSERT(call.q.size(2) == call.q_layout.seq_len(), "q has ", call.q.size(2),
                " tokens, its layout is ", call.q_layout.describe());
-  FOVEA_ASSERT(call.k.size(2) == call.kv_layout.seq_len() && call.v.size(2) == call.k.size(2), "k has ",
-               call.k.size(2), " tokens, its layout is ", call.kv_layout.describe());
+  FOVEA_ASSERT(call.k.size(2) == call.kv_layout.seq_len() && call.v.size(2) == call.k.size(2),
+               "k has ", call.k.size(2), " tokens, its layout is ", call.kv_layout.describe());
   FOVEA_ASSERT(call.q.size(3) == call.k.size(3) && call.q.size(1) % call.k.size(1) == 0);
 }
 
@@ -41,7 +45,8 @@ at::Tensor Attention::run(const AttentionCall& call) {
     ++counts_[str(role_name(call.role), ": ", plan.planner, " on ", executor->name())];
     return executor->run(plan, call);
   }
-  throw Error(ErrorCode::device, "attention", str("no executor runs the plan of ", plan.planner, ":", reasons));
+  throw Error(ErrorCode::device, "attention",
+              str("no executor runs the plan of ", plan.planner, ":", reasons));
 }
 
 }  // namespace fovea

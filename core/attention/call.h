@@ -22,9 +22,9 @@ enum class GuidanceBranch { conditional = 0, unconditional = 1 };
 
 /// Where in a run a network is evaluated; made by the pipeline, handed through by the network.
 struct StepContext {
-  int64_t step = 0;      ///< index in the schedule
+  int64_t step = 0;  ///< index in the schedule
   int64_t num_steps = 1;
-  double timestep = 0;   ///< the network's time value
+  double timestep = 0;  ///< the network's time value
   GuidanceBranch guidance_branch = GuidanceBranch::conditional;
 };
 

@@ -16,7 +16,8 @@ class Executor {
   virtual ~Executor() = default;
   virtual std::string name() const = 0;
   /// Why this executor cannot run the plan, or nothing when it can.
-  virtual std::optional<std::string> why_not(const AttentionPlan& plan, const AttentionCall& call) const = 0;
+  virtual std::optional<std::string> why_not(const AttentionPlan& plan,
+                                             const AttentionCall& call) const = 0;
   /// returns [batch, num_heads, q_len, value_dim], dtype of q; rows without a valid key are 0
   virtual at::Tensor run(const AttentionPlan& plan, const AttentionCall& call) = 0;
 };

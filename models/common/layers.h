@@ -15,8 +15,8 @@ struct Linear {
 
   Linear() = default;
   /// Takes `name`.weight and, with `has_bias`, `name`.bias.
-  Linear(ParameterSource& source, const std::string& name, int64_t in_features, int64_t out_features,
-         bool has_bias = true, bool keep_fp32 = false);
+  Linear(ParameterSource& source, const std::string& name, int64_t in_features,
+         int64_t out_features, bool has_bias = true, bool keep_fp32 = false);
   /// x [..., in_features] → [..., out_features], in x's dtype
   at::Tensor operator()(const at::Tensor& x) const;
   bool defined() const { return weight.defined(); }
@@ -29,7 +29,8 @@ struct LayerNorm {
   double eps = 1e-5;
 
   LayerNorm() = default;
-  LayerNorm(ParameterSource& source, const std::string& name, int64_t dim, double eps, bool keep_fp32 = false);
+  LayerNorm(ParameterSource& source, const std::string& name, int64_t dim, double eps,
+            bool keep_fp32 = false);
   at::Tensor operator()(const at::Tensor& x) const;
 };
 

@@ -40,18 +40,23 @@ double median_ms(const Arguments& arguments, const std::function<void()>& body) 
     const auto start = std::chrono::steady_clock::now();
     body();
     synchronize(arguments.device);
-    times.push_back(std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count());
+    times.push_back(
+        std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start)
+            .count());
   }
   std::sort(times.begin(), times.end());
   return times[times.size() / 2];
 }
 
 void print(const Arguments& arguments, double ms) {
-  std::printf("{\"program\": \"fovea\", \"part\": \"%s %s\", \"frames\": %ld, \"height\": %ld, \"width\": %ld, "
-              "\"dtype\": \"%s\", \"median_ms\": %.2f, \"peak_gb\": %.2f, \"device\": \"%s\"}\n",
-              arguments.part.c_str(), arguments.model.c_str(), arguments.frames, arguments.height,
-              arguments.width, dtype_name(arguments.dtype).c_str(), ms,
-              static_cast<double>(peak_device_bytes(arguments.device)) / 1e9, device_name(arguments.device).c_str());
+  std::printf(
+      "{\"program\": \"fovea\", \"part\": \"%s %s\", \"frames\": %ld, \"height\": %ld, \"width\": "
+      "%ld, "
+      "\"dtype\": \"%s\", \"median_ms\": %.2f, \"peak_gb\": %.2f, \"device\": \"%s\"}\n",
+      arguments.part.c_str(), arguments.model.c_str(), arguments.frames, arguments.height,
+      arguments.width, dtype_name(arguments.dtype).c_str(), ms,
+      static_cast<double>(peak_device_bytes(arguments.device)) / 1e9,
+      device_name(arguments.device).c_str());
 }
 
 void bench_transformer(const Arguments& arguments) {
@@ -65,8 +70,11 @@ void bench_transformer(const Arguments& arguments) {
   models::WanTransformer model(config, source);
   const auto options = at::TensorOptions().device(arguments.device).dtype(arguments.dtype);
   const models::WanInputs inputs{
-      at::randn({1, 16, (arguments.frames - 1) / 4 + 1, arguments.height / 8, arguments.width / 8}, options),
-      at::full({1}, 900, options.dtype(at::kLong)), at::randn({1, 512, 4096}, options), {}};
+      at::randn({1, 16, (arguments.frames - 1) / 4 + 1, arguments.height / 8, arguments.width / 8},
+                options),
+      at::full({1}, 900, options.dtype(at::kLong)),
+      at::randn({1, 512, 4096}, options),
+      {}};
   Attention attention;
   print(arguments, median_ms(arguments, [&] { model.forward(inputs, {}, attention); }));
 }
@@ -77,8 +85,8 @@ void bench_vae(const Arguments& arguments) {
   RandomParameters source(1, {.dtype = arguments.dtype, .device = arguments.device});
   const models::AutoencoderWan vae(config, source, {.channels_last = arguments.device.is_cuda()});
   const auto options = at::TensorOptions().device(arguments.device).dtype(arguments.dtype);
-  const at::Tensor z =
-      at::randn({1, 16, (arguments.frames - 1) / 4 + 1, arguments.height / 8, arguments.width / 8}, options);
+  const at::Tensor z = at::randn(
+      {1, 16, (arguments.frames - 1) / 4 + 1, arguments.height / 8, arguments.width / 8}, options);
   Attention attention;
   print(arguments, median_ms(arguments, [&] {
           models::WanVaeDecoder decoder(vae, attention);
@@ -88,8 +96,9 @@ void bench_vae(const Arguments& arguments) {
 
 int run(int argc, char** argv) {
   if (argc < 7) throw Error(ErrorCode::usage, "wan_bench", "see the head of wan_bench.cpp");
-  Arguments arguments{argv[1], argv[2], std::stol(argv[3]), std::stol(argv[4]), std::stol(argv[5]),
-                      std::stol(argv[6])};
+  Arguments arguments{
+      argv[1],           argv[2], std::stol(argv[3]), std::stol(argv[4]), std::stol(argv[5]),
+      std::stol(argv[6])};
   arguments.device = parse_device(argc > 7 ? argv[7] : "cuda:0");
   arguments.dtype = parse_dtype(argc > 8 ? argv[8] : "bf16");
   const c10::InferenceMode inference;

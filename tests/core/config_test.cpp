@@ -19,8 +19,8 @@ void refused(const std::string& reason, const std::function<void()>& run) {
 }
 
 TEST(Config, ReadsTypedValues) {
-  Config c = config(
-      R"({"i":3,"n":-2,"f":1.5,"whole":2,"b":true,"s":"x","is":[1,2,2],"fs":[1,0.5],"bs":[true,false]})");
+  Config c = config(R"({"i":3,"n":-2,"f":1.5,"whole":2,"b":true,"s":"x",)"
+                    R"("is":[1,2,2],"fs":[1,0.5],"bs":[true,false]})");
   EXPECT_EQ(c.integer("i", 9, 0, 3), 3);
   EXPECT_EQ(c.integer("n", 9, -2, 3), -2);
   EXPECT_EQ(c.number("f", 0), 1.5);
@@ -51,8 +51,8 @@ TEST(Config, AbsentAndNullGiveTheDefault) {
 }
 
 TEST(Config, RefusesWrongTypesAndRangesNamingTheKey) {
-  Config c = config(
-      R"({"s":"text","i":10,"f":1.5,"b":true,"a":[1,"x"],"huge":18446744073709551615,"o":{"k":1}})");
+  Config c = config(R"({"s":"text","i":10,"f":1.5,"b":true,"a":[1,"x"],)"
+                    R"("huge":18446744073709551615,"o":{"k":1}})");
   refused("config.json: key 'i': expected an integer from 0 to 9, got 10",
           [&] { c.integer("i", 0, 0, 9); });
   refused("key 'i': expected an integer from 11 to 12, got 10",

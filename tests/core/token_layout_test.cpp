@@ -19,7 +19,8 @@ TEST(TokenLayout, CountsAndDescribesItsSegments) {
 TEST(TokenLayout, ValidMaskFollowsEachItemsLength) {
   TokenLayout layout = TokenLayout::extra(1);
   layout.append(TokenLayout::text(3, at::tensor({2, 0}, at::kLong)));
-  const at::Tensor expected = at::tensor({1, 1, 1, 0, 1, 0, 0, 0}, at::kLong).view({2, 1, 1, 4}).to(at::kBool);
+  const at::Tensor expected =
+      at::tensor({1, 1, 1, 0, 1, 0, 0, 0}, at::kLong).view({2, 1, 1, 4}).to(at::kBool);
   EXPECT_TRUE(at::equal(layout.valid_mask(), expected));
 }
 

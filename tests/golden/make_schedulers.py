@@ -100,7 +100,8 @@ def main():
     os.makedirs(out, exist_ok=True)
     generator = torch.Generator().manual_seed(3)
     index, tensors = [], {}
-    makers = [(UniPCMultistepScheduler, unipc_cases), (FlowMatchEulerDiscreteScheduler, euler_cases)]
+    makers = [(UniPCMultistepScheduler, unipc_cases),
+              (FlowMatchEulerDiscreteScheduler, euler_cases)]
     for maker, cases in makers:
         for config, steps in cases():
             for dtype in (torch.float32, torch.bfloat16):
@@ -125,7 +126,8 @@ def main():
     euler.set_timesteps(7)
     shifted = FlowMatchEulerDiscreteScheduler.from_config(saved, shift=5.0)
     shifted.set_timesteps(7)
-    save_file({"sigmas": euler.sigmas, "shifted": shifted.sigmas}, os.path.join(out, "converted.safetensors"))
+    save_file({"sigmas": euler.sigmas, "shifted": shifted.sigmas},
+              os.path.join(out, "converted.safetensors"))
     saved = {key: value for key, value in saved.items() if key != "_use_default_values"}
     saved["_class_name"] = "UniPCMultistepScheduler"
     with open(os.path.join(out, "cases.json"), "w") as file:

@@ -16,28 +16,30 @@ from safetensors.torch import save_file
 CASES = {
     # diffusers' own test configuration
     "plain": dict(
-        base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
+        base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1,
+        temperal_downsample=[False, True, True],
     ),
     "wide": dict(
-        base_dim=12, z_dim=4, dim_mult=[1, 2, 3], num_res_blocks=2, temperal_downsample=[True, True],
-        latents_mean=[0.1, -0.2, 0.3, -0.4], latents_std=[1.1, 0.7, 2.3, 0.9], scale_factor_spatial=4,
+        base_dim=12, z_dim=4, dim_mult=[1, 2, 3], num_res_blocks=2,
+        temperal_downsample=[True, True], scale_factor_spatial=4,
+        latents_mean=[0.1, -0.2, 0.3, -0.4], latents_std=[1.1, 0.7, 2.3, 0.9],
     ),
     "odd": dict(
         base_dim=5, decoder_base_dim=7, z_dim=3, dim_mult=[1, 3, 2, 4], num_res_blocks=1,
         temperal_downsample=[True, False, True], dropout=0.1, in_channels=4, out_channels=5,
     ),
     "flat": dict(
-        base_dim=3, z_dim=2, dim_mult=[2], num_res_blocks=2, temperal_downsample=[], scale_factor_temporal=1,
-        scale_factor_spatial=1,
+        base_dim=3, z_dim=2, dim_mult=[2], num_res_blocks=2, temperal_downsample=[],
+        scale_factor_temporal=1, scale_factor_spatial=1,
     ),
     "still": dict(
-        base_dim=4, z_dim=4, dim_mult=[1, 2], num_res_blocks=1, temperal_downsample=[False], attn_scales=[0.3],
-        scale_factor_temporal=1, scale_factor_spatial=2,
+        base_dim=4, z_dim=4, dim_mult=[1, 2], num_res_blocks=1, temperal_downsample=[False],
+        attn_scales=[0.3], scale_factor_temporal=1, scale_factor_spatial=2,
     ),
     # The list is longer than the network: the decoder reads it from its end.
     "long": dict(
-        base_dim=4, z_dim=4, dim_mult=[1, 2, 2], num_res_blocks=1, temperal_downsample=[False, True, True],
-        scale_factor_spatial=4,
+        base_dim=4, z_dim=4, dim_mult=[1, 2, 2], num_res_blocks=1,
+        temperal_downsample=[False, True, True], scale_factor_spatial=4,
     ),
 }
 
@@ -87,7 +89,8 @@ def add_tiled(vae, golden, channels):
         pixels = torch.tensor([size * r for size in tiling])
         golden[f"tiled_{name}.tiling"] = pixels
         set_tiling(vae, *pixels.tolist())
-        mean = encode(vae, golden, f"tiled_{name}", uniform(1, channels, 5, height * r, width * r)).mean
+        video = uniform(1, channels, 5, height * r, width * r)
+        mean = encode(vae, golden, f"tiled_{name}", video).mean
         decode(vae, golden, f"tiled_{name}", torch.randn(1, mean.shape[1], 3, height, width))
     vae.use_tiling = False
 
@@ -99,7 +102,8 @@ def add_gradients(vae, golden, channels, r):
         decoded.square().mean().backward()
     golden["gradient.video"] = video.detach()
     golden["gradient.of_video"] = video.grad
-    for name in ["encoder.conv_in.weight", "encoder.mid_block.attentions.0.norm.gamma", "decoder.norm_out.gamma"]:
+    for name in ["encoder.conv_in.weight", "encoder.mid_block.attentions.0.norm.gamma",
+                 "decoder.norm_out.gamma"]:
         golden[f"gradient.{name}"] = dict(vae.named_parameters())[name].grad
 
 
@@ -107,7 +111,8 @@ def golden_for(vae):
     config = vae.config
     channels, r = config.in_channels, 2 ** (len(config.dim_mult) - 1)
     golden = {}
-    for frames, batch, height, width in [(1, 1, 3 * r, 5 * r), (5, 2, 4 * r, 3 * r), (17, 1, 2 * r + r // 2, 4 * r + r - 1)]:
+    sizes = [(1, 1, 3 * r, 5 * r), (5, 2, 4 * r, 3 * r), (17, 1, 2 * r + r // 2, 4 * r + r - 1)]
+    for frames, batch, height, width in sizes:
         name = f"frames{frames}"
         distribution = encode(vae, golden, name, uniform(batch, channels, frames, height, width))
         decode(vae, golden, name, torch.randn(distribution.mean.shape))
@@ -140,7 +145,8 @@ def main():
         vae.save_pretrained(out / name)
         with torch.no_grad():
             golden = golden_for(vae)
-        save_file({key: value.contiguous() for key, value in golden.items()}, out / name / "golden.safetensors")
+        save_file({key: value.contiguous() for key, value in golden.items()},
+                  out / name / "golden.safetensors")
 
 
 if __name__ == "__main__":

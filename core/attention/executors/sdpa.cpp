@@ -22,7 +22,8 @@ class CudnnFirst {
     }
     std::vector<int64_t> order = before_;
     const auto cudnn = static_cast<int64_t>(at::SDPBackend::cudnn_attention);
-    std::stable_partition(order.begin(), order.end(), [&](int64_t backend) { return backend == cudnn; });
+    std::stable_partition(order.begin(), order.end(),
+                          [&](int64_t backend) { return backend == cudnn; });
     at::globalContext().setSDPPriorityOrder(order);
   }
   ~CudnnFirst() {
@@ -38,21 +39,24 @@ class CudnnFirst {
 
 }  // namespace
 
-std::optional<std::string> SdpaExecutor::why_not(const AttentionPlan& plan, const AttentionCall&) const {
+std::optional<std::string> SdpaExecutor::why_not(const AttentionPlan& plan,
+                                                 const AttentionCall&) const {
   if (plan.density != 1.0) return str("runs dense plans only, density is ", plan.density);
   return std::nullopt;
 }
 
 at::Tensor SdpaExecutor::run(const AttentionPlan&, const AttentionCall& call) {
   if (call.kv_layout.seq_len() == 0) {
-    return at::zeros({call.q.size(0), call.q.size(1), call.q.size(2), call.v.size(3)}, call.q.options());
+    return at::zeros({call.q.size(0), call.q.size(1), call.q.size(2), call.v.size(3)},
+                     call.q.options());
   }
   std::optional<at::Tensor> mask;
   if (call.bias.defined()) mask = call.bias.to(call.q.scalar_type());
   const at::Tensor valid = call.kv_layout.valid_mask();
   if (valid.defined()) {
     // LibTorch takes one mask: a bias carries padding as -inf.
-    mask = mask ? mask->masked_fill(valid.logical_not(), -std::numeric_limits<double>::infinity()) : valid;
+    mask = mask ? mask->masked_fill(valid.logical_not(), -std::numeric_limits<double>::infinity())
+                : valid;
   }
   const CudnnFirst cudnn_first(call.q);
   const bool grouped_heads = call.k.size(1) != call.q.size(1);

@@ -8,7 +8,8 @@ namespace fovea {
 class SdpaExecutor : public Executor {
  public:
   std::string name() const override { return "sdpa"; }
-  std::optional<std::string> why_not(const AttentionPlan& plan, const AttentionCall& call) const override;
+  std::optional<std::string> why_not(const AttentionPlan& plan,
+                                     const AttentionCall& call) const override;
   at::Tensor run(const AttentionPlan& plan, const AttentionCall& call) override;
 };
 

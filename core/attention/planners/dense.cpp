@@ -2,6 +2,8 @@
 
 namespace fovea {
 
-AttentionPlan DensePlanner::plan(const AttentionCall&) { return {.planner = name(), .density = 1.0}; }
+AttentionPlan DensePlanner::plan(const AttentionCall&) {
+  return {.planner = name(), .density = 1.0};
+}
 
 }  // namespace fovea

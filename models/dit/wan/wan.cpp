@@ -24,7 +24,8 @@ at::Tensor time_embedding(const at::Tensor& timestep, int64_t dim) {
 
 }  // namespace
 
-RopeTables make_rope_tables(const WanConfig& config, std::array<int64_t, 3> grid, at::Device device) {
+RopeTables make_rope_tables(const WanConfig& config, std::array<int64_t, 3> grid,
+                            at::Device device) {
   const int64_t side = 2 * (config.attention_head_dim / 6);
   const int64_t dims[3] = {config.attention_head_dim - 2 * side, side, side};
   std::vector<at::Tensor> angles;
@@ -50,8 +51,10 @@ WanTransformer::WanTransformer(const WanConfig& config, ParameterSource& source)
   patch_weight_ = source.get("patch_embedding.weight", {dim, config.in_channels, pt, ph, pw});
   patch_bias_ = source.get("patch_embedding.bias", {dim});
   const std::string condition = "condition_embedder.";
-  time_1_ = Linear(source, condition + "time_embedder.linear_1", config.freq_dim, dim, true, /*keep_fp32=*/true);
-  time_2_ = Linear(source, condition + "time_embedder.linear_2", dim, dim, true, /*keep_fp32=*/true);
+  time_1_ = Linear(source, condition + "time_embedder.linear_1", config.freq_dim, dim, true,
+                   /*keep_fp32=*/true);
+  time_2_ =
+      Linear(source, condition + "time_embedder.linear_2", dim, dim, true, /*keep_fp32=*/true);
   time_proj_ = Linear(source, condition + "time_proj", dim, 6 * dim);
   text_1_ = Linear(source, condition + "text_embedder.linear_1", config.text_dim, dim);
   text_2_ = Linear(source, condition + "text_embedder.linear_2", dim, dim);
@@ -62,7 +65,8 @@ WanTransformer::WanTransformer(const WanConfig& config, ParameterSource& source)
     image_down_ = Linear(source, image + "ff.net.2", *config.image_dim, dim);
     image_norm_2_ = LayerNorm(source, image + "norm2", dim, 1e-5, /*keep_fp32=*/true);
     if (config.pos_embed_seq_len) {
-      image_positions_ = source.get(image + "pos_embed", {1, *config.pos_embed_seq_len, *config.image_dim});
+      image_positions_ =
+          source.get(image + "pos_embed", {1, *config.pos_embed_seq_len, *config.image_dim});
     }
   }
   for (int64_t i = 0; i < config.num_layers; ++i) {
@@ -85,7 +89,8 @@ at::Tensor WanTransformer::embed_image(const at::Tensor& image) const {
 
 WanTransformer::Condition WanTransformer::embed(const WanInputs& inputs) const {
   Condition out;
-  const at::Tensor wave = time_embedding(inputs.timestep, config_.freq_dim).to(time_1_.weight.scalar_type());
+  const at::Tensor wave =
+      time_embedding(inputs.timestep, config_.freq_dim).to(time_1_.weight.scalar_type());
   out.time = time_2_(at::silu(time_1_(wave))).to(inputs.text.scalar_type());
   const at::Tensor modulation = time_proj_(at::silu(out.time)).unflatten(1, {6, -1});
   out.modulation = modulation.to(at::kFloat).transpose(0, 1).contiguous();
@@ -98,9 +103,10 @@ WanTransformer::Condition WanTransformer::embed(const WanInputs& inputs) const {
 at::Tensor WanTransformer::patchify(const at::Tensor& latents) const {
   const auto [pt, ph, pw] = config_.patch_size;
   const at::IntArrayRef size = latents.sizes();
-  const at::Tensor patches = latents.view({size[0], size[1], size[2] / pt, pt, size[3] / ph, ph, size[4] / pw, pw})
-                                 .permute({0, 2, 4, 6, 1, 3, 5, 7})
-                                 .reshape({size[0], -1, size[1] * pt * ph * pw});
+  const at::Tensor patches =
+      latents.view({size[0], size[1], size[2] / pt, pt, size[3] / ph, ph, size[4] / pw, pw})
+          .permute({0, 2, 4, 6, 1, 3, 5, 7})
+          .reshape({size[0], -1, size[1] * pt * ph * pw});
   return at::linear(patches, patch_weight_.flatten(1), patch_bias_);
 }
 
@@ -119,15 +125,16 @@ const RopeTables& WanTransformer::rope(std::array<int64_t, 3> grid, at::Device d
   return rope_;
 }
 
-at::Tensor WanTransformer::forward(const WanInputs& inputs, const StepContext& step, Attention& attention) {
+at::Tensor WanTransformer::forward(const WanInputs& inputs, const StepContext& step,
+                                   Attention& attention) {
   std::array<int64_t, 3> grid{};
   for (size_t axis = 0; axis < 3; ++axis) {
     const int64_t size = inputs.latents.size(static_cast<int64_t>(axis) + 2);
     grid[axis] = size / config_.patch_size[axis];
     require(size % config_.patch_size[axis] == 0 && size > 0, ErrorCode::usage, "transformer",
             "latent size ", size, " is no multiple of patch_size ", config_.patch_size[axis]);
-    require(grid[axis] <= config_.rope_max_seq_len, ErrorCode::usage, "transformer", "a side of ", grid[axis],
-            " tokens is above rope_max_seq_len = ", config_.rope_max_seq_len);
+    require(grid[axis] <= config_.rope_max_seq_len, ErrorCode::usage, "transformer", "a side of ",
+            grid[axis], " tokens is above rope_max_seq_len = ", config_.rope_max_seq_len);
   }
   const TokenLayout layout = TokenLayout::grid(grid[0], grid[1], grid[2]);
   const RopeTables& tables = rope(grid, inputs.latents.device());

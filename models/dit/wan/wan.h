@@ -19,17 +19,18 @@ struct WanConfig {
   std::array<int64_t, 3> patch_size = {1, 2, 2};  ///< frames, height, width of a patch
   int64_t num_attention_heads = 40;
   int64_t attention_head_dim = 128;
-  int64_t in_channels = 16;   ///< 36 for image-to-video: latents, mask and condition
+  int64_t in_channels = 16;  ///< 36 for image-to-video: latents, mask and condition
   int64_t out_channels = 16;
   int64_t text_dim = 4096;
-  int64_t freq_dim = 256;     ///< width of the sinusoidal time embedding
+  int64_t freq_dim = 256;  ///< width of the sinusoidal time embedding
   int64_t ffn_dim = 13824;
   int64_t num_layers = 40;
   bool cross_attn_norm = true;
   double eps = 1e-6;
-  std::optional<int64_t> image_dim;          ///< width of the image encoder's tokens, image-to-video only
-  std::optional<int64_t> added_kv_proj_dim;  ///< width of the image keys and values in cross-attention
-  int64_t rope_max_seq_len = 1024;           ///< largest grid side in tokens
+  std::optional<int64_t> image_dim;  ///< width of the image encoder's tokens, image-to-video only
+  std::optional<int64_t>
+      added_kv_proj_dim;            ///< width of the image keys and values in cross-attention
+  int64_t rope_max_seq_len = 1024;  ///< largest grid side in tokens
   std::optional<int64_t> pos_embed_seq_len;  ///< image tokens of first and last frame together
 
   int64_t inner_dim() const { return num_attention_heads * attention_head_dim; }
@@ -55,13 +56,15 @@ struct RopeTables {
 /// width each, the rest for time. Built in fp64, rounded once.
 ///
 /// source  Su et al., "RoFormer", 2021, section 3.2; Wan, 2025, section 4.2 (three axes)
-RopeTables make_rope_tables(const WanConfig& config, std::array<int64_t, 3> grid, at::Device device);
+RopeTables make_rope_tables(const WanConfig& config, std::array<int64_t, 3> grid,
+                            at::Device device);
 
 /// One attention of a block: projections, query and key norm across all heads, output projection.
 class WanAttention {
  public:
   WanAttention() = default;
-  WanAttention(ParameterSource& source, const std::string& name, const WanConfig& config, bool cross);
+  WanAttention(ParameterSource& source, const std::string& name, const WanConfig& config,
+               bool cross);
 
   struct Call {
     const at::Tensor& x;        ///< [batch, tokens, dim]
@@ -91,7 +94,8 @@ class WanBlock {
  public:
   WanBlock(ParameterSource& source, const std::string& name, const WanConfig& config);
   /// modulation  [6, batch, dim] fp32, shared by all blocks; this block's table is added
-  at::Tensor forward(const WanAttention::Call& call, const at::Tensor& modulation, Attention& attention) const;
+  at::Tensor forward(const WanAttention::Call& call, const at::Tensor& modulation,
+                     Attention& attention) const;
 
  private:
   double eps_;

@@ -13,7 +13,8 @@ constexpr int64_t kTextLength = 512;
 
 }  // namespace
 
-WanAttention::WanAttention(ParameterSource& source, const std::string& name, const WanConfig& config, bool cross)
+WanAttention::WanAttention(ParameterSource& source, const std::string& name,
+                           const WanConfig& config, bool cross)
     : heads_(config.num_attention_heads), eps_(config.eps), cross_(cross) {
   const int64_t dim = config.inner_dim();
   q_ = Linear(source, name + ".to_q", dim, dim);
@@ -35,14 +36,17 @@ at::Tensor WanAttention::split_heads(const at::Tensor& x) const {
 }
 
 at::Tensor WanAttention::forward(const Call& call, Attention& attention) const {
-  const at::Tensor out = cross_ ? cross_attention(call, attention) : self_attention(call, attention);
+  const at::Tensor out =
+      cross_ ? cross_attention(call, attention) : self_attention(call, attention);
   return out_(out.transpose(1, 2).flatten(2));
 }
 
 at::Tensor WanAttention::self_attention(const Call& call, Attention& attention) const {
   // [batch, tokens, heads, head_dim]
-  const at::Tensor q = fovea::rms_norm_rope(q_(call.x), norm_q_, call.rope.cos, call.rope.sin, eps_);
-  const at::Tensor k = fovea::rms_norm_rope(k_(call.x), norm_k_, call.rope.cos, call.rope.sin, eps_);
+  const at::Tensor q =
+      fovea::rms_norm_rope(q_(call.x), norm_q_, call.rope.cos, call.rope.sin, eps_);
+  const at::Tensor k =
+      fovea::rms_norm_rope(k_(call.x), norm_k_, call.rope.cos, call.rope.sin, eps_);
   return attention.run({.role = AttentionRole::self,
                         .q_layout = call.layout,
                         .kv_layout = call.layout,
@@ -56,9 +60,16 @@ at::Tensor WanAttention::self_attention(const Call& call, Attention& attention) 
 }
 
 at::Tensor WanAttention::cross_attention(const Call& call, Attention& attention) const {
-  AttentionCall request{.role = AttentionRole::cross, .q_layout = call.layout, .kv_layout = {},
-                        .q = split_heads(fovea::rms_norm(q_(call.x), norm_q_, eps_)), .k = {}, .v = {},
-                        .bias = {}, .sm_scale = {}, .context = call.step, .layer = call.layer};
+  AttentionCall request{.role = AttentionRole::cross,
+                        .q_layout = call.layout,
+                        .kv_layout = {},
+                        .q = split_heads(fovea::rms_norm(q_(call.x), norm_q_, eps_)),
+                        .k = {},
+                        .v = {},
+                        .bias = {},
+                        .sm_scale = {},
+                        .context = call.step,
+                        .layer = call.layer};
   at::Tensor text = call.context;
   at::Tensor image;
   if (image_k_.defined()) {
@@ -104,7 +115,8 @@ at::Tensor WanBlock::forward(const WanAttention::Call& call, const at::Tensor& m
   x = fovea::gate_residual(x, y, row(2));
 
   y = cross_norm_ ? fovea::layer_norm(x, cross_norm_->weight, cross_norm_->bias, eps_) : x;
-  x = x + cross_.forward({y, call.context, call.layout, call.rope, call.step, call.layer}, attention);
+  x = x +
+      cross_.forward({y, call.context, call.layout, call.rope, call.step, call.layer}, attention);
 
   y = fovea::layer_norm_modulate(x, row(4), row(3), eps_);
   y = down_(at::gelu(up_(y), "tanh"));

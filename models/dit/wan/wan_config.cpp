@@ -23,7 +23,8 @@ WanConfig WanConfig::read(Config& config) {
   out.in_channels = config.integer("in_channels", 16, 1, kMaxWidth);
   // diffusers takes in_channels where out_channels is null or 0
   out.out_channels = config.integer("out_channels", 16, 0, kMaxWidth);
-  if (out.out_channels == 0 || (config.json().contains("out_channels") && !config.has("out_channels"))) {
+  if (out.out_channels == 0 ||
+      (config.json().contains("out_channels") && !config.has("out_channels"))) {
     out.out_channels = out.in_channels;
   }
   out.text_dim = config.integer("text_dim", 4096, 1, kMaxWidth);
@@ -39,7 +40,8 @@ WanConfig WanConfig::read(Config& config) {
   out.added_kv_proj_dim = config.optional_integer("added_kv_proj_dim", 1, kMaxWidth);
   if (out.added_kv_proj_dim && *out.added_kv_proj_dim != out.inner_dim()) {
     config.refuse("added_kv_proj_dim", str("image tokens are embedded to num_attention_heads x "
-                                           "attention_head_dim = ", out.inner_dim()));
+                                           "attention_head_dim = ",
+                                           out.inner_dim()));
   }
   out.rope_max_seq_len = config.integer("rope_max_seq_len", 1024, 1, 1 << 20);
   out.pos_embed_seq_len = config.optional_integer("pos_embed_seq_len", 1, kMaxWidth);

@@ -11,14 +11,14 @@ namespace fovea::models {
 /// The options of diffusers' `AutoencoderKLWan` (0.42.1), with its defaults: the autoencoder of
 /// Wan2.1. Field names are the keys of `config.json`, spelling included.
 struct WanVaeConfig {
-  int64_t base_dim = 96;          ///< channels of the encoder's first level
-  int64_t decoder_base_dim = 96;  ///< the same for the decoder; null means base_dim
-  int64_t z_dim = 16;             ///< latent channels
+  int64_t base_dim = 96;                         ///< channels of the encoder's first level
+  int64_t decoder_base_dim = 96;                 ///< the same for the decoder; null means base_dim
+  int64_t z_dim = 16;                            ///< latent channels
   std::vector<int64_t> dim_mult = {1, 2, 4, 4};  ///< channels per level, in units of the base
-  int64_t num_res_blocks = 2;     ///< residual blocks a level; the decoder has one more
+  int64_t num_res_blocks = 2;  ///< residual blocks a level; the decoder has one more
   /// Per step down between levels: halves the frame rate too. The decoder reads it from the end.
   std::vector<bool> temperal_downsample = {false, true, true};
-  double dropout = 0.0;  ///< of training; this code never drops
+  double dropout = 0.0;              ///< of training; this code never drops
   std::vector<double> latents_mean;  ///< [z_dim]
   std::vector<double> latents_std;   ///< [z_dim]
   int64_t in_channels = 3;

@@ -40,7 +40,8 @@ at::Tensor unfold_frames(const at::Tensor& pictures, int64_t batch) {
 at::Tensor fold_doubled_frames(const at::Tensor& video) {
   const int64_t batch = video.size(0), channels = video.size(1) / 2, frames = video.size(2);
   const int64_t height = video.size(3), width = video.size(4);
-  const at::Tensor halves = video.unflatten(1, {2, channels});  // [batch, 2, channels, frames, h, w]
+  const at::Tensor halves =
+      video.unflatten(1, {2, channels});  // [batch, 2, channels, frames, h, w]
   if (channels_are_last(video)) {
     return halves.permute({0, 3, 1, 4, 5, 2})
         .reshape({batch * frames * 2, height, width, channels})
@@ -229,7 +230,8 @@ at::Tensor VaeUpsample::forward(const at::Tensor& x, FeatureCache& cache) const 
   }
   // Copies only, so half types need no cast to fp32 as in WanUpsample.
   pictures = at::_upsample_nearest_exact2d(pictures, {2 * x.size(3), 2 * x.size(4)}, 2.0, 2.0);
-  return unfold_frames(at::conv2d(pictures, weight_, bias_, /*stride=*/1, /*padding=*/1), x.size(0));
+  return unfold_frames(at::conv2d(pictures, weight_, bias_, /*stride=*/1, /*padding=*/1),
+                       x.size(0));
 }
 
 VaeDownsample::VaeDownsample(const VaeParameters& parameters, int64_t channels, bool temporal)

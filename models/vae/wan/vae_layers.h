@@ -20,8 +20,8 @@ namespace fovea::models {
 
 /// What one stream of frames leaves behind in one layer that looks back in time.
 struct FrameHistory {
-  at::Tensor frames;      ///< the layer's last input frames, or undefined before the first
-  bool started = false;   ///< whether the first chunk has passed
+  at::Tensor frames;     ///< the layer's last input frames, or undefined before the first
+  bool started = false;  ///< whether the first chunk has passed
 };
 
 /// What one stream of frames leaves behind in all layers of a network, by the layers' own index.
@@ -30,9 +30,9 @@ using FeatureCache = std::vector<FrameHistory>;
 /// Where layers get their parameters while a network is built: names below a prefix.
 struct VaeParameters {
   ParameterSource& source;
-  std::string prefix;          ///< "encoder.conv_in.", with the dot
-  at::MemoryFormat format;     ///< of convolution weights
-  int64_t& num_histories;      ///< indices in `FeatureCache` given out so far
+  std::string prefix;       ///< "encoder.conv_in.", with the dot
+  at::MemoryFormat format;  ///< of convolution weights
+  int64_t& num_histories;   ///< indices in `FeatureCache` given out so far
 
   /// The same below `name`.
   VaeParameters operator[](const std::string& name) const;

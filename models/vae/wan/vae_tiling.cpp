@@ -20,8 +20,9 @@ at::Tensor fade_in(const at::Tensor& before, const at::Tensor& tile, int64_t dim
     const bool wide = tile.scalar_type() == at::kDouble;
     return values.to(tile.device(), wide ? at::kDouble : at::kFloat).view(shape);
   };
-  const at::Tensor mixed = before.narrow(dim, before.size(dim) - extent, extent) * weights(1 - ramp) +
-                           tile.narrow(dim, 0, extent) * weights(ramp);
+  const at::Tensor mixed =
+      before.narrow(dim, before.size(dim) - extent, extent) * weights(1 - ramp) +
+      tile.narrow(dim, 0, extent) * weights(ramp);
   return at::cat({mixed.to(tile.scalar_type()), tile.narrow(dim, extent, tile.size(dim) - extent)},
                  dim);
 }
@@ -65,7 +66,8 @@ at::Tensor join_tiles(std::vector<at::Tensor> tiles, int64_t num_columns, const 
     at::Tensor& tile = tiles[index];  // its neighbours fade into what it has become
     const int64_t column = static_cast<int64_t>(index) % num_columns;
     if (static_cast<int64_t>(index) >= num_columns) {
-      tile = fade_in(tiles[index - num_columns], tile, 3, tiling.tile_height - tiling.stride_height);
+      tile =
+          fade_in(tiles[index - num_columns], tile, 3, tiling.tile_height - tiling.stride_height);
     }
     if (column > 0) {
       tile = fade_in(tiles[index - 1], tile, 4, tiling.tile_width - tiling.stride_width);

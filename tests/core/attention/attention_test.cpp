@@ -21,7 +21,10 @@ AttentionCall make_call(const Problem& p, at::ScalarType dtype = at::kDouble) {
           .q = at::randn({p.batch, p.heads, p.q_len, p.head_dim}, options),
           .k = at::randn({p.batch, p.kv_heads, p.kv_len, p.head_dim}, options),
           .v = at::randn({p.batch, p.kv_heads, p.kv_len, p.head_dim}, options),
-          .bias = {}, .sm_scale = {}, .context = {}, .layer = 0};
+          .bias = {},
+          .sm_scale = {},
+          .context = {},
+          .layer = 0};
 }
 
 // softmax(sm_scale · q·kᵀ + bias) · v with the valid keys only, in fp64.
@@ -33,15 +36,17 @@ at::Tensor reference(const AttentionCall& call) {
   at::Tensor s = at::matmul(call.q.to(at::kDouble), k.transpose(2, 3)) * scale;
   if (call.bias.defined()) s = s + call.bias;
   const at::Tensor valid = call.kv_layout.valid_mask();
-  if (valid.defined()) s = s.masked_fill(valid.logical_not(), -std::numeric_limits<double>::infinity());
+  if (valid.defined())
+    s = s.masked_fill(valid.logical_not(), -std::numeric_limits<double>::infinity());
   return at::matmul(at::softmax(s, -1).nan_to_num(0), v);
 }
 
 TEST(Attention, EqualsTheFormula) {
   at::manual_seed(1);
   Attention attention;
-  for (const Problem& p : {Problem{}, Problem{.q_len = 1, .kv_len = 1}, Problem{.heads = 6, .kv_heads = 2},
-                           Problem{.q_len = 65, .kv_len = 3, .head_dim = 12}}) {
+  for (const Problem& p :
+       {Problem{}, Problem{.q_len = 1, .kv_len = 1}, Problem{.heads = 6, .kv_heads = 2},
+        Problem{.q_len = 65, .kv_len = 3, .head_dim = 12}}) {
     AttentionCall call = make_call(p);
     EXPECT_LE(test::relative_error(attention.run(call), reference(call)), 1e-12);
     call.sm_scale = 1.0;
@@ -72,7 +77,8 @@ TEST(Attention, TakesAnyStrides) {
   Attention attention;
   AttentionCall call = make_call({}, at::kFloat);
   const at::Tensor expected = attention.run(call);
-  for (at::Tensor* x : {&call.q, &call.k, &call.v}) *x = x->transpose(1, 2).contiguous().transpose(1, 2);
+  for (at::Tensor* x : {&call.q, &call.k, &call.v})
+    *x = x->transpose(1, 2).contiguous().transpose(1, 2);
   EXPECT_LE(test::relative_error(attention.run(call), expected), 1e-6);
 }
 

@@ -25,8 +25,10 @@ WanTransformer load(const fs::path& folder, at::ScalarType dtype = at::kFloat) {
 }
 
 WanInputs inputs_of(const TensorMap& tensors) {
-  WanInputs inputs{tensors.at("hidden_states"), tensors.at("timestep"), tensors.at("encoder_hidden_states"), {}};
-  if (tensors.count("encoder_hidden_states_image")) inputs.image = tensors.at("encoder_hidden_states_image");
+  WanInputs inputs{
+      tensors.at("hidden_states"), tensors.at("timestep"), tensors.at("encoder_hidden_states"), {}};
+  if (tensors.count("encoder_hidden_states_image"))
+    inputs.image = tensors.at("encoder_hidden_states_image");
   return inputs;
 }
 
@@ -53,7 +55,8 @@ TEST(WanTransformer, BatchRowsDoNotMix) {
   WanTransformer model = load(golden("transformer") / "head128");
   Attention attention;
   const WanInputs both = inputs_of(tensors);
-  const WanInputs second{both.latents.slice(0, 1), both.timestep.slice(0, 1), both.text.slice(0, 1), {}};
+  const WanInputs second{
+      both.latents.slice(0, 1), both.timestep.slice(0, 1), both.text.slice(0, 1), {}};
   const at::Tensor alone = model.forward(second, {}, attention);
   EXPECT_LE(relative_error(alone, model.forward(both, {}, attention).slice(0, 1)), 1e-6);
 }
@@ -116,7 +119,8 @@ TEST(WanConfig, NamesTheKeyItRefuses) {
       {R"({"eps": "small"})", "eps"},
       {R"({"added_kv_proj_dim": 100})", "added_kv_proj_dim"},
   };
-  for (const auto& [text, key] : cases) EXPECT_NE(refusal(text).find(key), std::string::npos) << text;
+  for (const auto& [text, key] : cases)
+    EXPECT_NE(refusal(text).find(key), std::string::npos) << text;
 }
 
 TEST(WanConfig, DefaultsAreThoseOfDiffusers) {
