@@ -13,8 +13,8 @@ int interrupt_requested() noexcept;
 /// layers, frames, tensors loaded) call it once an iteration.
 void throw_if_interrupted();
 
-/// While one lives, `throw_if_interrupted` does nothing in its thread: for the short clean-up that an
-/// interrupted run still has to do, such as saving where it stopped.
+/// While one lives, `throw_if_interrupted` does nothing in its thread: for the short clean-up that
+/// an interrupted run still has to do, such as saving where it stopped.
 class UninterruptedScope {
  public:
   UninterruptedScope() noexcept;

@@ -22,7 +22,7 @@ std::optional<std::string> component_class(const Config& index, const std::strin
 
 // Returns the component's class.
 std::string check_component(const Config& index, const fs::path& folder, const std::string& name,
-                     const std::vector<std::string>& classes) {
+                            const std::vector<std::string>& classes) {
   const auto found = component_class(index, name);
   if (!found) index.refuse(name, "the component is missing");
   bool known = false;
@@ -59,7 +59,8 @@ std::string sample_file(const fs::path& path) {
 
 ModelFolder ModelFolder::open(const fs::path& path, Report& report) {
   std::error_code ignored;
-  require(fs::is_directory(path, ignored), ErrorCode::bad_data, path.string(), "no such model folder");
+  require(fs::is_directory(path, ignored), ErrorCode::bad_data, path.string(),
+          "no such model folder");
   Config index = Config::read(path / "model_index.json");
   ModelFolder out;
   out.path = path;
@@ -68,7 +69,8 @@ ModelFolder ModelFolder::open(const fs::path& path, Report& report) {
     index.refuse("_class_name", "expected WanPipeline or WanImageToVideoPipeline");
   }
   out.image_to_video = kind == "WanImageToVideoPipeline";
-  if (index.has("boundary_ratio")) index.refuse("boundary_ratio", "two-stage models (Wan2.2) are not supported");
+  if (index.has("boundary_ratio"))
+    index.refuse("boundary_ratio", "two-stage models (Wan2.2) are not supported");
   if (component_class(index, "transformer_2")) {
     index.refuse("transformer_2", "two-stage models (Wan2.2) are not supported");
   }
@@ -76,14 +78,18 @@ ModelFolder ModelFolder::open(const fs::path& path, Report& report) {
     index.refuse("expand_timesteps", "per-token timesteps (Wan2.2-TI2V) are not supported");
   }
   out.tokenizer_class = check_component(
-      index, path, "tokenizer", {"T5Tokenizer", "T5TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend"});
-  out.text_encoder_class = check_component(index, path, "text_encoder", {"UMT5EncoderModel", "T5EncoderModel"});
+      index, path, "tokenizer",
+      {"T5Tokenizer", "T5TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend"});
+  out.text_encoder_class =
+      check_component(index, path, "text_encoder", {"UMT5EncoderModel", "T5EncoderModel"});
   check_component(index, path, "transformer", {"WanTransformer3DModel"});
   check_component(index, path, "vae", {"AutoencoderKLWan"});
-  check_component(index, path, "scheduler", {"UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler"});
+  check_component(index, path, "scheduler",
+                  {"UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler"});
   out.has_image_encoder = component_class(index, "image_encoder").has_value();
   if (out.has_image_encoder) {
-    check_component(index, path, "image_encoder", {"CLIPVisionModel", "CLIPVisionModelWithProjection"});
+    check_component(index, path, "image_encoder",
+                    {"CLIPVisionModel", "CLIPVisionModelWithProjection"});
     check_component(index, path, "image_processor",
                     {"CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil"});
   }
@@ -100,7 +106,8 @@ Config ModelFolder::config(const std::string& component_name, const std::string&
 std::string ModelFolder::fingerprint() const {
   std::vector<fs::path> files;
   std::error_code error;
-  for (fs::recursive_directory_iterator it(path, error), end; it != end && !error; it.increment(error)) {
+  for (fs::recursive_directory_iterator it(path, error), end; it != end && !error;
+       it.increment(error)) {
     const std::string extension = it->path().extension().string();
     if (extension == ".json" || extension == ".safetensors") files.push_back(it->path());
   }

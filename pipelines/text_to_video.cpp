@@ -49,7 +49,10 @@ struct VideoPipeline::Files {
 
 VideoPipeline::VideoPipeline(const fs::path& folder, const PipelineOptions& options, Report& report,
                              Progress& progress)
-    : folder_(ModelFolder::open(folder, report)), options_(options), report_(report), progress_(progress) {
+    : folder_(ModelFolder::open(folder, report)),
+      options_(options),
+      report_(report),
+      progress_(progress) {
   Config transformer = folder_.config("transformer");
   transformer_config_ = models::WanConfig::read(transformer);
   transformer.finish(report);
@@ -58,13 +61,15 @@ VideoPipeline::VideoPipeline(const fs::path& folder, const PipelineOptions& opti
   vae.finish(report);
   Config scheduler = folder_.config("scheduler", "scheduler_config.json");
   scheduler_ = make_scheduler(scheduler, options.scheduler, report);
-  const int64_t condition = folder_.image_to_video ? vae_config_.z_dim + vae_config_.scale_factor_temporal : 0;
+  const int64_t condition =
+      folder_.image_to_video ? vae_config_.z_dim + vae_config_.scale_factor_temporal : 0;
   require(transformer_config_.in_channels == vae_config_.z_dim + condition, ErrorCode::bad_data,
           transformer.where(), "key 'in_channels': expected ", vae_config_.z_dim + condition,
           " for the autoencoder's z_dim, got ", transformer_config_.in_channels);
   const bool wants_image_tokens = transformer_config_.image_dim.has_value();
-  require(!wants_image_tokens || folder_.has_image_encoder, ErrorCode::bad_data, transformer.where(),
-          "key 'image_dim': the transformer takes image tokens, but the folder has no image_encoder");
+  require(
+      !wants_image_tokens || folder_.has_image_encoder, ErrorCode::bad_data, transformer.where(),
+      "key 'image_dim': the transformer takes image tokens, but the folder has no image_encoder");
   if (transformer_config_.pos_embed_seq_len) {
     transformer.refuse("pos_embed_seq_len", "first-and-last-frame models are not supported");
   }
@@ -74,7 +79,8 @@ VideoPipeline::VideoPipeline(const fs::path& folder, const PipelineOptions& opti
       Files{WeightFiles(folder_.component("text_encoder"), "model", cast), std::nullopt,
             WeightFiles(folder_.component("transformer"), "diffusion_pytorch_model", cast),
             WeightFiles(folder_.component("vae"), "diffusion_pytorch_model", exact)});
-  if (wants_image_tokens) files_->image_encoder.emplace(folder_.component("image_encoder"), "model", exact);
+  if (wants_image_tokens)
+    files_->image_encoder.emplace(folder_.component("image_encoder"), "model", exact);
 }
 
 VideoPipeline::~VideoPipeline() = default;
@@ -82,21 +88,22 @@ VideoPipeline::~VideoPipeline() = default;
 void VideoPipeline::check(const VideoRequest& request) const {
   check_request(request);
   const int64_t temporal = vae_config_.scale_factor_temporal;
-  require(request.num_frames % temporal == 1 % temporal, ErrorCode::usage, "--num-frames", "expected ", temporal,
-          "k + 1, got ", request.num_frames);
+  require(request.num_frames % temporal == 1 % temporal, ErrorCode::usage, "--num-frames",
+          "expected ", temporal, "k + 1, got ", request.num_frames);
   const int64_t frames = (request.num_frames - 1) / temporal + 1;
   const auto& patch = transformer_config_.patch_size;
   require(frames % patch[0] == 0, ErrorCode::usage, "--num-frames", frames,
           " latent frames are no multiple of the patch of ", patch[0]);
   const int64_t spatial = vae_config_.scale_factor_spatial;
-  require(request.height % (spatial * patch[1]) == 0, ErrorCode::usage, "--height", "expected a multiple of ",
-          spatial * patch[1], ", got ", request.height);
-  require(request.width % (spatial * patch[2]) == 0, ErrorCode::usage, "--width", "expected a multiple of ",
-          spatial * patch[2], ", got ", request.width);
+  require(request.height % (spatial * patch[1]) == 0, ErrorCode::usage, "--height",
+          "expected a multiple of ", spatial * patch[1], ", got ", request.height);
+  require(request.width % (spatial * patch[2]) == 0, ErrorCode::usage, "--width",
+          "expected a multiple of ", spatial * patch[2], ", got ", request.width);
   const int64_t limit = transformer_config_.rope_max_seq_len;
   require(frames / patch[0] <= limit && request.height / (spatial * patch[1]) <= limit &&
               request.width / (spatial * patch[2]) <= limit,
-          ErrorCode::usage, "--num-frames", "the token grid has a side above the model's rope_max_seq_len = ", limit);
+          ErrorCode::usage, "--num-frames",
+          "the token grid has a side above the model's rope_max_seq_len = ", limit);
   require(folder_.image_to_video || request.image.empty(), ErrorCode::usage, "--image",
           "this is a text-to-video model");
   require(!folder_.image_to_video || !request.image.empty(), ErrorCode::usage, "--image",
@@ -110,7 +117,8 @@ void VideoPipeline::check(const VideoRequest& request) const {
 
 std::vector<int64_t> VideoPipeline::latent_shape(const VideoRequest& request) const {
   return {1, vae_config_.z_dim, (request.num_frames - 1) / vae_config_.scale_factor_temporal + 1,
-          request.height / vae_config_.scale_factor_spatial, request.width / vae_config_.scale_factor_spatial};
+          request.height / vae_config_.scale_factor_spatial,
+          request.width / vae_config_.scale_factor_spatial};
 }
 
 void VideoPipeline::prepare(const std::vector<VideoRequest>& requests) {
@@ -124,12 +132,13 @@ void VideoPipeline::prepare(const std::vector<VideoRequest>& requests) {
 
 void VideoPipeline::encode_prompts(const std::vector<VideoRequest>& requests) {
   progress_.begin("load_text_encoder", 1);
-  const auto tokenizer = models::Tokenizer::open(folder_.component("tokenizer"), folder_.tokenizer_class);
+  const auto tokenizer =
+      models::Tokenizer::open(folder_.component("tokenizer"), folder_.tokenizer_class);
   Config config = folder_.config("text_encoder");
   const auto text_config = models::Umt5Config::read(config, report_, folder_.text_encoder_class);
   require(text_config.d_model == transformer_config_.text_dim, ErrorCode::bad_data, config.where(),
-          "key 'd_model': expected the transformer's text_dim = ", transformer_config_.text_dim, ", got ",
-          text_config.d_model);
+          "key 'd_model': expected the transformer's text_dim = ", transformer_config_.text_dim,
+          ", got ", text_config.d_model);
   const models::Umt5Encoder encoder(text_config, files_->text_encoder);
   files_->text_encoder.finish(report_);
   progress_.end();
@@ -143,7 +152,8 @@ void VideoPipeline::encode_prompts(const std::vector<VideoRequest>& requests) {
   for (size_t i = 0; i < prompts.size(); ++i) {
     throw_if_interrupted();
     if (text_.count(prompts[i]) == 0) {
-      text_[prompts[i]] = encoder.encode(tokenizer, {prompts[i]}, kTextLength, attention_).to(at::kCPU);
+      text_[prompts[i]] =
+          encoder.encode(tokenizer, {prompts[i]}, kTextLength, attention_).to(at::kCPU);
     }
     stage.update(static_cast<int64_t>(i) + 1);
   }
@@ -154,7 +164,8 @@ void VideoPipeline::encode_images(const std::vector<VideoRequest>& requests) {
   const auto config = models::ClipVisionConfig::read(folder_.config("image_encoder"), report_);
   const models::ClipVision encoder(config, *files_->image_encoder);
   files_->image_encoder->finish(report_);
-  const auto processor = models::load_clip_image_processor(folder_.component("image_processor"), report_);
+  const auto processor =
+      models::load_clip_image_processor(folder_.component("image_processor"), report_);
   for (size_t i = 0; i < requests.size(); ++i) {
     throw_if_interrupted();
     const std::string key = requests[i].image.string();
@@ -169,13 +180,15 @@ void VideoPipeline::encode_images(const std::vector<VideoRequest>& requests) {
 void VideoPipeline::load_networks() {
   {
     Stage stage(progress_, "load_transformer", 1);
-    transformer_ = std::make_unique<models::WanTransformer>(transformer_config_, files_->transformer);
+    transformer_ =
+        std::make_unique<models::WanTransformer>(transformer_config_, files_->transformer);
     files_->transformer.ignore("norm_added_q");
     files_->transformer.finish(report_);
   }
   Stage stage(progress_, "load_vae", 1);
   vae_ = std::make_unique<models::AutoencoderWan>(
-      vae_config_, files_->vae, models::AutoencoderWanOptions{.channels_last = options_.device.is_cuda()});
+      vae_config_, files_->vae,
+      models::AutoencoderWanOptions{.channels_last = options_.device.is_cuda()});
   files_->vae.finish(report_);
   synchronize(options_.device);
 }
@@ -197,23 +210,28 @@ at::Tensor VideoPipeline::predict(const VideoRequest& request, const at::Tensor&
   inputs.latents = (condition.defined() ? at::cat({latents, condition}, 1) : latents).to(dtype);
   inputs.timestep = scheduler_->timesteps().slice(0, step, step + 1).to(options_.device);
   inputs.text = text_.at(request.prompt).to(options_.device, dtype);
-  if (transformer_config_.image_dim) inputs.image = image_.at(request.image.string()).to(options_.device, dtype);
+  if (transformer_config_.image_dim)
+    inputs.image = image_.at(request.image.string()).to(options_.device, dtype);
   const at::Tensor prediction = transformer_->forward(inputs, context, attention_);
   if (!guidance_active(request.guidance_scale)) return prediction;
   context.guidance_branch = GuidanceBranch::unconditional;
   inputs.text = text_.at(request.negative_prompt).to(options_.device, dtype);
-  return guide(prediction, transformer_->forward(inputs, context, attention_), request.guidance_scale);
+  return guide(prediction, transformer_->forward(inputs, context, attention_),
+               request.guidance_scale);
 }
 
 at::Tensor VideoPipeline::denoise(const VideoRequest& request, const DenoiseHooks& hooks) {
   return guarded("denoise", [&] {
     const c10::InferenceMode inference;
-    FOVEA_ASSERT(transformer_ && text_.count(request.prompt) == 1, "prepare() must see the request first");
+    FOVEA_ASSERT(transformer_ && text_.count(request.prompt) == 1,
+                 "prepare() must see the request first");
     at::Tensor condition;
     if (folder_.image_to_video) {
       Stage stage(progress_, "encode_first_frame", 1);
-      const at::Tensor image = picture_to_tensor(read_picture(request.image), request.height, request.width);
-      condition = make_image_condition(image.to(options_.device), request.num_frames, *vae_, vae_attention_);
+      const at::Tensor image =
+          picture_to_tensor(read_picture(request.image), request.height, request.width);
+      condition = make_image_condition(image.to(options_.device), request.num_frames, *vae_,
+                                       vae_attention_);
     }
     scheduler_->set_timesteps(request.num_steps);
     at::Tensor latents;
@@ -229,8 +247,9 @@ at::Tensor VideoPipeline::denoise(const VideoRequest& request, const DenoiseHook
     for (int64_t step = first; step < scheduler_->num_steps(); ++step) {
       throw_if_interrupted();
       latents = scheduler_->step(predict(request, latents, condition, step), step, latents);
-      require(at::isfinite(latents).all().item<bool>(), ErrorCode::non_finite, folder_.path.string(),
-              "latents hold NaN or Inf after step ", step + 1, " of ", scheduler_->num_steps());
+      require(at::isfinite(latents).all().item<bool>(), ErrorCode::non_finite,
+              folder_.path.string(), "latents hold NaN or Inf after step ", step + 1, " of ",
+              scheduler_->num_steps());
       if (hooks.on_step) {
         DenoiseState state{.step = step + 1, .tensors = scheduler_->state()};
         state.tensors["latents"] = latents;
@@ -248,12 +267,14 @@ void VideoPipeline::decode(const at::Tensor& latents, const FrameSink& sink) {
     const at::Tensor z = vae_->denormalize(latents.to(options_.device, at::kFloat));
     const int64_t frames = z.size(2);
     Stage stage(progress_, "decode", frames);
-    const auto tiling = options_.vae_tiling ? std::make_optional<models::VaeTiling>() : std::nullopt;
+    const auto tiling =
+        options_.vae_tiling ? std::make_optional<models::VaeTiling>() : std::nullopt;
     models::WanVaeDecoder decoder(*vae_, vae_attention_, tiling);
     for (int64_t i = 0; i < frames; ++i) {
       throw_if_interrupted();
       const at::Tensor video = decoder.push(z.slice(2, i, i + 1));
-      const at::Tensor pixels = (video.select(0, 0) / 2 + 0.5).clamp(0, 1).mul(255).round().to(at::kByte);
+      const at::Tensor pixels =
+          (video.select(0, 0) / 2 + 0.5).clamp(0, 1).mul(255).round().to(at::kByte);
       sink(pixels.permute({1, 2, 3, 0}).contiguous().to(at::kCPU));
       stage.update(i + 1);
     }

@@ -32,7 +32,8 @@ class GenerateRun {
         report_(options.strict),
         progress_(make_progress(style(options))) {
     if (!options_.report.empty()) check_output_path(options_.report, options_.overwrite);
-    if (!options_.save_latents.empty()) check_output_path(options_.save_latents, options_.overwrite);
+    if (!options_.save_latents.empty())
+      check_output_path(options_.save_latents, options_.overwrite);
     set_num_threads(options_.threads);
     load_latents_option();
     pipeline_.emplace(options_.model, pipeline_options(), report_, *progress_);
@@ -75,7 +76,8 @@ class GenerateRun {
     if (options_.latents.empty()) return;
     const TensorMap tensors = load_tensors(options_.latents);
     const auto found = tensors.find("latents");
-    require(found != tensors.end(), ErrorCode::bad_data, options_.latents, "holds no tensor 'latents'");
+    require(found != tensors.end(), ErrorCode::bad_data, options_.latents,
+            "holds no tensor 'latents'");
     require(found->second.scalar_type() == at::kFloat, ErrorCode::bad_data, options_.latents,
             "tensor 'latents': expected fp32, got ", dtype_name(found->second.scalar_type()));
     jobs_.front().request.latents = found->second;
@@ -89,7 +91,8 @@ class GenerateRun {
     const size_t end = text.find('d', percent);
     if (end == std::string::npos || end - percent > 3) return out;
     const std::string digits = text.substr(percent + 1, end - percent - 1);
-    const size_t width = digits.empty() ? 1 : static_cast<size_t>(std::max(1, std::atoi(digits.c_str())));
+    const size_t width =
+        digits.empty() ? 1 : static_cast<size_t>(std::max(1, std::atoi(digits.c_str())));
     return text.substr(0, percent) + std::string(width, '0') + text.substr(end + 1);
   }
 
@@ -182,9 +185,9 @@ class GenerateRun {
     Json video;
     video["path"] = job.out.string();
     video["settings"] = settings(job);
-    video["delivered"] = {{"num_frames", result.frames}, {"width", job.request.width},
+    video["delivered"] = {{"num_frames", result.frames},  {"width", job.request.width},
                           {"height", job.request.height}, {"fps", result.fps.text()},
-                          {"codec", result.codec}, {"pixel_format", result.pixel_format}};
+                          {"codec", result.codec},        {"pixel_format", result.pixel_format}};
     video["bytes"] = result.bytes;
     video["files"] = Json::array();
     for (const fs::path& file : result.files) {
@@ -193,15 +196,18 @@ class GenerateRun {
     video["notes"] = result.notes;
     video["resumed_from_step"] = resumed_from;
     report_.facts["videos"].push_back(video);
-    progress_->event("output", {{"path", job.out.string()}, {"bytes", result.bytes},
-                                {"num_frames", result.frames}, {"notes", result.notes}});
+    progress_->event("output", {{"path", job.out.string()},
+                                {"bytes", result.bytes},
+                                {"num_frames", result.frames},
+                                {"notes", result.notes}});
     if (!options_.json) {
       for (const std::string& note : result.notes) {
         std::fprintf(stderr, "note: %s: %s\n", printable(job.out.string()).c_str(), note.c_str());
       }
       std::printf("%s: %s\n", job.out.c_str(),
                   str(result.frames, " frames, ", job.request.width, "x", job.request.height, ", ",
-                      result.fps.text(), " fps, ", result.bytes, " bytes").c_str());
+                      result.fps.text(), " fps, ", result.bytes, " bytes")
+                      .c_str());
     }
   }
 

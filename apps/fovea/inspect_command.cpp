@@ -38,7 +38,8 @@ std::string lines_of(const Json& object) {
 
 Json describe_picture(const fs::path& path) {
   const PictureInfo info = probe_picture(path);
-  Json out = {{"kind", "picture"}, {"format", info.format}, {"width", info.width}, {"height", info.height}};
+  Json out = {
+      {"kind", "picture"}, {"format", info.format}, {"width", info.width}, {"height", info.height}};
   if (info.format == "png") {
     for (const auto& [key, text] : read_png_text(path)) {
       out[key == "Comment" ? "comment" : "text " + key] = text;
@@ -49,10 +50,11 @@ Json describe_picture(const fs::path& path) {
 
 Json describe_video(const fs::path& path) {
   const VideoInfo info = probe_video(path);
-  return {{"kind", "video"},       {"format", info.format},   {"codec", info.codec},
-          {"pixel_format", info.pixel_format}, {"width", info.width}, {"height", info.height},
-          {"num_frames", info.frames}, {"fps", info.fps.text()}, {"seconds", info.seconds},
-          {"comment", info.comment}};
+  return {{"kind", "video"},           {"format", info.format},
+          {"codec", info.codec},       {"pixel_format", info.pixel_format},
+          {"width", info.width},       {"height", info.height},
+          {"num_frames", info.frames}, {"fps", info.fps.text()},
+          {"seconds", info.seconds},   {"comment", info.comment}};
 }
 
 int run_inspect(const InspectOptions& options) {
@@ -68,7 +70,8 @@ int run_inspect(const InspectOptions& options) {
     description = describe(path);
   }
   const std::string out =
-      options.json ? description.json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n" : description.text;
+      options.json ? description.json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n"
+                   : description.text;
   require(std::fwrite(out.data(), 1, out.size(), stdout) == out.size() && std::fflush(stdout) == 0,
           ErrorCode::resource, "standard output", "cannot write");
   return 0;
@@ -79,8 +82,10 @@ int run_inspect(const InspectOptions& options) {
 void add_inspect(CLI::App& app, Action& action) {
   auto options = std::make_shared<InspectOptions>();
   CLI::App* command = app.add_subcommand(
-      "inspect", "Say what a weight file, model folder, picture or video holds, without loading weights");
-  command->footer("Example:\n  fovea inspect Wan2.1-T2V-1.3B-Diffusers\n  fovea inspect --json video.mp4");
+      "inspect",
+      "Say what a weight file, model folder, picture or video holds, without loading weights");
+  command->footer(
+      "Example:\n  fovea inspect Wan2.1-T2V-1.3B-Diffusers\n  fovea inspect --json video.mp4");
   command->add_option("path", options->path, "File or folder")->required();
   command->add_flag("--json", options->json, "As JSON");
   command->callback([options, &action] { action = [options] { return run_inspect(*options); }; });

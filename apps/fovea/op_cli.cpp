@@ -27,9 +27,12 @@ int run(OpOptions& options) {
     std::fputs(text.c_str(), stdout);
     return 0;
   }
-  require(!options.run.name.empty(), ErrorCode::usage, "op", "expected an operator's name or --list");
-  require(!options.in.empty(), ErrorCode::usage, "--in", "expected a safetensors file with the inputs");
-  require(!options.out.empty(), ErrorCode::usage, "--out", "expected a safetensors file for the output");
+  require(!options.run.name.empty(), ErrorCode::usage, "op",
+          "expected an operator's name or --list");
+  require(!options.in.empty(), ErrorCode::usage, "--in",
+          "expected a safetensors file with the inputs");
+  require(!options.out.empty(), ErrorCode::usage, "--out",
+          "expected a safetensors file for the output");
   options.run.in = options.in;
   options.run.out = options.out;
   options.run.device = parse_device(options.device);
@@ -50,7 +53,8 @@ void add_op(CLI::App& app, Action& action) {
   command->add_option("--out", options->out, "Where the output goes");
   command->add_option("--set", options->run.settings, "Option as KEY=VALUE; may be repeated");
   command->add_option("--device", options->device, "cpu, cuda or cuda:N")->capture_default_str();
-  command->add_flag("--list", options->list, "Print the operators with inputs, outputs and options");
+  command->add_flag("--list", options->list,
+                    "Print the operators with inputs, outputs and options");
   command->add_flag("--json", options->json, "With --list: as JSON");
   command->add_flag("--overwrite", options->run.overwrite, "Replace an output that exists");
   command->callback([options, &action] { action = [options] { return run(*options); }; });

@@ -36,8 +36,19 @@ class Case(unittest.TestCase):
         self.addCleanup(shutil.rmtree, self.folder, ignore_errors=True)
 
     def generate(self, *arguments, model=MODEL, out="video.mp4", prompt="a red cube", **options):
-        return run("generate", "--model", model, "--prompt", prompt, "--out", self.folder / out,
-                   *SMALL, "--quiet", *arguments, **options)
+        return run(
+            "generate",
+            "--model",
+            model,
+            "--prompt",
+            prompt,
+            "--out",
+            self.folder / out,
+            *SMALL,
+            "--quiet",
+            *arguments,
+            **options,
+        )
 
     def succeeds(self, result):
         self.assertEqual(result[0], 0, result[2])
@@ -76,7 +87,9 @@ class Outputs(Case):
     def test_mp4_holds_prompt_seed_and_settings(self):
         self.succeeds(self.generate("--fps", "23.976", prompt="a ♥ cube"))
         settings = self.comment(self.folder / "video.mp4")
-        self.assertEqual((settings["prompt"], settings["seed"], settings["steps"]), ("a ♥ cube", 7, 3))
+        self.assertEqual(
+            (settings["prompt"], settings["seed"], settings["steps"]), ("a ♥ cube", 7, 3)
+        )
         self.assertEqual(settings["fps"], "24000/1001")
 
     def test_every_format(self):
@@ -97,8 +110,22 @@ class Outputs(Case):
     def test_report_holds_what_the_contract_lists(self):
         self.succeeds(self.generate("--report", self.folder / "report.json"))
         report = json.loads((self.folder / "report.json").read_text())
-        for key in ("fovea", "command", "device", "dtype", "threads", "attention", "peak_memory",
-                    "seconds", "inputs", "videos", "warnings", "fallbacks", "model", "scheduler"):
+        for key in (
+            "fovea",
+            "command",
+            "device",
+            "dtype",
+            "threads",
+            "attention",
+            "peak_memory",
+            "seconds",
+            "inputs",
+            "videos",
+            "warnings",
+            "fallbacks",
+            "model",
+            "scheduler",
+        ):
             self.assertIn(key, report)
         video = report["videos"][0]
         self.assertEqual(video["settings"]["num_frames"], 5)
@@ -108,26 +135,45 @@ class Outputs(Case):
         self.assertIn("--seed", report["command"])
 
     def test_json_lines(self):
-        code, out, error = run("generate", "--model", MODEL, "--prompt", "x", *SMALL, "--json",
-                               "--out", self.folder / "v.gif")
+        code, out, error = run(
+            "generate",
+            "--model",
+            MODEL,
+            "--prompt",
+            "x",
+            *SMALL,
+            "--json",
+            "--out",
+            self.folder / "v.gif",
+        )
         self.assertEqual((code, error), (0, ""))
         events = [json.loads(line) for line in out.splitlines()]
         stages = [event["stage"] for event in events if event["event"] == "stage"]
         for stage in ("load_text_encoder", "encode_text", "load_transformer", "denoise", "decode"):
             self.assertIn(stage, stages)
-        steps = [event["done"] for event in events
-                 if event["event"] == "progress" and event["stage"] == "denoise"]
+        steps = [
+            event["done"]
+            for event in events
+            if event["event"] == "progress" and event["stage"] == "denoise"
+        ]
         self.assertEqual(steps, [0, 1, 2, 3])
         self.assertEqual(events[-1]["event"], "output")
 
     def test_latents_go_out_and_in(self):
         from safetensors.torch import load_file, save_file
         import torch
+
         noise = torch.randn((1, 16, 2, 4, 6), generator=torch.Generator("cpu").manual_seed(7))
         save_file({"latents": noise}, self.folder / "noise.safetensors")
         self.succeeds(self.generate("--save-latents", self.folder / "a.safetensors", out="a.gif"))
-        self.succeeds(self.generate("--save-latents", self.folder / "b.safetensors", out="b.gif",
-                                    *["--latents", self.folder / "noise.safetensors", "--seed", "99"]))
+        self.succeeds(
+            self.generate(
+                "--save-latents",
+                self.folder / "b.safetensors",
+                out="b.gif",
+                *["--latents", self.folder / "noise.safetensors", "--seed", "99"],
+            )
+        )
         a = load_file(self.folder / "a.safetensors")["latents"]
         b = load_file(self.folder / "b.safetensors")["latents"]
         self.assertEqual((tuple(a.shape), a.dtype), ((1, 16, 2, 4, 6), torch.float32))
@@ -138,8 +184,17 @@ class Outputs(Case):
         lines = [json.dumps(line) for line in lines]
         (self.folder / "list.jsonl").write_text(lines[0] + "\n\n" + lines[1] + "\n")
         (self.folder / "out").mkdir()
-        code, out, error = run("generate", "--model", MODEL, "--prompts", self.folder / "list.jsonl",
-                               "--out", self.folder / "out", *SMALL, "--json")
+        code, out, error = run(
+            "generate",
+            "--model",
+            MODEL,
+            "--prompts",
+            self.folder / "list.jsonl",
+            "--out",
+            self.folder / "out",
+            *SMALL,
+            "--json",
+        )
         self.assertEqual(code, 0, error)
         self.assertEqual(sorted(os.listdir(self.folder / "out")), ["0001.mp4", "blue.gif"])
         self.assertEqual(out.count('"stage":"load_transformer","seconds"'), 1)
@@ -149,8 +204,21 @@ class Outputs(Case):
 class Resume(Case):
     def interrupt(self, stage, done, *arguments, number=signal.SIGINT, out="v.gif"):
         """Starts a run and sends the signal when the stage has come so far."""
-        command = [PROGRAM, "generate", "--model", MODEL, "--prompt", "x", *SMALL, "--steps", "40",
-                   "--json", "--out", self.folder / out, *arguments]
+        command = [
+            PROGRAM,
+            "generate",
+            "--model",
+            MODEL,
+            "--prompt",
+            "x",
+            *SMALL,
+            "--steps",
+            "40",
+            "--json",
+            "--out",
+            self.folder / out,
+            *arguments,
+        ]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for line in process.stdout:
             event = json.loads(line)
@@ -162,8 +230,14 @@ class Resume(Case):
         return process.returncode, "", error.decode(), time.monotonic() - start
 
     def test_signals_leave_nothing(self):
-        for stage, done in (("load_text_encoder", 0), ("encode_text", 0), ("load_vae", 0),
-                            ("denoise", 1), ("denoise", 20), ("decode", 1)):
+        for stage, done in (
+            ("load_text_encoder", 0),
+            ("encode_text", 0),
+            ("load_vae", 0),
+            ("denoise", 1),
+            ("denoise", 20),
+            ("decode", 1),
+        ):
             for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)):
                 *result, seconds = self.interrupt(stage, done, number=number)
                 if result[0] == 0:  # it was over before the signal arrived
@@ -176,27 +250,52 @@ class Resume(Case):
         whole = ["--steps", "40", "--save-latents", self.folder / "whole.safetensors"]
         self.succeeds(self.generate(*whole, out="whole.gif", prompt="x"))
         result = self.interrupt("denoise", 12, "--resume")
-        self.fails(result[:3], 130, left=["v.gif.resume.safetensors", "whole.gif", "whole.safetensors"])
-        self.succeeds(self.generate("--steps", "40", "--resume", "--report", self.folder / "r.json",
-                                    "--save-latents", self.folder / "v.safetensors", out="v.gif", prompt="x"))
+        self.fails(
+            result[:3], 130, left=["v.gif.resume.safetensors", "whole.gif", "whole.safetensors"]
+        )
+        self.succeeds(
+            self.generate(
+                "--steps",
+                "40",
+                "--resume",
+                "--report",
+                self.folder / "r.json",
+                "--save-latents",
+                self.folder / "v.safetensors",
+                out="v.gif",
+                prompt="x",
+            )
+        )
         report = json.loads((self.folder / "r.json").read_text())
         self.assertGreaterEqual(report["videos"][0]["resumed_from_step"], 12)
-        self.assertEqual((self.folder / "whole.safetensors").read_bytes(),
-                         (self.folder / "v.safetensors").read_bytes())
-        self.assertEqual((self.folder / "whole.gif").read_bytes(), (self.folder / "v.gif").read_bytes())
+        self.assertEqual(
+            (self.folder / "whole.safetensors").read_bytes(),
+            (self.folder / "v.safetensors").read_bytes(),
+        )
+        self.assertEqual(
+            (self.folder / "whole.gif").read_bytes(), (self.folder / "v.gif").read_bytes()
+        )
         self.assertFalse((self.folder / "v.gif.resume.safetensors").exists())
 
     def test_state_of_other_settings_is_a_conflict(self):
         self.interrupt("denoise", 12, "--resume")
         state = ["v.gif.resume.safetensors"]
-        self.fails(self.generate("--steps", "40", "--resume", "--seed", "8", out="v.gif", prompt="x"), 7,
-                   "settings", left=state)
+        self.fails(
+            self.generate("--steps", "40", "--resume", "--seed", "8", out="v.gif", prompt="x"),
+            7,
+            "settings",
+            left=state,
+        )
 
     def test_damaged_state_is_bad_data(self):
         self.interrupt("denoise", 12, "--resume")
         state = self.folder / "v.gif.resume.safetensors"
         state.write_bytes(state.read_bytes()[:-5])
-        self.fails(self.generate("--steps", "40", "--resume", out="v.gif", prompt="x"), 3, left=[state.name])
+        self.fails(
+            self.generate("--steps", "40", "--resume", out="v.gif", prompt="x"),
+            3,
+            left=[state.name],
+        )
 
     def test_finished_videos_are_skipped(self):
         self.succeeds(self.generate("--resume"))
@@ -208,15 +307,24 @@ class Resume(Case):
 
 class BadOptions(Case):
     def test_values(self):
-        for arguments, word in ((["--num-frames", "6"], "--num-frames"), (["--num-frames", "0"], "--num-frames"),
-                                (["--height", "40"], "--height"), (["--width", "-32"], "--width"),
-                                (["--steps", "0"], "--steps"), (["--steps", "two"], "--steps"),
-                                (["--guidance-scale", "nan"], "--guidance-scale"),
-                                (["--guidance-scale", "inf"], "--guidance-scale"),
-                                (["--fps", "0"], "--fps"), (["--fps", "fast"], "--fps"),
-                                (["--dtype", "int4"], "--dtype"), (["--device", "tpu"], "--device"),
-                                (["--threads", "-1"], "--threads"), (["--scheduler", "ddim"], "ddim"),
-                                (["--flow-shift", "0"], "shift"), (["--no-such-option"], "no-such-option")):
+        for arguments, word in (
+            (["--num-frames", "6"], "--num-frames"),
+            (["--num-frames", "0"], "--num-frames"),
+            (["--height", "40"], "--height"),
+            (["--width", "-32"], "--width"),
+            (["--steps", "0"], "--steps"),
+            (["--steps", "two"], "--steps"),
+            (["--guidance-scale", "nan"], "--guidance-scale"),
+            (["--guidance-scale", "inf"], "--guidance-scale"),
+            (["--fps", "0"], "--fps"),
+            (["--fps", "fast"], "--fps"),
+            (["--dtype", "int4"], "--dtype"),
+            (["--device", "tpu"], "--device"),
+            (["--threads", "-1"], "--threads"),
+            (["--scheduler", "ddim"], "ddim"),
+            (["--flow-shift", "0"], "shift"),
+            (["--no-such-option"], "no-such-option"),
+        ):
             self.fails(self.generate(*arguments), 2, word)
 
     def test_missing_options(self):
@@ -225,8 +333,21 @@ class BadOptions(Case):
         self.fails(run("no-such-command"), 2)
 
     def test_sizes_above_the_budget(self):
-        self.fails(run("generate", "--model", MODEL, "--prompt", "x", "--out", self.folder / "v.mp4",
-                       "--width", "8192"), 4, "4096")
+        self.fails(
+            run(
+                "generate",
+                "--model",
+                MODEL,
+                "--prompt",
+                "x",
+                "--out",
+                self.folder / "v.mp4",
+                "--width",
+                "8192",
+            ),
+            4,
+            "4096",
+        )
 
     def test_no_gpu_is_a_device_error(self):
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
@@ -240,8 +361,22 @@ class BadOptions(Case):
 
     def test_failed_run_keeps_the_old_output(self):
         (self.folder / "video.mp4").write_bytes(b"mine")
-        self.fails(run("generate", "--model", MODEL, "--prompt", "x", "--overwrite", "--num-frames", "6",
-                       "--out", self.folder / "video.mp4"), 2, left=["video.mp4"])
+        self.fails(
+            run(
+                "generate",
+                "--model",
+                MODEL,
+                "--prompt",
+                "x",
+                "--overwrite",
+                "--num-frames",
+                "6",
+                "--out",
+                self.folder / "video.mp4",
+            ),
+            2,
+            left=["video.mp4"],
+        )
         self.assertEqual((self.folder / "video.mp4").read_bytes(), b"mine")
 
     def test_output_folder_missing(self):
@@ -257,6 +392,7 @@ class BadOptions(Case):
     def test_disk_full(self):
         def limit():
             resource.setrlimit(resource.RLIMIT_FSIZE, (700, 700))
+
         for out in ("v.mp4", "v.gif", "v.webm", "f%d.png"):
             self.fails(self.generate(out=out, preexec_fn=limit), 4)
 
@@ -265,8 +401,12 @@ class BadOptions(Case):
         os.remove(self.folder / "video.mp4")
         listing = self.folder / "list.jsonl"
         listing.write_text(json.dumps({"prompt": "x" * 65537}))
-        self.fails(run("generate", "--model", MODEL, "--prompts", listing, "--out", self.folder, *SMALL), 4,
-                   "prompt", left=["list.jsonl"])
+        self.fails(
+            run("generate", "--model", MODEL, "--prompts", listing, "--out", self.folder, *SMALL),
+            4,
+            "prompt",
+            left=["list.jsonl"],
+        )
 
     def test_prompt_of_invalid_utf8(self):
         self.fails(self.generate(prompt=b"red \xff cube"), 3, "byte 4")
@@ -274,12 +414,30 @@ class BadOptions(Case):
     def test_prompt_list_names_the_line(self):
         (self.folder / "out").mkdir()
         listing = self.folder / "list.jsonl"
-        for text, word in (('{"prompt": "x"}\n{"prompt": }', "list.jsonl:2"), ('{"promt": "x"}', "prompt"),
-                           ('{"prompt": "x", "out": "../x.mp4"}', "out"), ("\n\n", "no prompt"),
-                           ('{"prompt": "x", "steps": "many"}', "steps"), ("[]", "list.jsonl:1")):
+        for text, word in (
+            ('{"prompt": "x"}\n{"prompt": }', "list.jsonl:2"),
+            ('{"promt": "x"}', "prompt"),
+            ('{"prompt": "x", "out": "../x.mp4"}', "out"),
+            ("\n\n", "no prompt"),
+            ('{"prompt": "x", "steps": "many"}', "steps"),
+            ("[]", "list.jsonl:1"),
+        ):
             listing.write_text(text)
-            self.fails(run("generate", "--model", MODEL, "--prompts", listing, "--out", self.folder / "out",
-                           *SMALL), 3, word, left=["list.jsonl", "out"])
+            self.fails(
+                run(
+                    "generate",
+                    "--model",
+                    MODEL,
+                    "--prompts",
+                    listing,
+                    "--out",
+                    self.folder / "out",
+                    *SMALL,
+                ),
+                3,
+                word,
+                left=["list.jsonl", "out"],
+            )
         self.assertEqual(os.listdir(self.folder / "out"), [])
 
 
@@ -307,19 +465,29 @@ class BadModels(Case):
         model = self.copy_model()
         path = self.weights(model)
         size = struct.unpack("<Q", path.read_bytes()[:8])[0]
-        names = [name for name in json.loads(path.read_bytes()[8:8 + size]) if name != "__metadata__"]
+        names = [
+            name for name in json.loads(path.read_bytes()[8 : 8 + size]) if name != "__metadata__"
+        ]
         index = {"metadata": {}, "weight_map": {name: "part-1.safetensors" for name in names}}
         index["weight_map"][names[0]] = "part-2.safetensors"
         path.rename(path.parent / "part-1.safetensors")
-        (path.parent / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+        (path.parent / "diffusion_pytorch_model.safetensors.index.json").write_text(
+            json.dumps(index)
+        )
         self.fails(self.generate(model=model), 3, "part-2.safetensors")
 
     def test_truncated_and_lying_headers(self):
         for part in ("transformer", "vae"):
             model = self.copy_model()
             whole = self.weights(model, part).read_bytes()
-            lies = (whole[:-10], whole[:100], whole[:4], b"", struct.pack("<Q", 1 << 60) + whole[8:],
-                    struct.pack("<Q", 3) + whole[8:])
+            lies = (
+                whole[:-10],
+                whole[:100],
+                whole[:4],
+                b"",
+                struct.pack("<Q", 1 << 60) + whole[8:],
+                struct.pack("<Q", 3) + whole[8:],
+            )
             for data in lies:
                 self.weights(model, part).write_bytes(data)
                 self.fails(self.generate(model=model), 3, "diffusion_pytorch_model.safetensors")
@@ -329,12 +497,13 @@ class BadModels(Case):
         path = self.weights(model)
         data = path.read_bytes()
         size = struct.unpack("<Q", data[:8])[0]
-        header = data[8:8 + size].replace(b'"F32"', b'"I32"', 1)
-        path.write_bytes(data[:8] + header + data[8 + size:])
+        header = data[8 : 8 + size].replace(b'"F32"', b'"I32"', 1)
+        path.write_bytes(data[:8] + header + data[8 + size :])
         self.fails(self.generate(model=model), 3, "I32")
 
     def test_missing_and_unused_keys(self):
         from safetensors.torch import load_file, save_file
+
         model = self.copy_model()
         tensors = load_file(self.weights(model))
         gone = tensors.pop("proj_out.bias")
@@ -350,12 +519,14 @@ class BadModels(Case):
         self.fails(self.generate("--strict", model=model), 3, "surplus")
 
     def test_config_values_are_named(self):
-        for part, file, key, value in (("transformer", "config.json", "attention_head_dim", 13),
-                                       ("transformer", "config.json", "num_layers", "two"),
-                                       ("vae", "config.json", "z_dim", -1),
-                                       ("text_encoder", "config.json", "d_model", 0),
-                                       ("scheduler", "scheduler_config.json", "solver_type", "magic"),
-                                       (".", "model_index.json", "_class_name", "FluxPipeline")):
+        for part, file, key, value in (
+            ("transformer", "config.json", "attention_head_dim", 13),
+            ("transformer", "config.json", "num_layers", "two"),
+            ("vae", "config.json", "z_dim", -1),
+            ("text_encoder", "config.json", "d_model", 0),
+            ("scheduler", "scheduler_config.json", "solver_type", "magic"),
+            (".", "model_index.json", "_class_name", "FluxPipeline"),
+        ):
             model = self.copy_model()
             self.edit_json(model / part / file, **{key: value})
             self.fails(self.generate(model=model), 3, key)
@@ -364,15 +535,20 @@ class BadModels(Case):
         model = self.copy_model()
         self.edit_json(model / "transformer/config.json", brand_new_option=1)
         _, _, error = self.succeeds(self.generate("--report", self.folder / "r.json", model=model))
-        self.assertEqual(len([line for line in error.splitlines() if "brand_new_option" in line]), 1)
+        self.assertEqual(
+            len([line for line in error.splitlines() if "brand_new_option" in line]), 1
+        )
         report = json.loads((self.folder / "r.json").read_text())
         self.assertTrue(any("brand_new_option" in line for line in report["warnings"]))
         os.remove(self.folder / "video.mp4")
         self.fails(self.generate("--strict", model=model), 3, "brand_new_option", left=["r.json"])
 
     def test_malformed_json(self):
-        for part, file in ((".", "model_index.json"), ("transformer", "config.json"),
-                           ("tokenizer", "tokenizer.json")):
+        for part, file in (
+            (".", "model_index.json"),
+            ("transformer", "config.json"),
+            ("tokenizer", "tokenizer.json"),
+        ):
             model = self.copy_model()
             path = model / part / file
             path.write_bytes(path.read_bytes()[:-20])
@@ -380,6 +556,7 @@ class BadModels(Case):
 
     def test_non_finite_weights(self):
         from safetensors.torch import load_file, save_file
+
         model = self.copy_model()
         tensors = load_file(self.weights(model))
         tensors["proj_out.bias"][0] = float("nan")
@@ -388,6 +565,7 @@ class BadModels(Case):
 
     def test_overflowing_activations_name_the_step(self):
         from safetensors.torch import load_file, save_file
+
         model = self.copy_model()
         tensors = load_file(self.weights(model))
         tensors["proj_out.weight"] *= 1e38

@@ -8,8 +8,8 @@
 namespace fovea {
 namespace {
 
-using test::TemporaryFolder;
 using test::expect_error;
+using test::TemporaryFolder;
 using test::write_bytes;
 
 Config config(const std::string& text) { return {parse_json(text, "config.json"), "config.json"}; }

@@ -8,8 +8,8 @@
 namespace fovea {
 namespace {
 
-using test::TemporaryFolder;
 using test::expect_error;
+using test::TemporaryFolder;
 using test::write_bytes;
 
 const std::string kStem = "diffusion_pytorch_model";

@@ -9,23 +9,81 @@ import PIL.Image
 import torch
 from diffusers.video_processor import VideoProcessor
 from safetensors.torch import save_file
-from transformers import (CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConfig, CLIPVisionConfig,
-                          CLIPVisionModel, CLIPVisionModelWithProjection)
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
+)
 
 TOWERS = {
-    "head12": dict(hidden_size=24, intermediate_size=56, num_hidden_layers=3, num_attention_heads=2,
-                   image_size=28, patch_size=14, hidden_act="quick_gelu"),
-    "head64": dict(hidden_size=128, intermediate_size=200, num_hidden_layers=2, num_attention_heads=2,
-                   image_size=42, patch_size=14, hidden_act="gelu"),
-    "head80": dict(hidden_size=160, intermediate_size=320, num_hidden_layers=4, num_attention_heads=2,
-                   image_size=224, patch_size=14, hidden_act="gelu", layer_norm_eps=1e-6),
-    "ragged": dict(hidden_size=32, intermediate_size=40, num_hidden_layers=1, num_attention_heads=4,
-                   image_size=30, patch_size=8, hidden_act="gelu_new"),
-    "projected": dict(hidden_size=24, intermediate_size=24, num_hidden_layers=2, num_attention_heads=1,
-                      image_size=16, patch_size=8, hidden_act="gelu_pytorch_tanh", projection_dim=12),
+    "head12": dict(
+        hidden_size=24,
+        intermediate_size=56,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=28,
+        patch_size=14,
+        hidden_act="quick_gelu",
+    ),
+    "head64": dict(
+        hidden_size=128,
+        intermediate_size=200,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=42,
+        patch_size=14,
+        hidden_act="gelu",
+    ),
+    "head80": dict(
+        hidden_size=160,
+        intermediate_size=320,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        image_size=224,
+        patch_size=14,
+        hidden_act="gelu",
+        layer_norm_eps=1e-6,
+    ),
+    "ragged": dict(
+        hidden_size=32,
+        intermediate_size=40,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        image_size=30,
+        patch_size=8,
+        hidden_act="gelu_new",
+    ),
+    "projected": dict(
+        hidden_size=24,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=1,
+        image_size=16,
+        patch_size=8,
+        hidden_act="gelu_pytorch_tanh",
+        projection_dim=12,
+    ),
 }
-ACTIVATIONS = ["quick_gelu", "gelu", "gelu_python", "gelu_pytorch_tanh", "gelu_new", "gelu_accurate",
-               "gelu_fast", "relu", "relu2", "silu", "swish", "mish", "sigmoid", "tanh"]
+ACTIVATIONS = [
+    "quick_gelu",
+    "gelu",
+    "gelu_python",
+    "gelu_pytorch_tanh",
+    "gelu_new",
+    "gelu_accurate",
+    "gelu_fast",
+    "relu",
+    "relu2",
+    "silu",
+    "swish",
+    "mish",
+    "sigmoid",
+    "tanh",
+]
 PROCESSORS = {
     "default": {},
     "square": {"size": {"height": 40, "width": 30}, "crop_size": {"height": 32, "width": 32}},
@@ -33,11 +91,25 @@ PROCESSORS = {
     "edges": {"size": {"shortest_edge": 50, "longest_edge": 64}, "do_center_crop": False},
     "box": {"size": {"max_height": 48, "max_width": 60}, "crop_size": [33, 50]},
     "bilinear": {"resample": 2, "size": {"shortest_edge": 61}, "crop_size": 71},
-    "nearest": {"resample": 0, "size": {"shortest_edge": 61}, "crop_size": {"height": 60, "width": 61}},
+    "nearest": {
+        "resample": 0,
+        "size": {"shortest_edge": 61},
+        "crop_size": {"height": 60, "width": 61},
+    },
     "raw": {"do_resize": False, "do_rescale": False, "crop_size": 45},
     "plain": {"do_normalize": False, "size": {"shortest_edge": 32}, "crop_size": 32},
-    "bytes": {"do_normalize": False, "do_rescale": False, "size": {"shortest_edge": 32}, "crop_size": 32},
-    "values": {"image_mean": 0.5, "image_std": [0.3, 0.4, 0.5], "rescale_factor": 0.01, "crop_size": 224},
+    "bytes": {
+        "do_normalize": False,
+        "do_rescale": False,
+        "size": {"shortest_edge": 32},
+        "crop_size": 32,
+    },
+    "values": {
+        "image_mean": 0.5,
+        "image_std": [0.3, 0.4, 0.5],
+        "rescale_factor": 0.01,
+        "crop_size": 224,
+    },
     "big_square": {"default_to_square": True, "size": 64, "crop_size": 64},
 }
 SIZES = [(37, 61), (61, 37), (300, 227), (224, 224), (50, 50), (17, 130)]
@@ -70,29 +142,45 @@ def make_towers(out, generator):
             states = model(pixels, output_hidden_states=True).hidden_states
             tower = model.vision_model if name == "projected" else model
             results[f"{name}.pooled"] = tower(pixels).pooler_output
-            results[f"{name}.half"] = model.to(torch.bfloat16)(
-                pixels, output_hidden_states=True).hidden_states[-2].float()
+            results[f"{name}.half"] = (
+                model.to(torch.bfloat16)(pixels, output_hidden_states=True)
+                .hidden_states[-2]
+                .float()
+            )
         results[f"{name}.pixels"] = pixels
         for index, state in enumerate(states):
             results[f"{name}.state{index}"] = state
     # The vision half of a whole CLIP model, which CLIPVisionModel.from_pretrained takes as well.
-    config = CLIPConfig(text_config=CLIPTextConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1,
-                                                   num_attention_heads=1, vocab_size=10).to_dict(),
-                        vision_config=CLIPVisionConfig(**TOWERS["head12"]).to_dict(), projection_dim=6)
+    config = CLIPConfig(
+        text_config=CLIPTextConfig(
+            hidden_size=8,
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            vocab_size=10,
+        ).to_dict(),
+        vision_config=CLIPVisionConfig(**TOWERS["head12"]).to_dict(),
+        projection_dim=6,
+    )
     whole = CLIPModel(config)
     randomize(whole, generator)
     whole.save_pretrained(os.path.join(out, "whole"))
     results["whole.pixels"] = torch.randn(1, 3, 28, 28, generator=generator)
     with torch.no_grad():
         model = CLIPVisionModel.from_pretrained(os.path.join(out, "whole")).eval()
-        results["whole.state2"] = model(results["whole.pixels"], output_hidden_states=True).hidden_states[-2]
+        results["whole.state2"] = model(
+            results["whole.pixels"], output_hidden_states=True
+        ).hidden_states[-2]
     x = torch.randn(50, generator=generator) * 3
     results["activation.x"] = x
     from transformers.activations import ACT2FN
+
     for name in ACTIVATIONS:
         results[f"activation.{name}"] = ACT2FN[name](x)
-    save_file({key: value.contiguous().clone() for key, value in results.items()},
-              os.path.join(out, "towers.safetensors"))
+    save_file(
+        {key: value.contiguous().clone() for key, value in results.items()},
+        os.path.join(out, "towers.safetensors"),
+    )
 
 
 def picture(height, width, rng):
@@ -114,10 +202,14 @@ def make_pictures(out):
             value = processor(images=image, return_tensors="pt")["pixel_values"]
             results[f"{name}.{index}"] = value.to(torch.float32)
         for size in ((48, 80), (64, 32)):
-            value = VideoProcessor(vae_scale_factor=8).preprocess(image, height=size[0], width=size[1])
+            value = VideoProcessor(vae_scale_factor=8).preprocess(
+                image, height=size[0], width=size[1]
+            )
             results[f"video{size[0]}.{index}"] = value
-    save_file({key: value.contiguous() for key, value in results.items()},
-              os.path.join(out, "pictures.safetensors"))
+    save_file(
+        {key: value.contiguous() for key, value in results.items()},
+        os.path.join(out, "pictures.safetensors"),
+    )
     for name, options in PROCESSORS.items():
         folder = os.path.join(out, "processors", name)
         CLIPImageProcessor(**options).save_pretrained(folder)

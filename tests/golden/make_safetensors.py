@@ -19,10 +19,21 @@ import torch
 from safetensors.torch import load_file, save_file
 
 TYPES = {
-    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2, "I16": torch.int16, "U16": torch.uint16, "F16": torch.float16,
-    "BF16": torch.bfloat16, "I32": torch.int32, "U32": torch.uint32, "F32": torch.float32,
-    "F64": torch.float64, "I64": torch.int64, "U64": torch.uint64,
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I16": torch.int16,
+    "U16": torch.uint16,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I32": torch.int32,
+    "U32": torch.uint32,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "I64": torch.int64,
+    "U64": torch.uint64,
 }
 
 
@@ -40,7 +51,9 @@ def random_bits(dtype, shape, generator):
 
 def make_all(out):
     generator = torch.Generator().manual_seed(1)
-    tensors = {f"{name}.\u00fc": random_bits(dtype, (3, 5), generator) for name, dtype in TYPES.items()}
+    tensors = {
+        f"{name}.\u00fc": random_bits(dtype, (3, 5), generator) for name, dtype in TYPES.items()
+    }
     tensors["scalar"] = torch.tensor(2.5)
     tensors["empty"] = torch.empty((0, 7), dtype=torch.float16)
     save_file(tensors, out / "all.safetensors", metadata={"format": 'p"t'})
@@ -53,8 +66,14 @@ def make_model(out):
 
     torch.manual_seed(2)
     model = WanTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=12, text_dim=32, freq_dim=256, ffn_dim=32, num_layers=2,
-        cross_attn_norm=True, rope_max_seq_len=32,
+        num_attention_heads=2,
+        attention_head_dim=12,
+        text_dim=32,
+        freq_dim=256,
+        ffn_dim=32,
+        num_layers=2,
+        cross_attn_norm=True,
+        rope_max_seq_len=32,
     )
     model.save_pretrained(out / "single")
     model.save_pretrained(out / "sharded", max_shard_size="30KB")

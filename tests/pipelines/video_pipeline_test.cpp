@@ -18,7 +18,8 @@ VideoRequest request_of(const Json& item) {
   VideoRequest request;
   request.prompt = item["prompt"];
   request.negative_prompt = item["negative_prompt"];
-  if (!item["image"].is_null()) request.image = golden("pipeline") / item["image"].get<std::string>();
+  if (!item["image"].is_null())
+    request.image = golden("pipeline") / item["image"].get<std::string>();
   request.height = item["height"];
   request.width = item["width"];
   request.num_frames = item["num_frames"];
@@ -68,11 +69,12 @@ Json find_case(const std::string& name) {
 }
 
 Result run_case(const Json& item, const DenoiseHooks& hooks = {}) {
-  return Runner(golden("pipeline") / item["folder"].get<std::string>()).run(request_of(item), hooks);
+  return Runner(golden("pipeline") / item["folder"].get<std::string>())
+      .run(request_of(item), hooks);
 }
 
-// Every case that tests/golden/make_pipeline.py has run through diffusers: both schedulers, with and
-// without guidance, text- and image-to-video.
+// Every case that tests/golden/make_pipeline.py has run through diffusers: both schedulers, with
+// and without guidance, text- and image-to-video.
 TEST(VideoPipeline, EqualsDiffusers) {
   const Json cases = read_json(golden("pipeline") / "cases.json");
   ASSERT_GE(cases.size(), 10u);
@@ -93,7 +95,8 @@ TEST(VideoPipeline, EqualsDiffusers) {
 TEST(VideoPipeline, NoiseIsBitIdentical) {
   for (const char* name : {"plain", "long", "euler"}) {
     const Json item = find_case(name);
-    const TensorMap expected = load_tensors(golden("pipeline") / (std::string(name) + ".safetensors"));
+    const TensorMap expected =
+        load_tensors(golden("pipeline") / (std::string(name) + ".safetensors"));
     VideoRequest request = request_of(item);
     Runner drawn(golden("pipeline") / item["folder"].get<std::string>());
     Runner given(golden("pipeline") / item["folder"].get<std::string>());
@@ -118,7 +121,8 @@ TEST(VideoPipeline, ResumesBitIdentically) {
     for (const size_t step : {0u, 2u, 5u}) {
       DenoiseHooks resume;
       resume.resume = states[step];
-      EXPECT_TRUE(at::equal(run_case(item, resume).latents, whole.latents)) << name << " after step " << step + 1;
+      EXPECT_TRUE(at::equal(run_case(item, resume).latents, whole.latents))
+          << name << " after step " << step + 1;
     }
   }
 }
@@ -163,15 +167,21 @@ TEST(VideoPipeline, RefusesWhatTheModelCannotMake) {
   };
   using Refusal = std::pair<ErrorCode, std::string>;
   EXPECT_EQ(with([](VideoRequest&) {}).second, "accepted");
-  EXPECT_EQ(with([](VideoRequest& r) { r.num_frames = 6; }), (Refusal{ErrorCode::usage, "--num-frames"}));
-  EXPECT_EQ(with([](VideoRequest& r) { r.num_frames = 0; }), (Refusal{ErrorCode::usage, "--num-frames"}));
+  EXPECT_EQ(with([](VideoRequest& r) { r.num_frames = 6; }),
+            (Refusal{ErrorCode::usage, "--num-frames"}));
+  EXPECT_EQ(with([](VideoRequest& r) { r.num_frames = 0; }),
+            (Refusal{ErrorCode::usage, "--num-frames"}));
   EXPECT_EQ(with([](VideoRequest& r) { r.height = 40; }), (Refusal{ErrorCode::usage, "--height"}));
   EXPECT_EQ(with([](VideoRequest& r) { r.width = -16; }), (Refusal{ErrorCode::usage, "--width"}));
   EXPECT_EQ(with([](VideoRequest& r) { r.num_steps = 0; }), (Refusal{ErrorCode::usage, "--steps"}));
-  EXPECT_EQ(with([](VideoRequest& r) { r.guidance_scale = NAN; }), (Refusal{ErrorCode::usage, "--guidance-scale"}));
+  EXPECT_EQ(with([](VideoRequest& r) { r.guidance_scale = NAN; }),
+            (Refusal{ErrorCode::usage, "--guidance-scale"}));
   EXPECT_EQ(with([](VideoRequest& r) { r.width = 8192; }).first, ErrorCode::resource);
-  EXPECT_EQ(with([](VideoRequest& r) { r.image = "x.png"; }), (Refusal{ErrorCode::usage, "--image"}));
-  EXPECT_EQ(with([](VideoRequest& r) { r.latents = at::zeros({1, 16, 2, 4, 5}); }),
+  EXPECT_EQ(with([](VideoRequest& r) { r.image = "x.png"; }),
+            (Refusal{ErrorCode::usage, "--image"}));
+  EXPECT_EQ(with([](VideoRequest& r) {
+              r.latents = at::zeros({1, 16, 2, 4, 5});
+            }),
             (Refusal{ErrorCode::bad_data, "--latents"}));
   EXPECT_EQ(refusal("i2v-64", good), (Refusal{ErrorCode::usage, "--image"}));
 }
