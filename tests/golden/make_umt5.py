@@ -1,17 +1,18 @@
-"""Writes tiny random T5 and UMT5 encoders with the hidden states and prompt embeddings that transformers
-and diffusers give.
+"""Writes tiny random T5 and UMT5 encoders with the hidden states and prompt embeddings that
+transformers and diffusers give.
 
 usage: make_umt5.py OUT_DIR
 
 OUT_DIR/NAME/                   config.json and weights
 OUT_DIR/NAME/class.txt          class of the encoder
-OUT_DIR/NAME/golden.safetensors ids [2, L], valid_len [2], hidden [2, L, d_model], alone [1, L, d_model]
-                                (first row's valid tokens by themselves); bf16, fp16: of those dtypes
-OUT_DIR/pipeline/               tokenizer/, text_encoder/, prompts.json, golden.safetensors: embeds
+OUT_DIR/NAME/golden.safetensors ids [2, L], valid_len [2], hidden [2, L, d_model]; alone: the first
+                                row's valid tokens by themselves; bf16, fp16: of those dtypes
+OUT_DIR/pipeline/               tokenizer/, text_encoder/, prompts.json, golden.safetensors
 """
 
 import json
 import os
+import shutil
 import sys
 import types
 
@@ -73,8 +74,7 @@ def edit_config(out_dir, name, source, **keys):
     with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as file:
         json.dump(config, file)
     for file in ("class.txt", "golden.safetensors"):
-        with open(os.path.join(origin, file), "rb") as a, open(os.path.join(folder, file), "wb") as b:
-            b.write(a.read())
+        shutil.copy(os.path.join(origin, file), folder)
     return load_file(os.path.join(origin, "model.safetensors"))
 
 
@@ -83,26 +83,30 @@ def save_weights(out_dir, name, weights):
 
 
 def write_variants(out_dir, generator):
-    small = dict(vocab_size=101, d_model=24, d_ff=40, num_layers=2, num_heads=3, relative_attention_num_buckets=8,
-                 relative_attention_max_distance=20)
+    small = dict(vocab_size=101, d_model=24, d_ff=40, num_layers=2, num_heads=3,
+                 relative_attention_num_buckets=8, relative_attention_max_distance=20)
+    medium = dict(vocab_size=60, d_model=32, d_kv=8, d_ff=48, num_heads=4)
     for d_kv in (8, 12, 64, 128):
-        write_variant(out_dir, f"umt5_{d_kv}", UMT5EncoderModel, UMT5Config(**{**small, "d_kv": d_kv}), generator)
+        write_variant(out_dir, f"umt5_{d_kv}", UMT5EncoderModel, UMT5Config(**small, d_kv=d_kv),
+                      generator)
         write_variant(out_dir, f"t5_{d_kv}", T5EncoderModel,
-                      T5Config(**{**small, "d_kv": d_kv, "feed_forward_proj": "gated-gelu"}), generator)
-    for kind in ("relu", "gelu", "gated-silu", "gated-relu", "gelu_new", "quick_gelu", "gated-tanh"):
+                      T5Config(**small, d_kv=d_kv, feed_forward_proj="gated-gelu"), generator)
+    for kind in ("relu", "gelu", "gated-silu", "gated-relu", "gelu_new", "quick_gelu",
+                 "gated-tanh"):
         write_variant(out_dir, kind.replace("-", "_"), UMT5EncoderModel,
-                      UMT5Config(**{**small, "d_kv": 8, "feed_forward_proj": kind}), generator)
-    write_variant(out_dir, "t5_default", T5EncoderModel,
-                  T5Config(vocab_size=60, d_model=32, d_kv=8, d_ff=48, num_layers=3, num_heads=4), generator, 300)
-    write_variant(out_dir, "odd_buckets", UMT5EncoderModel, UMT5Config(
-        vocab_size=60, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4, relative_attention_num_buckets=7,
-        relative_attention_max_distance=50, layer_norm_epsilon=1e-3), generator, 140)
-    write_variant(out_dir, "no_layers", UMT5EncoderModel, UMT5Config(
-        vocab_size=60, d_model=32, d_kv=8, d_ff=48, num_layers=0, num_heads=4), generator)
+                      UMT5Config(**small, d_kv=8, feed_forward_proj=kind), generator)
+    write_variant(out_dir, "t5_default", T5EncoderModel, T5Config(**medium, num_layers=3),
+                  generator, 300)
+    write_variant(out_dir, "odd_buckets", UMT5EncoderModel,
+                  UMT5Config(**medium, num_layers=1, relative_attention_num_buckets=7,
+                             relative_attention_max_distance=50, layer_norm_epsilon=1e-3),
+                  generator, 140)
+    write_variant(out_dir, "no_layers", UMT5EncoderModel, UMT5Config(**medium, num_layers=0),
+                  generator)
     # The same encoders, told otherwise.
-    weights = edit_config(out_dir, "aliases", "umt5_12", d_model="DROP", num_heads="DROP", d_kv="DROP",
-                          num_layers=7, hidden_size=24, num_attention_heads=3, head_dim=12, num_hidden_layers=2,
-                          feed_forward_proj="relu")
+    weights = edit_config(out_dir, "aliases", "umt5_12", d_model="DROP", num_heads="DROP",
+                          d_kv="DROP", num_layers=7, hidden_size=24, num_attention_heads=3,
+                          head_dim=12, num_hidden_layers=2, feed_forward_proj="relu")
     save_weights(out_dir, "aliases", weights)
     weights = edit_config(out_dir, "embed_tokens", "t5_12")
     weights["encoder.embed_tokens.weight"] = weights.pop("shared.weight")
@@ -118,17 +122,18 @@ def write_pipeline(out_dir, generator):
     source = os.path.join(folder, "spiece")
     os.makedirs(source, exist_ok=True)
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(PROMPTS * 20), model_prefix=os.path.join(source, "spiece"), vocab_size=90,
-        model_type="unigram", hard_vocab_limit=False, pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
-        normalization_rule_name="nmt_nfkc", num_threads=1, minloglevel=2)
+        sentence_iterator=iter(PROMPTS * 20), model_prefix=os.path.join(source, "spiece"),
+        vocab_size=90, model_type="unigram", hard_vocab_limit=False, pad_id=0, eos_id=1, unk_id=2,
+        bos_id=-1, normalization_rule_name="nmt_nfkc", num_threads=1, minloglevel=2)
     with open(os.path.join(source, "tokenizer_config.json"), "w", encoding="utf-8") as out:
         json.dump({"tokenizer_class": "T5Tokenizer", "extra_ids": 0}, out)
     tokenizer = T5Tokenizer.from_pretrained(source)
     tokenizer.save_pretrained(os.path.join(folder, "tokenizer"))
-    encoder = randomize(UMT5EncoderModel(UMT5Config(
-        vocab_size=len(tokenizer) + 5, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)), generator)
+    config = UMT5Config(vocab_size=len(tokenizer) + 5, d_model=32, d_kv=8, d_ff=64, num_layers=2,
+                        num_heads=4)
+    encoder = randomize(UMT5EncoderModel(config), generator)
     encoder.save_pretrained(os.path.join(folder, "text_encoder"))
-    pipeline = types.SimpleNamespace(tokenizer=tokenizer, text_encoder=encoder, _execution_device="cpu")
+    pipeline = types.SimpleNamespace(tokenizer=tokenizer, text_encoder=encoder)
     with torch.no_grad():
         embeds = {f"embeds_{length}": WanPipeline._get_t5_prompt_embeds(
             pipeline, PROMPTS, max_sequence_length=length, device=torch.device("cpu")).contiguous()

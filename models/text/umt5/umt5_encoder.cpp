@@ -44,10 +44,14 @@ Umt5Encoder Umt5Encoder::load(const fs::path& folder, WeightOptions options, Rep
   Config config = Config::read(folder / "config.json");
   const Umt5Config sizes = Umt5Config::read(config, report, class_name);
   WeightFiles files(folder, "model", options);
-  if (files.has(kEmbeddingName)) files.ignore(kSharedName);
+  ignore_spare(files);
   Umt5Encoder encoder(sizes, files);
   files.finish(report);
   return encoder;
+}
+
+void Umt5Encoder::ignore_spare(WeightFiles& files) {
+  if (files.has(kEmbeddingName)) files.ignore(kSharedName);
 }
 
 Umt5Encoder::Layer Umt5Encoder::make_layer(ParameterSource& source, int64_t index,

@@ -34,6 +34,10 @@ class Umt5Encoder {
   static Umt5Encoder load(const fs::path& folder, WeightOptions options, Report& report,
                           const std::string& class_name = "");
 
+  /// Takes note that a checkpoint with both names of the embedding table has one of them to spare,
+  /// so that `WeightFiles::finish` does not call it unused.
+  static void ignore_spare(WeightFiles& files);
+
   /// Hidden states after the final norm.
   ///
   /// ids        int64 [batch, seq_len], on the device of the parameters, below vocab_size
