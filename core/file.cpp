@@ -49,8 +49,11 @@ void throw_errno(int number, const fs::path& path, std::string_view action) {
                         number == ENOMEM || number == EROFS || number == EACCES ||
                         number == EPERM || number == EMFILE || number == ENFILE || number == EIO ||
                         number == ENOENT || number == EPIPE;
-  throw Error(resource ? ErrorCode::resource : ErrorCode::internal, path.string(),
-              str("cannot ", action, ": ", std::strerror(number)));
+  const bool usage = number == ENAMETOOLONG || number == ENOTDIR || number == ELOOP;
+  throw Error(resource ? ErrorCode::resource
+              : usage  ? ErrorCode::usage
+                       : ErrorCode::internal,
+              path.string(), str("cannot ", action, ": ", std::strerror(number)));
 }
 
 uint64_t check_regular_file(const fs::path& path) {

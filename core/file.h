@@ -67,7 +67,8 @@ std::string sha256_file(const fs::path& path);
 std::string sha256(std::string_view bytes);
 
 /// The Error that a failed system call stands for: resource for ENOSPC, EDQUOT, EFBIG, ENOMEM,
-/// EROFS, EACCES on output, with strerror(number) as the reason.
+/// EROFS, EACCES on output, usage for ENAMETOOLONG, ENOTDIR and ELOOP, with strerror(number) as the
+/// reason.
 [[noreturn]] void throw_errno(int number, const fs::path& path, std::string_view action);
 
 }  // namespace fovea

@@ -85,9 +85,9 @@ TEST(ParseJson, KeepsItsLimits) {
 // A builder that looks up each key among those before it needs minutes for this.
 TEST(ParseJson, TakesAnObjectOfManyKeys) {
   std::string text = "{";
-  for (int i = 0; i < 500'000; ++i) text += "\"" + std::to_string(i) + "\":1,";
+  for (int i = 0; i < 200'000; ++i) text += "\"" + std::to_string(i) + "\":1,";
   text.back() = '}';
-  EXPECT_EQ(parse_json(text, "x").size(), 500'000u);
+  EXPECT_EQ(parse_json(text, "x").size(), 200'000u);
 }
 
 }  // namespace
