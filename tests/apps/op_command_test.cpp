@@ -11,7 +11,7 @@
 #include "core/ops/norm.h"
 #include "core/ops/rope.h"
 #include "core/weights.h"
-#include "tests/core/temporary_folder.h"
+#include "tests/support/files.h"
 
 namespace fovea::apps {
 namespace {
@@ -39,7 +39,7 @@ class OpCommandTest : public testing::Test {
     }
     EXPECT_FALSE(fs::exists(asked.out));
   }
-  TemporaryFolder folder_;
+  test::TemporaryFolder folder_;
 };
 
 TEST_F(OpCommandTest, TableAgreesWithTheRegistry) {
