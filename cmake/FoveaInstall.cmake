@@ -2,6 +2,8 @@
 # find_package(Fovea [COMPONENTS core ...]). Each folder's library is one component.
 
 get_property(_libraries GLOBAL PROPERTY FOVEA_INSTALL_TARGETS)
+# What apps/ is made of stays inside the program.
+list(FILTER _libraries INCLUDE REGEX "^fovea_(kernels|core|models|pipelines)$")
 set(_package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/Fovea)
 
 install(TARGETS fovea_flags fovea_utf8proc ${_libraries} EXPORT FoveaTargets

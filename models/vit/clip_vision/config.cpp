@@ -44,7 +44,10 @@ void ignore_other_keys(Config& config) {
                  "pad_token_id",
                  "sep_token_id",
                  "decoder_start_token_id"});
-  // Sampling options that older versions of transformers wrote into every configuration.
+}
+
+/// Sampling options that older versions of transformers wrote into every configuration.
+void ignore_sampling_keys(Config& config) {
   config.ignore({"bad_words_ids",
                  "begin_suppress_tokens",
                  "diversity_penalty",
@@ -97,6 +100,7 @@ ClipVisionConfig read_tower(Config& config, Report& report) {
   }
   tower.layer_norm_eps = config.number("layer_norm_eps", 1e-5);
   ignore_other_keys(config);
+  ignore_sampling_keys(config);
   config.finish(report);
   return tower;
 }
