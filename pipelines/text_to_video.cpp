@@ -42,7 +42,6 @@ class Stage {
 // Every weight file is opened, and so checked, before the first large tensor is read.
 struct VideoPipeline::Files {
   WeightFiles text_encoder;
-  std::optional<WeightFiles> image_encoder;
   WeightFiles transformer;
   WeightFiles vae;
 };
@@ -66,21 +65,21 @@ VideoPipeline::VideoPipeline(const fs::path& folder, const PipelineOptions& opti
   require(transformer_config_.in_channels == vae_config_.z_dim + condition, ErrorCode::bad_data,
           transformer.where(), "key 'in_channels': expected ", vae_config_.z_dim + condition,
           " for the autoencoder's z_dim, got ", transformer_config_.in_channels);
-  const bool wants_image_tokens = transformer_config_.image_dim.has_value();
   require(
-      !wants_image_tokens || folder_.has_image_encoder, ErrorCode::bad_data, transformer.where(),
+      !uses_image_tokens() || folder_.has_image_encoder, ErrorCode::bad_data, transformer.where(),
       "key 'image_dim': the transformer takes image tokens, but the folder has no image_encoder");
   if (transformer_config_.pos_embed_seq_len) {
     transformer.refuse("pos_embed_seq_len", "first-and-last-frame models are not supported");
   }
   const WeightOptions cast{.dtype = options.dtype, .device = options.device};
-  const WeightOptions exact{.dtype = at::kFloat, .device = options.device};
   files_ = std::make_unique<Files>(
-      Files{WeightFiles(folder_.component("text_encoder"), "model", cast), std::nullopt,
+      Files{WeightFiles(folder_.component("text_encoder"), "model", cast),
             WeightFiles(folder_.component("transformer"), "diffusion_pytorch_model", cast),
-            WeightFiles(folder_.component("vae"), "diffusion_pytorch_model", exact)});
-  if (wants_image_tokens)
-    files_->image_encoder.emplace(folder_.component("image_encoder"), "model", exact);
+            WeightFiles(folder_.component("vae"), "diffusion_pytorch_model", exact())});
+  if (uses_image_tokens()) {
+    const WeightFiles checked_now_loaded_later(folder_.component("image_encoder"), "model",
+                                               exact());
+  }
 }
 
 VideoPipeline::~VideoPipeline() = default;
@@ -125,7 +124,7 @@ void VideoPipeline::prepare(const std::vector<VideoRequest>& requests) {
   guarded("prepare", [&] {
     const c10::InferenceMode inference;
     encode_prompts(requests);
-    if (files_->image_encoder) encode_images(requests);
+    if (uses_image_tokens()) encode_images(requests);
     load_networks();
   });
 }
@@ -140,6 +139,7 @@ void VideoPipeline::encode_prompts(const std::vector<VideoRequest>& requests) {
           "key 'd_model': expected the transformer's text_dim = ", transformer_config_.text_dim,
           ", got ", text_config.d_model);
   const models::Umt5Encoder encoder(text_config, files_->text_encoder);
+  models::Umt5Encoder::ignore_spare(files_->text_encoder);
   files_->text_encoder.finish(report_);
   progress_.end();
 
@@ -161,9 +161,8 @@ void VideoPipeline::encode_prompts(const std::vector<VideoRequest>& requests) {
 
 void VideoPipeline::encode_images(const std::vector<VideoRequest>& requests) {
   Stage stage(progress_, "encode_image", static_cast<int64_t>(requests.size()));
-  const auto config = models::ClipVisionConfig::read(folder_.config("image_encoder"), report_);
-  const models::ClipVision encoder(config, *files_->image_encoder);
-  files_->image_encoder->finish(report_);
+  const auto encoder =
+      models::load_clip_vision(folder_.component("image_encoder"), exact(), report_);
   const auto processor =
       models::load_clip_image_processor(folder_.component("image_processor"), report_);
   for (size_t i = 0; i < requests.size(); ++i) {
@@ -182,7 +181,10 @@ void VideoPipeline::load_networks() {
     Stage stage(progress_, "load_transformer", 1);
     transformer_ =
         std::make_unique<models::WanTransformer>(transformer_config_, files_->transformer);
-    files_->transformer.ignore("norm_added_q");
+    // Older conversions hold a norm that no version of the network uses.
+    for (int64_t i = 0; i < transformer_config_.num_layers; ++i) {
+      files_->transformer.ignore(str("blocks.", i, ".attn2.norm_added_q.weight"));
+    }
     files_->transformer.finish(report_);
   }
   Stage stage(progress_, "load_vae", 1);
@@ -210,7 +212,7 @@ at::Tensor VideoPipeline::predict(const VideoRequest& request, const at::Tensor&
   inputs.latents = (condition.defined() ? at::cat({latents, condition}, 1) : latents).to(dtype);
   inputs.timestep = scheduler_->timesteps().slice(0, step, step + 1).to(options_.device);
   inputs.text = text_.at(request.prompt).to(options_.device, dtype);
-  if (transformer_config_.image_dim)
+  if (uses_image_tokens())
     inputs.image = image_.at(request.image.string()).to(options_.device, dtype);
   const at::Tensor prediction = transformer_->forward(inputs, context, attention_);
   if (!guidance_active(request.guidance_scale)) return prediction;

@@ -77,6 +77,12 @@ class VideoPipeline {
  private:
   struct Files;  // opened weight files, until the models are made
 
+  /// Whether the transformer sees the first frame through the CLIP encoder too.
+  bool uses_image_tokens() const {
+    return folder_.image_to_video && transformer_config_.image_dim.has_value();
+  }
+  /// Image encoder and autoencoder run in fp32 whatever the transformer's dtype.
+  WeightOptions exact() const { return {.dtype = at::kFloat, .device = options_.device}; }
   void encode_prompts(const std::vector<VideoRequest>& requests);
   void encode_images(const std::vector<VideoRequest>& requests);
   void load_networks();

@@ -84,8 +84,8 @@ int main(int argc, char** argv) {
   const c10::InferenceMode inference;
   const std::string only = argc > 1 ? argv[1] : "";
   const int64_t divisor = argc > 2 ? std::max(1l, std::atol(argv[2])) : 1;
-  for (const std::string device : {"cpu", "cuda"}) {
-    if ((!only.empty() && only != device) || (device == "cuda" && !at::hasCUDA())) continue;
+  for (const std::string device : {"cpu", "cuda:0"}) {
+    if ((!only.empty() && only != device) || (device != "cpu" && !at::hasCUDA())) continue;
     std::printf("%s, bf16\n", fovea::device_name(at::Device(device)).c_str());
     std::printf(
         "| op                  | size          | fused ms  | GB/s    | composed ms | ratio |\n");
