@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "core/check.h"
+#include "core/device.h"
 #include "core/json.h"
 #include "tests/support/golden.h"
 
@@ -27,7 +28,11 @@ at::Tensor valid_rows(const at::Tensor& x, const at::Tensor& valid_len) {
   return x.index({mask});
 }
 
-class EqualStates : public testing::TestWithParam<const char*> {};
+class EqualStates : public testing::TestWithParam<const char*> {
+ protected:
+  // The matrices are tiny; on a busy machine threads would only wait for each other.
+  static void SetUpTestSuite() { set_num_threads(1); }
+};
 
 TEST_P(EqualStates, WithAndWithoutPadding) {
   const TensorMap expected = load_tensors(variant(GetParam()) / "golden.safetensors");
