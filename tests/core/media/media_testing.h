@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -26,11 +25,9 @@ class TemporaryFolder {
     if (::mkdtemp(name.data()) == nullptr) throw std::runtime_error("mkdtemp failed");
     path_ = name;
   }
-  // Not std::filesystem::remove_all: LibTorch's libraries bring a copy of it that needs a newer
-  // standard library than Debian 12's and crashes.
   ~TemporaryFolder() {
-    for (const std::string& name : names()) std::remove((path_ / name).c_str());
-    std::remove(path_.c_str());
+    std::error_code ignored;
+    fs::remove_all(path_, ignored);
   }
   TemporaryFolder(const TemporaryFolder&) = delete;
   TemporaryFolder& operator=(const TemporaryFolder&) = delete;
