@@ -3,9 +3,12 @@
 usage: make_vae.py OUT_DIR
 
 OUT_DIR/CASE/{config.json, diffusion_pytorch_model.safetensors, golden.safetensors}. Tensors are
-named NAME.INPUT and NAME.OUTPUT; see `golden_for`.
+named NAME.INPUT and NAME.OUTPUT; see `golden_for`. OUT_DIR/shapes.json: the shapes of all
+parameters at the sizes of Wan2.1.
 """
 
+import copy
+import json
 import sys
 from pathlib import Path
 
@@ -96,15 +99,29 @@ def add_tiled(vae, golden, channels):
 
 
 def add_gradients(vae, golden, channels, r):
-    video = uniform(1, channels, 9, 3 * r, 2 * r).requires_grad_()
+    """In fp64, since small channel counts give steep norms."""
+    vae = copy.deepcopy(vae).double()
+    video = uniform(1, channels, 9, 3 * r, 2 * r).double().requires_grad_()
     with torch.enable_grad():
         decoded = vae.decode(vae.encode(video).latent_dist.mean).sample
         decoded.square().mean().backward()
     golden["gradient.video"] = video.detach()
     golden["gradient.of_video"] = video.grad
+    parameters = dict(vae.named_parameters())
     for name in ["encoder.conv_in.weight", "encoder.mid_block.attentions.0.norm.gamma",
                  "decoder.norm_out.gamma"]:
-        golden[f"gradient.{name}"] = dict(vae.named_parameters())[name].grad
+        golden[f"gradient.{name}"] = parameters[name].grad
+
+
+def add_half(vae, golden, channels, r):
+    """bfloat16, and fp64 on the same rounded weights and input."""
+    half = copy.deepcopy(vae).to(torch.bfloat16)
+    latents = torch.randn(1, vae.config.z_dim, 3, 3, 4).bfloat16()
+    video = uniform(1, channels, 5, 3 * r, 4 * r).bfloat16()
+    for name, model in {"bf16": half, "exact": copy.deepcopy(half).double()}.items():
+        dtype = next(model.parameters()).dtype
+        decode(model, golden, name, latents.to(dtype))
+        encode(model, golden, name, video.to(dtype))
 
 
 def golden_for(vae):
@@ -128,15 +145,12 @@ def golden_for(vae):
     if config.scale_factor_spatial == r:
         add_tiled(vae, golden, channels)
     add_gradients(vae, golden, channels, r)
-    half = AutoencoderKLWan.from_config(config)
-    half.load_state_dict(vae.state_dict())
-    half = half.to(torch.bfloat16).eval()
-    decode(half, golden, "bf16", torch.randn(1, config.z_dim, 3, 3, 4).bfloat16())
-    encode(half, golden, "bf16", uniform(1, channels, 5, 3 * r, 4 * r).bfloat16())
+    add_half(vae, golden, channels, r)
     return golden
 
 
 def main():
+    torch.set_num_threads(1)  # the convolutions are too small to share
     out = Path(sys.argv[1])
     for seed, (name, config) in enumerate(CASES.items()):
         torch.manual_seed(seed)
@@ -147,6 +161,10 @@ def main():
             golden = golden_for(vae)
         save_file({key: value.contiguous() for key, value in golden.items()},
                   out / name / "golden.safetensors")
+    with torch.device("meta"):
+        parameters = AutoencoderKLWan().state_dict()
+    shapes = {name: list(value.shape) for name, value in parameters.items()}
+    (out / "shapes.json").write_text(json.dumps(shapes))
 
 
 if __name__ == "__main__":

@@ -50,10 +50,14 @@ at::Tensor fold_doubled_frames(const at::Tensor& video) {
   return halves.permute({0, 3, 1, 2, 4, 5}).reshape({batch * frames * 2, channels, height, width});
 }
 
+bool is_half(const at::Tensor& x) {
+  return x.scalar_type() == at::kHalf || x.scalar_type() == at::kBFloat16;
+}
+
 // max(|x|, floor) over the channels, [batch, 1, ...]
 at::Tensor channel_norm(const at::Tensor& x) {
   std::optional<at::ScalarType> dtype;
-  if (x.scalar_type() == at::kHalf || x.scalar_type() == at::kBFloat16) dtype = at::kFloat;
+  if (is_half(x)) dtype = at::kFloat;
   return at::linalg_vector_norm(x, 2, at::IntArrayRef{1}, /*keepdim=*/true, dtype)
       .clamp_min(kNormFloor);
 }
@@ -97,17 +101,18 @@ VaeChannelNorm::VaeChannelNorm(const VaeParameters& parameters, int64_t channels
   gamma_ = parameters.get("gamma", shape);
 }
 
-at::Tensor VaeChannelNorm::scale(const at::Tensor& x) const {
-  return gamma_.to(x.scalar_type()) * std::sqrt(static_cast<double>(gamma_.size(0)));
+at::Tensor VaeChannelNorm::scale() const {
+  const at::Tensor gamma = is_half(gamma_) ? gamma_.to(at::kFloat) : gamma_;
+  return gamma * std::sqrt(static_cast<double>(gamma_.size(0)));
 }
 
 at::Tensor VaeChannelNorm::forward(const at::Tensor& x) const {
-  return (x / channel_norm(x)).to(x.scalar_type()) * scale(x);
+  return (x / channel_norm(x) * scale()).to(x.scalar_type());
 }
 
 void VaeChannelNorm::activate_into(at::Tensor& out, const at::Tensor& x) const {
   at::div_out(out, x, channel_norm(x));
-  out.mul_(scale(x));
+  out.mul_(scale());
   at::silu_(out);
 }
 

@@ -53,7 +53,7 @@ class VaeChannelNorm {
   void activate_into(at::Tensor& out, const at::Tensor& x) const;
 
  private:
-  at::Tensor scale(const at::Tensor& x) const;
+  at::Tensor scale() const;  // sqrt(channels) * gamma, in fp32 at least
 
   at::Tensor gamma_;  // [channels, 1, ...]
 };
