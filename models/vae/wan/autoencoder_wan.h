@@ -117,9 +117,9 @@ class AutoencoderWan {
 /// scale_factor_temporal frames out.
 ///
 /// Holds what the layers remember and nothing of earlier input or output. With tiling the memory of
-/// all tiles exists at once, since every frame needs every tile: about (tile / stride)^2 of the
-/// untiled memory (at 480x832 and Wan2.1's sizes in fp32 about 6.6 GB instead of 3.7 GB), in
-/// exchange for activations of one tile only. Where that is too much, `AutoencoderWan::decode`
+/// all tiles exists at once, since every frame needs every tile: the untiled memory times the
+/// share of overlap (by the layers' sizes, Wan2.1 at 480x832 in fp32: 6.3 GB instead of 3.8 GB),
+/// in exchange for activations of one tile only. Where that is too much, `AutoencoderWan::decode`
 /// keeps one tile's memory, but the whole video.
 class WanVaeDecoder {
  public:
