@@ -13,7 +13,8 @@ struct Moments {
 };
 
 /// First the mean, rounded to fp32; then how far the values lie from it on average, which corrects
-/// the mean and the variance.
+/// the mean and the variance. A thread adds its few values in S; threads are added in fp64, because
+/// an error of the mean shows in full where the output is near zero.
 template <typename S, typename W, typename R>
 __device__ inline Moments<S> moments(R& row, int dim) {
   S total[1] = {0};
@@ -21,8 +22,9 @@ __device__ inline Moments<S> moments(R& row, int dim) {
 #pragma unroll
     for (int j = 0; j < W::kPack; ++j) total[0] += static_cast<S>(value[j]);
   });
-  block_sum(total);
-  const float high = static_cast<float>(total[0] / static_cast<S>(dim));
+  double mean[1] = {static_cast<double>(total[0])};
+  block_sum(mean);
+  const float high = static_cast<float>(mean[0] / dim);
 
   S central[2] = {0, 0};
   row.visit([&](int, float(&value)[W::kPack]) {
@@ -33,9 +35,10 @@ __device__ inline Moments<S> moments(R& row, int dim) {
       central[1] += distance * distance;
     }
   });
-  block_sum(central);
-  const S low = central[0] / static_cast<S>(dim);
-  const S variance = central[1] / static_cast<S>(dim) - low * low;
+  double moment[2] = {static_cast<double>(central[0]), static_cast<double>(central[1])};
+  block_sum(moment);
+  const double low = moment[0] / dim;
+  const S variance = static_cast<S>(moment[1] / dim - low * low);
   return {high, static_cast<float>(low), variance > S(0) || isnan(variance) ? variance : S(0)};
 }
 
