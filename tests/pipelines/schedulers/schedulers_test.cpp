@@ -100,6 +100,12 @@ TEST(Schedulers, AnotherClassTakesOverWhatFromConfigDoes) {
   EXPECT_TRUE(at::equal(forced->sigmas(), wanted->sigmas()));
 }
 
+TEST(Schedulers, KnowEveryKeyThatDiffusersSaves) {
+  // Strict: an unknown key, solver_p among them, would throw.
+  const auto scheduler = make(read_json(test::golden("schedulers") / "cases.json")["saved"]);
+  EXPECT_EQ(scheduler->describe()["flow_shift"], 3.0);
+}
+
 TEST(Schedulers, RecordedDefaultsAreNotTaken) {
   const auto scheduler =
       make(unipc({{"flow_shift", 7.0}, {"_use_default_values", {"flow_shift"}}}));
