@@ -37,6 +37,11 @@ class Stage {
   Progress& progress_;
 };
 
+// A picture the right way up, as diffusers' load_image gives it.
+Picture upright_picture(const fs::path& path) {
+  return oriented(read_picture(path), probe_picture(path).orientation);
+}
+
 }  // namespace
 
 // Every weight file is opened, and so checked, before the first large tensor is read.
@@ -169,7 +174,7 @@ void VideoPipeline::encode_images(const std::vector<VideoRequest>& requests) {
     throw_if_interrupted();
     const std::string key = requests[i].image.string();
     if (image_.count(key) == 0) {
-      const at::Tensor pixels = processor.process(read_picture(requests[i].image));
+      const at::Tensor pixels = processor.process(upright_picture(requests[i].image));
       image_[key] = encoder.next_to_last(pixels.to(options_.device), attention_).to(at::kCPU);
     }
     stage.update(static_cast<int64_t>(i) + 1);
@@ -231,7 +236,7 @@ at::Tensor VideoPipeline::denoise(const VideoRequest& request, const DenoiseHook
     if (folder_.image_to_video) {
       Stage stage(progress_, "encode_first_frame", 1);
       const at::Tensor image =
-          picture_to_tensor(read_picture(request.image), request.height, request.width);
+          picture_to_tensor(upright_picture(request.image), request.height, request.width);
       condition = make_image_condition(image.to(options_.device), request.num_frames, *vae_,
                                        vae_attention_);
     }

@@ -5,18 +5,17 @@ namespace fovea::kernels {
 namespace {
 
 /// The mean as a sum of two fp32 values, and the variance.
-template <typename S>
 struct Moments {
   float mean_high;
   float mean_low;
-  S variance;
+  double variance;
 };
 
 /// First the mean, rounded to fp32; then how far the values lie from it on average, which corrects
 /// the mean and the variance. A thread adds its few values in S; threads are added in fp64, because
 /// an error of the mean shows in full where the output is near zero.
 template <typename S, typename W, typename R>
-__device__ inline Moments<S> moments(R& row, int dim) {
+__device__ inline Moments moments(R& row, int dim) {
   S total[1] = {0};
   row.visit([&](int, float(&value)[W::kPack]) {
 #pragma unroll
@@ -38,8 +37,8 @@ __device__ inline Moments<S> moments(R& row, int dim) {
   double moment[2] = {static_cast<double>(central[0]), static_cast<double>(central[1])};
   block_sum(moment);
   const double low = moment[0] / dim;
-  const S variance = static_cast<S>(moment[1] / dim - low * low);
-  return {high, static_cast<float>(low), variance > S(0) || isnan(variance) ? variance : S(0)};
+  const double variance = moment[1] / dim - low * low;
+  return {high, static_cast<float>(low), variance > 0 || isnan(variance) ? variance : 0};
 }
 
 /// One block normalizes and modulates one row. Grid: rows. The row stays in registers up to 8192
@@ -53,12 +52,12 @@ __global__ void __launch_bounds__(W::kThreads, 1) layer_norm_kernel(LayerNormMod
   T* g_y = static_cast<T*>(args.y.data) + row_index * args.y.stride;
 
   Row<T, W> row(g_x, dim);
-  const Moments<SumType<T>> m = moments<SumType<T>, W>(row, dim);
+  const Moments m = moments<SumType<T>, W>(row, dim);
   float high = m.mean_high, low = m.mean_low, factor = inverse_root(m.variance, args.eps);
   if constexpr (!std::is_same_v<T, float>) {
     // The same for all threads of the block: rare rows whose squares overflow fp32.
     if (!isfinite(m.variance)) {
-      const Moments<double> wide = moments<double, W>(row, dim);
+      const Moments wide = moments<double, W>(row, dim);
       high = wide.mean_high, low = wide.mean_low, factor = inverse_root(wide.variance, args.eps);
     }
   }

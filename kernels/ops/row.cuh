@@ -143,14 +143,21 @@ __device__ inline void block_sum(S (&value)[kCount]) {
 template <typename T>
 using SumType = std::conditional_t<std::is_same_v<T, float>, double, float>;
 
-/// 1 / sqrt(mean + eps), rounded like separate fp32 operations; fp64 where fp32 overflows.
-template <typename S>
-__device__ inline float inverse_root(S mean, double eps) {
-  const float sum = static_cast<float>(mean + static_cast<S>(eps));
-  if (std::is_same_v<S, double> && !(sum < 3.0e38f)) {
-    return static_cast<float>(1.0 / sqrt(static_cast<double>(mean) + eps));
-  }
-  return __frcp_rn(__fsqrt_rn(sum));
+/// 1 / sqrt(mean + eps) to about half a unit in the last place: an fp32 estimate and one Newton
+/// step whose residual keeps the digits that fp32 would drop. In fp64 where fp32 overflows.
+__device__ inline float inverse_root(double mean, double eps) {
+  const double sum = mean + eps;
+  if (!(sum < 3.0e38)) return static_cast<float>(1.0 / sqrt(sum));
+  const float high = static_cast<float>(sum);
+  const float low = static_cast<float>(sum - static_cast<double>(high));
+  const float root = __frcp_rn(__fsqrt_rn(high));
+  if (isinf(root)) return root;  // sum is 0
+  const float product = __fmul_rn(high, root);
+  const float product_low = __fmaf_rn(high, root, -product);
+  float residual = __fmaf_rn(-product, root, 1.0f);  // 1 - sum * root^2
+  residual = __fmaf_rn(-product_low, root, residual);
+  residual = __fmaf_rn(-__fmul_rn(low, root), root, residual);
+  return __fmaf_rn(__fmul_rn(0.5f, residual), root, root);
 }
 
 inline bool aligned16(const void* pointer) {
