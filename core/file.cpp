@@ -46,9 +46,9 @@ void sync_folder(const fs::path& folder) {
 
 void throw_errno(int number, const fs::path& path, std::string_view action) {
   const bool resource = number == ENOSPC || number == EDQUOT || number == EFBIG ||
-                        number == ENOMEM || number == EROFS || number == EACCES ||
-                        number == EPERM || number == EMFILE || number == ENFILE || number == EIO ||
-                        number == ENOENT || number == EPIPE;
+                        number == ENOMEM || number == EAGAIN || number == EROFS ||
+                        number == EACCES || number == EPERM || number == EMFILE ||
+                        number == ENFILE || number == EIO || number == ENOENT || number == EPIPE;
   const bool usage = number == ENAMETOOLONG || number == ENOTDIR || number == ELOOP;
   throw Error(resource ? ErrorCode::resource
               : usage  ? ErrorCode::usage

@@ -26,7 +26,9 @@ int check_write(int code, const fs::path& path, const char* action) {
 
 int check_read(int code, const fs::path& path, const char* action) {
   if (code >= 0) return code;
-  throw Error(code == AVERROR(ENOMEM) ? ErrorCode::resource : ErrorCode::bad_data, path.string(),
+  // EAGAIN: no memory for the decoder's threads.
+  const bool resource = code == AVERROR(ENOMEM) || code == AVERROR(EAGAIN);
+  throw Error(resource ? ErrorCode::resource : ErrorCode::bad_data, path.string(),
               str("cannot ", action, ": ", error_text(code)));
 }
 

@@ -5,6 +5,7 @@
 #include <functional>
 #include <initializer_list>
 #include <optional>
+#include <type_traits>
 
 #include <ATen/core/Tensor.h>
 
@@ -62,12 +63,15 @@ kernels::CudaTarget cuda_target(c10::Device device);
 /// Calls f(range) from LibTorch's threads until all rows are done.
 void parallel_rows(const RowWork& work, const std::function<void(kernels::RowRange)>& f);
 
+template <typename Args>
+using CudaLauncher = kernels::Status (*)(const Args&, kernels::CudaTarget);
+
 /// Runs a kernel on the device of the work. Returns false, with nothing computed, when the kernel
-/// does not cover the problem.
+/// does not cover the problem. cuda may be null in a build without CUDA kernels.
 template <typename Args>
 bool launch(const RowWork& work, const Args& args,
             kernels::Status (*cpu)(const Args&, kernels::RowRange, kernels::Isa),
-            kernels::Status (*cuda)(const Args&, kernels::CudaTarget)) {
+            std::type_identity_t<CudaLauncher<Args>> cuda) {
   if (!accepted(work.op, check(args))) return false;
   if (work.device.is_cuda()) return accepted(work.op, cuda(args, cuda_target(work.device)));
   parallel_rows(work, [&](kernels::RowRange range) {
