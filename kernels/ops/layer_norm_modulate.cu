@@ -11,10 +11,11 @@ struct Moments {
   double variance;
 };
 
-/// First the mean, rounded to fp32; then how far the values lie from it on average, which corrects
-/// the mean and the variance. A thread adds its few values in S; threads are added in fp64, because
-/// an error of the mean shows in full where the output is near zero.
-template <typename S, typename W, typename R>
+/// First the mean, rounded to T, so that its distance from values of type T is exact in fp32; then
+/// how far the values lie from it on average, which corrects the mean and the variance. A thread
+/// adds its few values in S; threads are added in fp64, because an error of the mean shows in full
+/// where the output is near zero.
+template <typename T, typename S, typename W, typename R>
 __device__ inline Moments moments(R& row, int dim) {
   S total[1] = {0};
   row.visit([&](int, float(&value)[W::kPack]) {
@@ -23,7 +24,7 @@ __device__ inline Moments moments(R& row, int dim) {
   });
   double mean[1] = {static_cast<double>(total[0])};
   block_sum(mean);
-  const float high = static_cast<float>(mean[0] / dim);
+  const float high = to_float(from_float<T>(static_cast<float>(mean[0] / dim)));
 
   S central[2] = {0, 0};
   row.visit([&](int, float(&value)[W::kPack]) {
@@ -52,12 +53,12 @@ __global__ void __launch_bounds__(W::kThreads, 1) layer_norm_kernel(LayerNormMod
   T* g_y = static_cast<T*>(args.y.data) + row_index * args.y.stride;
 
   Row<T, W> row(g_x, dim);
-  const Moments m = moments<SumType<T>, W>(row, dim);
+  const Moments m = moments<T, SumType<T>, W>(row, dim);
   float high = m.mean_high, low = m.mean_low, factor = inverse_root(m.variance, args.eps);
   if constexpr (!std::is_same_v<T, float>) {
     // The same for all threads of the block: rare rows whose squares overflow fp32.
     if (!isfinite(m.variance)) {
-      const Moments wide = moments<double, W>(row, dim);
+      const Moments wide = moments<T, double, W>(row, dim);
       high = wide.mean_high, low = wide.mean_low, factor = inverse_root(wide.variance, args.eps);
     }
   }

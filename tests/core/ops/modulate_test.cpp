@@ -22,12 +22,14 @@ TEST_P(ModulateTest, LayerNormModulateIsWithinTheRule) {
       // As a chunk of [batch, 6, dim], the way blocks have them: rows far apart.
       const at::Tensor table = normal({2, 6, dim}, at::kFloat);
       const at::Tensor scale = table.select(1, 1), shift = table.select(1, 4);
-      const at::Tensor wide = x.to(at::kDouble);
-      const at::Tensor exact = composition::layer_norm_modulate(wide, scale, shift, kEps);
+      // The reference is the CPU's, whatever device is tested.
+      const at::Tensor wide = x.cpu().to(at::kDouble);
+      const at::Tensor wide_scale = scale.cpu(), wide_shift = shift.cpu();
+      const at::Tensor exact = composition::layer_norm_modulate(wide, wide_scale, wide_shift, kEps);
       const at::Tensor normed = composition::layer_norm(wide, {}, {}, kEps);
       const at::Tensor terms =
-          at::maximum((normed * (1 + scale.unsqueeze(1).to(at::kDouble))).abs(),
-                      at::maximum(normed.abs(), shift.unsqueeze(1).abs()));
+          at::maximum((normed * (1 + wide_scale.unsqueeze(1).to(at::kDouble))).abs(),
+                      at::maximum(normed.abs(), wide_shift.unsqueeze(1).abs()));
       const at::Tensor y = layer_norm_modulate(x, scale, shift, kEps);
       expect_within_ulps(y, exact, norm_ulps(dtype), terms);
       const at::Tensor shared =

@@ -40,15 +40,17 @@ TEST_P(NormTest, LayerNormIsWithinTheRule) {
       SCOPED_TRACE(testing::Message() << dtype << " dim " << dim);
       const at::Tensor x = normal({5, dim}, dtype) + 3;
       const at::Tensor weight = normal({dim}, at::kFloat), bias = normal({dim}, at::kFloat);
-      const at::Tensor wide = x.to(at::kDouble);
+      // The reference is the CPU's, whatever device is tested.
+      const at::Tensor wide = x.cpu().to(at::kDouble);
+      const at::Tensor wide_weight = weight.cpu(), wide_bias = bias.cpu();
       const at::Tensor plain = composition::layer_norm(wide, {}, {}, kEps);
       if (dim > 1) {
         expect_within_ulps(layer_norm(x, {}, {}, kEps), plain, norm_ulps(dtype));
       } else {
         EXPECT_EQ(layer_norm(x, {}, {}, kEps).abs().max().item<double>(), 0);
       }
-      const at::Tensor exact = composition::layer_norm(wide, weight, bias, kEps);
-      const at::Tensor terms = at::maximum((plain * weight).abs(), bias.abs());
+      const at::Tensor exact = composition::layer_norm(wide, wide_weight, wide_bias, kEps);
+      const at::Tensor terms = at::maximum((plain * wide_weight).abs(), wide_bias.abs());
       expect_within_ulps(layer_norm(x, weight, bias, kEps), exact, norm_ulps(dtype), terms);
     }
   }
