@@ -111,7 +111,7 @@ TEST(Describe, TakesOneComponentAndAnIndexFile) {
 
 TEST(Describe, CountsWhatPythonCounts) {
   const char* golden = std::getenv("FOVEA_GOLDEN_DIR");
-  if (golden == nullptr) GTEST_SKIP() << "run by ctest, which sets the variable";
+  if (golden == nullptr) GTEST_SKIP() << "FOVEA_GOLDEN_DIR is not set";
   const fs::path folder = fs::path(golden) / "safetensors";
   const Json expected = read_json(folder / "model.json");
   for (const char* name : {"single", "sharded", "bf16"}) {

@@ -185,7 +185,7 @@ TEST(Python, ReadsWhatWeWrite) {
   const char* python = std::getenv("FOVEA_PYTHON");
   const char* source = std::getenv("FOVEA_SOURCE_DIR");
   if (python == nullptr || source == nullptr)
-    GTEST_SKIP() << "run by ctest, which sets the variables";
+    GTEST_SKIP() << "FOVEA_PYTHON or FOVEA_SOURCE_DIR is not set";
   const fs::path folder = golden("safetensors");
   TensorMap tensors = load_tensors(folder / "all.safetensors");
   const TemporaryFolder temporary;

@@ -43,8 +43,7 @@ inline void expect_within_ulps(const at::Tensor& x, const at::Tensor& reference,
   at::Tensor allowed = ulps * ulp_at(at::where(finite, rounded, zero), dtype);
   if (magnitude.defined()) {
     const at::Tensor terms = at::where(finite, magnitude.cpu().to(at::kDouble), zero);
-    // The kernels compute in fp32, whose rule for norms is four units, whatever the output's type.
-    allowed = allowed + 4 * ulp_at(terms, at::kFloat);
+    allowed = allowed + ulps * ulp_at(terms, at::kFloat);
   }
   if (error.numel() == 0) return;
   const at::Tensor ratio = (error / allowed).flatten();
