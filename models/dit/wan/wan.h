@@ -38,6 +38,9 @@ struct WanConfig {
   static WanConfig read(Config& config);
 };
 
+/// The keys of `config.json` that `WanConfig::read` takes, in diffusers' order.
+Json to_json(const WanConfig& config);
+
 /// What one evaluation of the network sees.
 struct WanInputs {
   at::Tensor latents;   ///< [batch, in_channels, frames, height, width], model dtype

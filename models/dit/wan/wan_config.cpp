@@ -8,6 +8,8 @@ namespace {
 
 constexpr int64_t kMaxWidth = 1 << 20;  // far above any published size; keeps products in int64
 
+Json or_null(const std::optional<int64_t>& value) { return value ? Json(*value) : Json(); }
+
 }  // namespace
 
 WanConfig WanConfig::read(Config& config) {
@@ -46,6 +48,25 @@ WanConfig WanConfig::read(Config& config) {
   out.rope_max_seq_len = config.integer("rope_max_seq_len", 1024, 1, 1 << 20);
   out.pos_embed_seq_len = config.optional_integer("pos_embed_seq_len", 1, kMaxWidth);
   return out;
+}
+
+Json to_json(const WanConfig& config) {
+  return {{"added_kv_proj_dim", or_null(config.added_kv_proj_dim)},
+          {"attention_head_dim", config.attention_head_dim},
+          {"cross_attn_norm", config.cross_attn_norm},
+          {"eps", config.eps},
+          {"ffn_dim", config.ffn_dim},
+          {"freq_dim", config.freq_dim},
+          {"image_dim", or_null(config.image_dim)},
+          {"in_channels", config.in_channels},
+          {"num_attention_heads", config.num_attention_heads},
+          {"num_layers", config.num_layers},
+          {"out_channels", config.out_channels},
+          {"patch_size", config.patch_size},
+          {"pos_embed_seq_len", or_null(config.pos_embed_seq_len)},
+          {"qk_norm", "rms_norm_across_heads"},
+          {"rope_max_seq_len", config.rope_max_seq_len},
+          {"text_dim", config.text_dim}};
 }
 
 }  // namespace fovea::models

@@ -115,4 +115,37 @@ Umt5Config Umt5Config::read(Config& config, Report& report, const std::string& c
   return out;
 }
 
+Json to_json(const Umt5Config& config) {
+  const bool umt5 = config.bias_in_each_layer;
+  const bool gated_gelu = config.gated && config.activation == "gelu_new";
+  const std::string kind = gated_gelu     ? "gated-gelu"
+                           : config.gated ? "gated-" + config.activation
+                                          : config.activation;
+  return {{"architectures", {umt5 ? "UMT5EncoderModel" : "T5EncoderModel"}},
+          {"classifier_dropout", 0.0},
+          {"d_ff", config.d_ff},
+          {"d_kv", config.d_kv},
+          {"d_model", config.d_model},
+          {"decoder_start_token_id", 0},
+          {"dense_act_fn", config.activation},
+          {"dropout_rate", 0.1},
+          {"eos_token_id", 1},
+          {"feed_forward_proj", kind},
+          {"initializer_factor", 1.0},
+          {"is_decoder", false},
+          {"is_encoder_decoder", true},
+          {"is_gated_act", config.gated},
+          {"layer_norm_epsilon", config.layer_norm_epsilon},
+          {"model_type", umt5 ? "umt5" : "t5"},
+          {"num_decoder_layers", config.num_layers},
+          {"num_heads", config.num_heads},
+          {"num_layers", config.num_layers},
+          {"pad_token_id", 0},
+          {"relative_attention_max_distance", config.max_distance},
+          {"relative_attention_num_buckets", config.num_buckets},
+          {"tie_word_embeddings", true},
+          {"use_cache", true},
+          {"vocab_size", config.vocab_size}};
+}
+
 }  // namespace fovea::models

@@ -29,4 +29,8 @@ struct Umt5Config {
   static Umt5Config read(Config& config, Report& report, const std::string& class_name = "");
 };
 
+/// The keys of transformers' `config.json`, in its order, for a tokenizer with the ids of T5:
+/// `<pad>` 0 and `</s>` 1. Without `dtype`, for which transformers then looks at the weights.
+Json to_json(const Umt5Config& config);
+
 }  // namespace fovea::models

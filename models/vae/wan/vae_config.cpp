@@ -100,4 +100,29 @@ WanVaeConfig WanVaeConfig::read(Config& config) {
   return result;
 }
 
+Json to_json(const WanVaeConfig& config) {
+  for (const auto& [key, values] : {std::pair("latents_mean", &config.latents_mean),
+                                    std::pair("latents_std", &config.latents_std)}) {
+    require(static_cast<int64_t>(values->size()) == config.z_dim, ErrorCode::usage, key,
+            "expected ", config.z_dim, " values, as z_dim says, got ", values->size());
+  }
+  const bool one_base = config.decoder_base_dim == config.base_dim;
+  return {{"attn_scales", Json::array()},
+          {"base_dim", config.base_dim},
+          {"decoder_base_dim", one_base ? Json() : Json(config.decoder_base_dim)},
+          {"dim_mult", config.dim_mult},
+          {"dropout", config.dropout},
+          {"in_channels", config.in_channels},
+          {"is_residual", false},
+          {"latents_mean", config.latents_mean},
+          {"latents_std", config.latents_std},
+          {"num_res_blocks", config.num_res_blocks},
+          {"out_channels", config.out_channels},
+          {"patch_size", nullptr},
+          {"scale_factor_spatial", config.scale_factor_spatial},
+          {"scale_factor_temporal", config.scale_factor_temporal},
+          {"temperal_downsample", config.temperal_downsample},
+          {"z_dim", config.z_dim}};
+}
+
 }  // namespace fovea::models

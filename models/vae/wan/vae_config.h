@@ -52,4 +52,9 @@ struct WanVaeConfig {
   }
 };
 
+/// Every key of `config.json` that the Python class takes, in diffusers' order.
+///
+/// throws  Error usage unless latents_mean and latents_std hold z_dim values each
+Json to_json(const WanVaeConfig& config);
+
 }  // namespace fovea::models
