@@ -141,8 +141,35 @@ macro(fovea_enable_cuda)
   endif()
 endmacro()
 
+# What c10d's headers include beside LibTorch's own: Gloo's, and for GPUs NCCL's and CUDA's, which
+# come with LibTorch's wheel. The libraries are inside LibTorch.
+macro(fovea_find_c10d)
+  set(FOVEA_HAS_DISTRIBUTED OFF)
+  set(FOVEA_HAS_NCCL OFF)
+  if(NOT FOVEA_DISTRIBUTED STREQUAL "OFF")
+    find_path(FOVEA_GLOO_DIR gloo/context.h)
+    if(FOVEA_GLOO_DIR)
+      set(FOVEA_HAS_DISTRIBUTED ON)
+    elseif(FOVEA_DISTRIBUTED STREQUAL "ON")
+      message(FATAL_ERROR "FOVEA_DISTRIBUTED=ON, but Gloo's headers are missing: libgloo-dev")
+    endif()
+  endif()
+  set(FOVEA_C10D_INCLUDE_DIRS ${FOVEA_GLOO_DIR})
+  if(FOVEA_HAS_DISTRIBUTED AND LibTorch_HAS_CUDA)
+    cmake_path(GET LibTorch_ROOT PARENT_PATH _wheels)
+    find_path(FOVEA_NCCL_DIR nccl.h HINTS ${_wheels}/nvidia/nccl/include)
+    find_path(FOVEA_CUDART_DIR cuda_runtime_api.h HINTS ${_wheels}/nvidia/cu13/include
+              ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES} /usr/local/cuda/include)
+    if(FOVEA_NCCL_DIR AND FOVEA_CUDART_DIR)
+      set(FOVEA_HAS_NCCL ON)
+      list(APPEND FOVEA_C10D_INCLUDE_DIRS ${FOVEA_NCCL_DIR} ${FOVEA_CUDART_DIR})
+    endif()
+  endif()
+endmacro()
+
 function(fovea_print_summary)
   message(STATUS "Fovea ${PROJECT_VERSION}: LibTorch ${LibTorch_VERSION} "
                  "(CUDA ${LibTorch_HAS_CUDA}), CUDA kernels ${FOVEA_HAS_CUDA}, "
-                 "video files ${FOVEA_HAS_FFMPEG}, tests ${FOVEA_BUILD_TESTS}")
+                 "video files ${FOVEA_HAS_FFMPEG}, several processes ${FOVEA_HAS_DISTRIBUTED} "
+                 "(NCCL ${FOVEA_HAS_NCCL}), tests ${FOVEA_BUILD_TESTS}")
 endfunction()

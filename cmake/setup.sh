@@ -27,8 +27,8 @@ readonly FOVEA_REQUIRED_PACKAGES=(g++ cmake ninja-build python3-venv nlohmann-js
   libstb-dev libutf8proc-dev)
 # Without these a smaller program is built, or more slowly.
 readonly FOVEA_OPTIONAL_PACKAGES=(pkg-config ccache mold libavformat-dev libavcodec-dev
-  libavutil-dev libswscale-dev libavfilter-dev)
-readonly FOVEA_TEST_PACKAGES=(libgtest-dev libgmock-dev)
+  libavutil-dev libswscale-dev libavfilter-dev libgloo-dev)
+readonly FOVEA_TEST_PACKAGES=(libgtest-dev libgmock-dev libgloo-dev)
 
 fovea_say() { printf 'setup: %s\n' "$*"; }
 fovea_fail() {  # CODE SUBJECT REASON
@@ -36,7 +36,7 @@ fovea_fail() {  # CODE SUBJECT REASON
   exit "$1"
 }
 
-# The packages among "$@" that dpkg does not have, one a line.
+# The packages among "$@" that dpkg does not have, each once, one a line.
 fovea_missing_packages() {
   local installed
   installed=$(dpkg-query -W -f '${db:Status-Abbrev}${binary:Package}\n' "$@" 2>/dev/null |
@@ -46,7 +46,7 @@ fovea_missing_packages() {
     # pkg-config is a name that pkgconf takes over on newer systems.
     grep -qxF -e "$package" <<<"$installed" ||
       { [ "$package" = pkg-config ] && grep -qxF pkgconf <<<"$installed"; } || echo "$package"
-  done
+  done | awk '!seen[$0]++'
 }
 
 # Runs a command as root; fails when there is no way to.

@@ -44,7 +44,7 @@ CMAKE = 'echo "cmake version $(cat "$MACHINE/cmake-version")"'
 REQUIRED = """g++ cmake ninja-build python3-venv nlohmann-json3-dev libcli11-dev libstb-dev
 libutf8proc-dev""".split()
 OPTIONAL = """pkg-config ccache mold libavformat-dev libavcodec-dev libavutil-dev libswscale-dev
-libavfilter-dev""".split()
+libavfilter-dev libgloo-dev""".split()
 TESTS = ["libgtest-dev", "libgmock-dev"]
 
 
@@ -142,6 +142,17 @@ class SetupTest(unittest.TestCase):
         done = self.run_setup()
         self.assert_ready(done)
         self.assertIn("going on without pkg-config ccache mold", done.stdout)
+
+    def test_gloo_is_optional_but_for_tests(self):
+        self.assert_ready(self.run_setup())
+        packages = REQUIRED + [name for name in OPTIONAL if name != "libgloo-dev"] + TESTS
+        self.set("installed", "\n".join(packages) + "\n")
+        self.set("no-network")
+        self.assert_ready(self.run_setup())
+        done = self.run_setup("--tests")
+        self.assertEqual(done.returncode, 4)
+        self.assertIn("installing Debian packages: libgloo-dev\n", done.stdout)
+        self.assertIn("error: 4: apt-get: cannot install libgloo-dev; ", done.stderr)
 
     def test_interrupted_pip_starts_again(self):
         self.set("kill-pip")

@@ -1,0 +1,331 @@
+#include "core/process_group.h"
+
+#include <arpa/inet.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <ATen/ATen.h>
+
+#include "tests/support/files.h"
+
+namespace fovea {
+namespace {
+
+using test::expect_error;
+using test::TemporaryFolder;
+using Seconds = std::chrono::duration<double>;
+
+// What every survivor of a failure must be done in.
+constexpr Seconds kLimit(30);
+
+// A listening socket on a free port of the loopback address.
+struct Listener {
+  Listener() : descriptor(::socket(AF_INET, SOCK_STREAM, 0)) {
+    sockaddr_in address = {};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t size = sizeof address;
+    auto* base = reinterpret_cast<sockaddr*>(&address);
+    EXPECT_EQ(::bind(descriptor, base, size), 0);
+    EXPECT_EQ(::listen(descriptor, 1), 0);
+    EXPECT_EQ(::getsockname(descriptor, base, &size), 0);
+    port = ntohs(address.sin_port);
+  }
+  ~Listener() { ::close(descriptor); }
+  Listener(const Listener&) = delete;
+  Listener& operator=(const Listener&) = delete;
+
+  int descriptor;
+  int port = 0;
+};
+
+int free_port() { return Listener().port; }
+
+// Runs `process_group_child ARGUMENTS` as some ranks of a group; none outlives it.
+class Children {
+ public:
+  Children(std::vector<std::string> arguments, int world_size, int port)
+      : arguments_(std::move(arguments)), world_size_(world_size), port_(port) {
+    const fs::path self = fs::read_symlink("/proc/self/exe");
+    arguments_.insert(arguments_.begin(), (self.parent_path() / "process_group_child").string());
+  }
+  ~Children() {
+    for (const auto& [rank, pid] : running_) ::kill(pid, SIGKILL);
+    for (const auto& [rank, pid] : running_) ::waitpid(pid, nullptr, 0);
+  }
+  Children(const Children&) = delete;
+  Children& operator=(const Children&) = delete;
+
+  Children& start(int rank) {
+    const std::string output = output_path(rank);
+    std::vector<std::string> variables = {str("RANK=", rank), str("WORLD_SIZE=", world_size_),
+                                          str("LOCAL_RANK=", rank), "MASTER_ADDR=127.0.0.1",
+                                          str("MASTER_PORT=", port_)};
+    std::vector<char*> argv;
+    for (auto& argument : arguments_) argv.push_back(argument.data());
+    argv.push_back(nullptr);
+    const pid_t pid = ::fork();
+    if (pid == 0) {
+      if (::freopen(output.c_str(), "w", stdout) == nullptr) ::_exit(120);
+      ::dup2(STDOUT_FILENO, STDERR_FILENO);
+      for (auto& variable : variables) ::putenv(variable.data());
+      ::execv(argv[0], argv.data());
+      ::_exit(121);
+    }
+    running_[rank] = pid;
+    return *this;
+  }
+  Children& start_all() {
+    for (int rank = 0; rank < world_size_; ++rank) start(rank);
+    return *this;
+  }
+
+  void send(int rank, int signal) { ::kill(running_.at(rank), signal); }
+
+  std::string output(int rank) const { return read_file(output_path(rank), 1 << 20); }
+
+  void wait_until_ready() {
+    const auto deadline = std::chrono::steady_clock::now() + kLimit;
+    for (int rank = 0; rank < world_size_; ++rank) {
+      while (output(rank).find("ready") == std::string::npos) {
+        ASSERT_LT(std::chrono::steady_clock::now(), deadline) << output(rank);
+        std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      }
+    }
+  }
+
+  // The exit code; 128 + signal for one that was killed, -1 for one that is still running.
+  int wait(int rank) {
+    const auto deadline = std::chrono::steady_clock::now() + kLimit;
+    const pid_t pid = running_.at(rank);
+    int status = 0;
+    while (::waitpid(pid, &status, WNOHANG) == 0) {
+      if (std::chrono::steady_clock::now() > deadline) return -1;
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    }
+    running_.erase(rank);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  }
+
+  void expect_end(int rank, int code, const std::string& text) {
+    EXPECT_EQ(wait(rank), code) << "rank " << rank << ": " << output(rank);
+    EXPECT_NE(output(rank).find(text), std::string::npos)
+        << "rank " << rank << ": " << output(rank);
+  }
+
+ private:
+  std::string output_path(int rank) const { return folder_.path / std::to_string(rank); }
+
+  TemporaryFolder folder_;
+  std::vector<std::string> arguments_;
+  int world_size_;
+  int port_;
+  std::map<int, pid_t> running_;
+};
+
+// The five variables, and no others of their kind, while it lives.
+class Variables {
+ public:
+  explicit Variables(const std::map<std::string, std::string>& values) {
+    for (const char* name : kNames) ::unsetenv(name);
+    for (const auto& [name, value] : values) ::setenv(name.c_str(), value.c_str(), 1);
+  }
+  ~Variables() {
+    for (const char* name : kNames) ::unsetenv(name);
+  }
+
+ private:
+  static constexpr const char* kNames[] = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR",
+                                           "MASTER_PORT"};
+};
+
+const std::map<std::string, std::string> kSecondOfThree = {{"RANK", "1"},
+                                                           {"WORLD_SIZE", "3"},
+                                                           {"LOCAL_RANK", "0"},
+                                                           {"MASTER_ADDR", "node-1"},
+                                                           {"MASTER_PORT", "29500"}};
+
+TEST(ProcessPlace, NoVariableMeansOneProcessAlone) {
+  const Variables none({});
+  const ProcessPlace place = read_process_place();
+  EXPECT_EQ(place.rank, 0);
+  EXPECT_EQ(place.world_size, 1);
+  EXPECT_EQ(place.local_rank, 0);
+}
+
+TEST(ProcessPlace, IsReadFromTheVariables) {
+  const Variables variables(kSecondOfThree);
+  const ProcessPlace place = read_process_place();
+  EXPECT_EQ(place.rank, 1);
+  EXPECT_EQ(place.world_size, 3);
+  EXPECT_EQ(place.local_rank, 0);
+  EXPECT_EQ(place.master_addr, "node-1");
+  EXPECT_EQ(place.master_port, 29500);
+}
+
+TEST(ProcessPlace, AMissingVariableIsNamed) {
+  for (const auto& [name, value] : kSecondOfThree) {
+    auto values = kSecondOfThree;
+    values.erase(name);
+    const Variables variables(values);
+    expect_error(ErrorCode::usage, name + ": not set", [] { read_process_place(); });
+  }
+}
+
+TEST(ProcessPlace, WrongNumbersAreNamed) {
+  const std::vector<std::pair<std::string, std::string>> wrong = {{"RANK", "3"},
+                                                                  {"RANK", "-1"},
+                                                                  {"RANK", "1x"},
+                                                                  {"RANK", "0x1"},
+                                                                  {"WORLD_SIZE", "0"},
+                                                                  {"WORLD_SIZE", "1e2"},
+                                                                  {"LOCAL_RANK", "3"},
+                                                                  {"LOCAL_RANK", " 0"},
+                                                                  {"MASTER_PORT", "0"},
+                                                                  {"MASTER_PORT", "65536"},
+                                                                  {"MASTER_PORT", "99999999999"}};
+  for (const auto& [name, value] : wrong) {
+    auto values = kSecondOfThree;
+    values[name] = value;
+    const Variables variables(values);
+    expect_error(ErrorCode::usage, name + ": expected a number", [] { read_process_place(); });
+  }
+}
+
+TEST(ProcessGroup, OneProcessChangesNothing) {
+  const auto group = ProcessGroup::make({}, at::kCPU);
+  EXPECT_EQ(group->rank(), 0);
+  EXPECT_EQ(group->world_size(), 1);
+  at::Tensor tensor = at::arange(3, at::kFloat);
+  group->all_reduce_mean(tensor);
+  group->broadcast(tensor, 0);
+  EXPECT_TRUE(tensor.equal(at::arange(3, at::kFloat)));
+  double value = 7;
+  group->agree_max({&value, 1});
+  EXPECT_EQ(value, 7);
+  group->barrier();
+  group->require_equal("the seed", "5");
+  group->wait_device();
+  EXPECT_FALSE(process_group_abandoned());
+}
+
+TEST(ProcessGroup, WrongTensorsAreRefused) {
+  const auto group = ProcessGroup::make({}, at::kCPU);
+  at::Tensor half = at::zeros({2}, at::kHalf);
+  expect_error(ErrorCode::bad_data, "fp32 or fp64", [&] { group->all_reduce_mean(half); });
+  at::Tensor strided = at::zeros({4, 4}).t();
+  expect_error(ErrorCode::bad_data, "contiguous", [&] { group->all_reduce_mean(strided); });
+  at::Tensor meta = at::zeros({2}, at::TensorOptions().device(at::kMeta));
+  expect_error(ErrorCode::bad_data, "tensor on cpu", [&] { group->broadcast(meta, 0); });
+  expect_error(ErrorCode::usage, "root 1", [&] { group->broadcast(half, 1); });
+}
+
+TEST(ProcessGroup, WrongPlacesAreRefused) {
+  expect_error(ErrorCode::usage, "rank 2 of 2",
+               [] { ProcessGroup::make({.rank = 2, .world_size = 2}, at::kCPU); });
+  expect_error(ErrorCode::usage, "positive",
+               [] { ProcessGroup::make({}, at::kCPU, {.silence_seconds = 0}); });
+}
+
+#if FOVEA_HAS_DISTRIBUTED
+
+TEST(ProcessGroup, TwoProcessesExchange) {
+  Children children({"exchange"}, 2, free_port());
+  children.start_all();
+  for (int rank = 0; rank < 2; ++rank) {
+    children.expect_end(rank, 0,
+                        "mean 0 1.5 3 4.5 6 7.5\nprecise 0.5\nbroadcast 10 11 12\nscalar 0\n"
+                        "max 3 4 inf\n");
+  }
+}
+
+TEST(ProcessGroup, ThreeProcessesExchange) {
+  Children children({"exchange"}, 3, free_port());
+  children.start_all();
+  for (int rank = 0; rank < 3; ++rank) {
+    children.expect_end(rank, 0, "mean 0 2 4 6 8 10\nprecise 1\nbroadcast 10 11 12\n");
+  }
+}
+
+TEST(ProcessGroup, DifferentTextsAreAConflictEverywhere) {
+  Children children({"differ"}, 2, free_port());
+  children.start_all();
+  children.expect_end(0, 7, "error: 7: the seed: differs between the processes");
+  children.expect_end(1, 7, "error: 7: the seed: differs between the processes");
+}
+
+TEST(ProcessGroup, AKilledProcessIsNoticedInAReduction) {
+  Children children({"reduce"}, 3, free_port());
+  children.start_all().wait_until_ready();
+  children.send(1, SIGKILL);
+  children.expect_end(0, 6, "no sign of life from rank 1, it is gone");
+  children.expect_end(2, 6, "error: 6: process group: rank 2 of 3, all_reduce_mean: ");
+}
+
+TEST(ProcessGroup, RankZeroMayBeTheOneThatIsKilled) {
+  Children children({"agree"}, 2, free_port());
+  children.start_all().wait_until_ready();
+  children.send(0, SIGKILL);
+  children.expect_end(1, 6, "no sign of life from rank 0, it is gone");
+}
+
+TEST(ProcessGroup, AStoppedProcessCountsAsGone) {
+  Children children({"agree", "2"}, 2, free_port());
+  children.start_all().wait_until_ready();
+  children.send(1, SIGSTOP);
+  children.expect_end(0, 6, "no sign of life from rank 1, it is gone");
+}
+
+TEST(ProcessGroup, AnErrorOfOneProcessEndsTheOthers) {
+  Children children({"fail"}, 2, free_port());
+  children.start_all();
+  children.expect_end(1, 5, "error: 5: loss: of its own");
+  children.expect_end(0, 6, "error: 6: process group: rank 0 of 2, agree_max: ");
+}
+
+TEST(ProcessGroup, ABusyProcessIsWaitedFor) {
+  Children children({"busy", "1"}, 2, free_port());
+  children.start_all();
+  children.expect_end(0, 0, "");
+  children.expect_end(1, 0, "");
+}
+
+TEST(ProcessGroup, ProcessesThatDoNotComeAreReported) {
+  const int port = free_port();
+  Children alone({"exchange", "1"}, 2, port);
+  alone.start(1);
+  alone.expect_end(1, 6, str("rank 1 cannot join rank 0 at 127.0.0.1:", port));
+  alone.start(0);
+  alone.expect_end(0, 6, str("rank 0 waited at 127.0.0.1:", port, " for 1 other processes"));
+}
+
+TEST(ProcessGroup, ATakenPortIsReported) {
+  const Listener listener;
+  Children children({"exchange", "1"}, 2, listener.port);
+  children.start(0);
+  children.expect_end(0, 2, str("MASTER_PORT: port ", listener.port, " is in use already"));
+}
+
+#else
+
+TEST(ProcessGroup, SeveralProcessesNeedABuildWithC10d) {
+  expect_error(ErrorCode::usage, "FOVEA_DISTRIBUTED",
+               [] { ProcessGroup::make({.world_size = 2}, at::kCPU); });
+}
+
+#endif
+
+}  // namespace
+}  // namespace fovea
