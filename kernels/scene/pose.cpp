@@ -131,8 +131,9 @@ SolidPose solid_at(const Solid& solid, double time) {
 
 /// Where the camera stands.
 Vec3 eye_at(const Camera& camera, double time) {
-  // Moves are centred on the place at rest, so that the scene stays in the middle.
-  const double moved = camera.travel * (time - 0.5);
+  // Moves are centred on the place at rest, so that the scene stays in the middle; coming closer
+  // begins farther away than it ends near, so that solids at the side stay in view.
+  const double moved = camera.travel * (time - (camera.move == CameraMove::closer ? 0.6 : 0.5));
   double distance = kDistance, height = kHeight, turns = 0;
   switch (camera.move) {
     case CameraMove::fixed:

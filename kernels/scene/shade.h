@@ -15,10 +15,10 @@ struct Bytes3 {
 namespace scene {
 
 // Linear light throughout; the display value is its square root.
-constexpr Vec3 kSunDirection = {-0.4836f, 0.7736f, 0.4094f};  // unit, from the left, before us
-constexpr Vec3 kSun = {0.80f, 0.77f, 0.70f};
-constexpr Vec3 kSkyLight = {0.26f, 0.29f, 0.34f};
-constexpr Vec3 kFloorLight = {0.17f, 0.165f, 0.16f};
+constexpr Vec3 kSunDirection = {-0.5f, 0.7f, 0.5099f};  // unit, from the left, before us
+constexpr Vec3 kSun = {0.86f, 0.83f, 0.76f};
+constexpr Vec3 kSkyLight = {0.34f, 0.37f, 0.42f};
+constexpr Vec3 kFloorLight = {0.25f, 0.245f, 0.24f};
 constexpr Vec3 kHorizon = {0.78f, 0.86f, 0.93f};
 constexpr Vec3 kZenith = {0.13f, 0.36f, 0.76f};
 constexpr Vec3 kTileLight = {0.47f, 0.50f, 0.53f};
@@ -82,7 +82,7 @@ FOVEA_HD inline Vec3 shade_floor(const ScenePose& pose, const Ray& ray, float t,
   const float width_z = absolute(pose.right.z) * right + absolute(pose.right.x) * up;
   const float sun = sunlight(pose, p, -1) * kSunDirection.y;
   const Vec3 light = kSun * sun + kSkyLight * openness(pose, p);
-  return through_haze(tiles(p, width_x, width_z) * light * 1.15f, t);
+  return through_haze(tiles(p, width_x, width_z) * light, t);
 }
 
 /// What a shiny solid mirrors: the sky, or the floor without shadows.
@@ -110,7 +110,7 @@ FOVEA_HD inline Vec3 shade_solid(const ScenePose& pose, int index, const Ray& ra
   const float facing_eye = most(-dot(n, ray.direction), 0.0f);
   const float grazing = square(square(1.0f - facing_eye)) * (1.0f - facing_eye);
   const Vec3 bounced = ray.direction + n * (2.0f * facing_eye);
-  const float share = 0.07f + 0.55f * grazing;
+  const float share = 0.045f + 0.5f * grazing;
   const float highlight = most(dot(n, unit(kSunDirection - ray.direction)), 0.0f);
   const float power = square(square(square(square(square(square(highlight))))));  // 64
   const Vec3 mirror = mirrored(p, bounced) * (share * (1.0f - 0.6f * contact));

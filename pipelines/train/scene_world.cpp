@@ -89,7 +89,7 @@ Camera draw_camera(const SceneOptions& options, SceneRandom& random) {
       camera.travel = static_cast<float>(random.between(0.085, 0.11));
       break;
     case CameraMove::closer:
-      camera.travel = static_cast<float>(random.between(2.6, 3.2));
+      camera.travel = static_cast<float>(random.between(2.5, 3.1));
       break;
     case CameraMove::rise:
       camera.travel = static_cast<float>(random.between(2.4, 3.0));
@@ -99,13 +99,13 @@ Camera draw_camera(const SceneOptions& options, SceneRandom& random) {
 }
 
 /// How far a solid's motion goes, when there is room.
-double draw_travel(const Solid& solid, SceneRandom& random) {
+double draw_travel(const Solid& solid, int num_solids, SceneRandom& random) {
   switch (solid.motion) {
     case Motion::still:
       return 0;
     case Motion::left:
     case Motion::right:
-      return 2 * solid.size * random.between(1.6, 2.0);
+      return 2 * solid.size * (random.between(1.6, 2.0) - 0.15 * (num_solids - 1));
     case Motion::closer:
     case Motion::away:
       return random.between(3.2, 3.8);
@@ -158,63 +158,85 @@ Spot spot_of(const kernels::ScenePose& pose, const kernels::SolidPose& solid) {
 }
 
 /// What is wrong with two solids at one moment: they touch, or one covers much of the other.
-double crowding(const kernels::ScenePose& pose, int i, int j, double apart) {
+double crowding(const kernels::ScenePose& pose, int i, int j) {
   const kernels::SolidPose &a = pose.solids[i], &b = pose.solids[j];
   const double dx = a.centre.x - b.centre.x, dy = a.centre.y - b.centre.y,
                dz = a.centre.z - b.centre.z;
   const double touching = above(1.25 * (a.size + b.size), std::sqrt(dx * dx + dy * dy + dz * dz));
   const Spot p = spot_of(pose, a), q = spot_of(pose, b);
   const double distance = std::sqrt((p.x - q.x) * (p.x - q.x) + (p.y - q.y) * (p.y - q.y));
-  return 3 * touching + above(apart * (p.radius + q.radius), distance);
+  return 3 * touching + above(0.9 * (p.radius + q.radius), distance);
 }
 
 /// What is wrong with a scene: 0 when its solids are in view, apart, and in a clear order from left
-/// to right at the start. apart: distance wanted in the picture, in half widths of both solids.
-double faults(const Scene& scene, double apart) {
-  constexpr int kMoments = 9;
+/// to right at the start. Stops counting once it is above `enough`.
+double faults(const Scene& scene, double enough) {
+  // Both ends first: most faults show there.
+  constexpr double kMoments[] = {0, 1, 0.5, 0.25, 0.75, 0.125, 0.875, 0.375, 0.625};
   constexpr double kView = 0.96;
   double sum = 0;
-  for (int m = 0; m < kMoments; ++m) {
-    const kernels::ScenePose pose = kernels::pose_at(scene, m / (kMoments - 1.0));
+  for (const double moment : kMoments) {
+    if (sum > enough) break;
+    const kernels::ScenePose pose = kernels::pose_at(scene, moment);
     for (int i = 0; i < scene.num_solids; ++i) {
       const Spot spot = spot_of(pose, pose.solids[i]);
       sum += above(std::abs(spot.x) + spot.radius, kView);
       sum += above(std::abs(spot.y) + spot.radius, kView);
       for (int j = 0; j < i; ++j) {
-        sum += crowding(pose, i, j, apart);
+        sum += crowding(pose, i, j);
         const Spot other = spot_of(pose, pose.solids[j]);
-        if (m == 0) sum += above(0.8 * (spot.radius + other.radius), std::abs(spot.x - other.x));
+        if (moment == 0)
+          sum += above(0.8 * (spot.radius + other.radius), std::abs(spot.x - other.x));
       }
     }
   }
   return sum;
 }
 
-/// Draws places until the scene has no faults; wishes for room shrink meanwhile. Keeps the best
-/// that was found when none is free of faults.
+/// Where the middle of a solid's path is, and how far it goes.
+struct Path {
+  double x, z, travel;
+};
+
+/// Draws paths until the scene has no faults: first all anew, then one at a time on the best so
+/// far, some of them shorter than wished. Keeps the best when none is free of faults.
 Scene arrange(Scene scene, SceneRandom& random) {
-  constexpr int kTries = 400;
-  double travel[kernels::kMaxSolids] = {};
-  for (int i = 0; i < scene.num_solids; ++i) travel[i] = draw_travel(scene.solids[i], random);
-  const double span_x = scene.num_solids == 1 ? 1.3 : 2.4;
-  const double back = scene.num_solids == 1 ? -1.2 : -2.6, front = 1.2;
-  Scene best = scene;
+  constexpr int kTries = 400, kFreshTries = 60;
+  constexpr double kShortest = 0.7, kShortestLate = 0.5;  // of the travel wished for
+  constexpr double kNear = 0.6;
+  const bool alone = scene.num_solids == 1;
+  const double side = alone ? 1.3 : 2.4, back = alone ? -0.8 : -2.2, front = 1.5;
+  const auto count = static_cast<size_t>(scene.num_solids);
+  std::array<double, kernels::kMaxSolids> wish = {};
+  for (size_t i = 0; i < count; ++i)
+    wish[i] = draw_travel(scene.solids[i], scene.num_solids, random);
+
+  std::array<Path, kernels::kMaxSolids> best = {};
   double least = std::numeric_limits<double>::infinity();
   for (int t = 0; t < kTries && least > 0; ++t) {
-    const double haste = static_cast<double>(t) / kTries;
-    for (int i = 0; i < scene.num_solids; ++i) {
-      // A spin needs no room.
-      const double share = scene.solids[i].motion == Motion::spin ? 1 : 1 - 0.3 * haste;
-      const double x = random.between(-span_x, span_x), z = random.between(back, front);
-      place(scene.solids[i], x, z, travel[i] * share);
+    auto paths = best;
+    const size_t only = random.below(count);
+    for (size_t i = 0; i < count; ++i) {
+      if (t >= kFreshTries && i != only) continue;
+      const bool fresh = t < kFreshTries || random.chance(0.3);
+      const double shortest = t < kTries / 2 ? kShortest : kShortestLate;
+      const double share = t < kFreshTries ? 1 : random.between(shortest, 1);
+      const double x = random.between(-1, 1), z = random.between(0, 1);
+      paths[i] = {fresh ? side * x : best[i].x + kNear * x,
+                  fresh ? back + (front - back) * z
+                        : std::clamp(best[i].z + kNear * (2 * z - 1), back, front),
+                  wish[i] * share};
     }
-    const double found = faults(scene, 0.9 - 0.4 * haste);
+    for (size_t i = 0; i < count; ++i)
+      place(scene.solids[i], paths[i].x, paths[i].z, paths[i].travel);
+    const double found = faults(scene, least);
     if (found < least) {
       least = found;
-      best = scene;
+      best = paths;
     }
   }
-  return best;
+  for (size_t i = 0; i < count; ++i) place(scene.solids[i], best[i].x, best[i].z, best[i].travel);
+  return scene;
 }
 
 }  // namespace

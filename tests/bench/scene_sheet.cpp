@@ -1,5 +1,5 @@
-// scene_sheet OUT.png ROWS FRAMES HEIGHT WIDTH SEED: a contact sheet of rendered clips, one a row,
-// and their captions on standard output.
+// scene_sheet OUT.png ROWS FRAMES HEIGHT WIDTH SEED [OPTIONS.json]: a contact sheet of rendered
+// clips, one a row, and their captions on standard output.
 
 #include <cstdio>
 #include <cstdlib>
@@ -17,12 +17,14 @@ namespace fovea {
 namespace {
 
 int run(int argc, char** argv) {
-  require(argc == 7, ErrorCode::usage, "scene_sheet", "OUT.png ROWS FRAMES HEIGHT WIDTH SEED");
+  require(argc == 7 || argc == 8, ErrorCode::usage, "scene_sheet",
+          "expected OUT.png ROWS FRAMES HEIGHT WIDTH SEED [OPTIONS.json]");
   const int64_t rows = std::atoll(argv[2]);
   const RenderSize size{
       .frames = std::atoll(argv[3]), .height = std::atoll(argv[4]), .width = std::atoll(argv[5])};
   const uint64_t seed = std::strtoull(argv[6], nullptr, 10);
-  const pipelines::SceneWorld world;
+  Config config = argc == 8 ? Config::read(argv[7]) : Config(Json::object(), "options");
+  const pipelines::SceneWorld world(pipelines::SceneOptions::read(config));
   std::vector<kernels::Scene> scenes;
   for (int64_t i = 0; i < rows; ++i) {
     const pipelines::SceneClip clip = world.clip(seed, i);
