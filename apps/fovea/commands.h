@@ -17,5 +17,6 @@ using Action = std::function<int()>;
 void add_generate(CLI::App& app, Action& action);
 void add_inspect(CLI::App& app, Action& action);
 void add_op(CLI::App& app, Action& action);
+void add_train(CLI::App& app, Action& action);
 
 }  // namespace fovea::apps

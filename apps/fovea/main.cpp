@@ -28,6 +28,7 @@ int run(int argc, char** argv) {
   fovea::apps::add_generate(app, action);
   fovea::apps::add_inspect(app, action);
   fovea::apps::add_op(app, action);
+  fovea::apps::add_train(app, action);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -14,8 +14,6 @@
 namespace fovea::apps {
 namespace {
 
-constexpr double kGraceSeconds = 1.5;
-
 sigset_t watched_signals() {
   sigset_t set;
   sigemptyset(&set);
@@ -29,8 +27,10 @@ sigset_t watched_signals() {
   while (sigwait(&set, &number) != 0) {
   }
   request_interrupt(number);
-  const auto nanoseconds = static_cast<long>((kGraceSeconds - 1) * 1e9);
-  const timespec grace = {1, nanoseconds};
+  const double seconds = interrupt_grace();
+  const auto whole = static_cast<time_t>(seconds);
+  const timespec grace = {whole,
+                          static_cast<long>((seconds - static_cast<double>(whole)) * 1e9)};
   sigtimedwait(&set, nullptr, &grace);
   // Still here: the run is inside one long operation, or the user is impatient.
   remove_temporary_files();

@@ -1,0 +1,98 @@
+#include "apps/fovea/train_run.h"
+
+#include <cstdio>
+
+#include <ATen/Parallel.h>
+
+#include "apps/fovea/launch.h"
+#include "apps/fovea/run_report.h"
+#include "core/check.h"
+#include "core/device.h"
+#include "core/guard.h"
+#include "core/interrupt.h"
+#include "core/process_group.h"
+#include "core/version.h"
+#include "pipelines/train/trainer.h"
+
+namespace fovea::apps {
+namespace {
+
+// Seconds that a stopped run has for the step it is in and for its checkpoint.
+constexpr double kCheckpointSeconds = 25;
+
+std::unique_ptr<Progress> make_train_progress(const TrainOptions& options, int rank) {
+  if (rank != 0 || options.quiet) return make_progress(ProgressStyle::silent);
+  return make_progress(options.json ? ProgressStyle::json : ProgressStyle::bar);
+}
+
+// With several processes of this machine each takes the GPU of its own number.
+at::Device device_of(const TrainOptions& options, const ProcessPlace& place) {
+  if (options.device == "cuda" && place.world_size > 1) {
+    return parse_device(str("cuda:", place.local_rank));
+  }
+  return parse_device(options.device);
+}
+
+void write_report(const TrainOptions& options, Report& report, const Progress& progress,
+                  const pipelines::TrainRequest& request) {
+  report.facts["seconds"] = progress.seconds();
+  report.facts["peak_memory"] = {{"host_bytes", peak_host_bytes()},
+                                 {"device_bytes", peak_device_bytes(request.device)}};
+  if (options.report.empty()) return;
+  AtomicFile file(options.report, options.overwrite);
+  file.write(report.json().dump(2) + "\n");
+  file.commit();
+}
+
+int train(const TrainOptions& options) {
+  const ProcessPlace place = read_process_place();
+  pipelines::TrainRequest request{.config = pipelines::TrainConfig::read(options.config),
+                                  .out = options.out,
+                                  .init = options.init,
+                                  .dtype = parse_dtype(options.dtype),
+                                  .resume = options.resume,
+                                  .overwrite = options.overwrite};
+  require(request.dtype != at::kHalf, ErrorCode::usage, "--dtype",
+          "fp16 needs loss scaling, which is not there: use bf16");
+  request.device = device_of(options, place);
+  if (!options.report.empty()) check_output_path(options.report, options.overwrite);
+  set_num_threads(options.threads);
+
+  set_interrupt_grace(kCheckpointSeconds);
+
+  Report report(options.strict);
+  report.facts["fovea"] = kVersion;
+  report.facts["command"] = command_words();
+  report.facts["device"] = device_name(request.device);
+  report.facts["dtype"] = options.dtype;
+  report.facts["threads"] = at::get_num_threads();
+  report.facts["processes"] = place.world_size;
+  const std::unique_ptr<Progress> progress = make_train_progress(options, place.rank);
+  const auto group = ProcessGroup::make(place, request.device);
+  guarded("train", [&] {
+    pipelines::Trainer trainer(request, *group, *progress, report);
+    trainer.run();
+  });
+  if (place.rank != 0) return 0;
+  write_report(options, report, *progress, request);
+  if (!options.json) {
+    std::printf("%s: %s\n", options.out.c_str(),
+                str(request.config.stage_name(), ", ", request.config.steps, " steps, loss ",
+                    report.facts["loss"].get<double>())
+                    .c_str());
+  }
+  return 0;
+}
+
+}  // namespace
+
+int run_train(const TrainOptions& options) {
+  if (options.gpus > 0 && !is_launched()) {
+    require(options.device == "cuda", ErrorCode::usage, "--gpus", "expected --device cuda, got ",
+            options.device);
+    return launch_processes(options.gpus);
+  }
+  return train(options);
+}
+
+}  // namespace fovea::apps

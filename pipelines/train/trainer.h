@@ -1,0 +1,83 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/process_group.h"
+#include "core/progress.h"
+#include "core/report.h"
+#include "pipelines/train/checkpoint.h"
+#include "pipelines/train/optimizer.h"
+#include "pipelines/train/train_config.h"
+#include "pipelines/train/training_task.h"
+
+namespace fovea::pipelines {
+
+/// One run of `fovea train`.
+struct TrainRequest {
+  TrainConfig config;
+  fs::path out;   ///< model folder to write; OUT/training holds checkpoint and log
+  fs::path init;  ///< model folder to start from, or empty
+  at::Device device = at::kCPU;
+  at::ScalarType dtype = at::kFloat;
+  bool resume = false;     ///< go on from the checkpoint, if there is one
+  bool overwrite = false;  ///< replace what is in OUT
+};
+
+/// Trains one stage: steps over all processes of the group, log, checkpoints, and at the end the
+/// moving average of the weights as the model.
+///
+/// The weights after n steps depend on the configuration alone: not on interruptions, and, within
+/// rounding, not on the number of processes.
+///
+/// A step whose loss or gradients are not finite is skipped and counted; five in a row end the run
+/// with Error non_finite and leave the last checkpoint. On Error interrupted, terminated, hangup or
+/// resource a checkpoint of the last whole step is saved first.
+class Trainer {
+ public:
+  /// Keeps the references.
+  ///
+  /// throws  Error conflict: OUT holds a run or a trained component already; others as
+  ///         `make_training_task` and `Checkpoint::load`
+  Trainer(const TrainRequest& request, ProcessGroup& group, Progress& progress, Report& report);
+
+  void run();
+
+  /// For tests: parameters as they are.
+  TrainableParameters& parameters() { return task_->parameters(); }
+  /// Steps that were skipped.
+  int64_t skipped() const { return skipped_; }
+  /// Mean loss of the last logged steps.
+  double last_loss() const { return last_loss_; }
+
+ private:
+  void check_output() const;
+  void make_task();
+  void restore();
+  void train();
+  void step();
+  void read_records();
+  void stop_if_asked();
+  void save_checkpoint();
+  void finish();
+  void log(Json line);
+
+  TrainRequest request_;
+  ProcessGroup& group_;
+  Progress& progress_;
+  Report& report_;
+  Checkpoint checkpoint_;
+  std::unique_ptr<TrainingTask> task_;
+  std::unique_ptr<Optimizer> optimizer_;
+  int64_t done_ = 0;     // steps
+  int64_t skipped_ = 0;  // of these
+  int64_t bad_in_a_row_ = 0;
+  double last_loss_ = 0;
+  double started_ = 0;               // seconds of a steady clock
+  int64_t started_at_ = 0;           // step
+  std::vector<at::Tensor> records_;  // on the device: loss, gradient norm, skipped
+};
+
+}  // namespace fovea::pipelines
