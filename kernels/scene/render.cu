@@ -8,9 +8,10 @@ namespace {
 
 constexpr int kTileWidth = 8;  // a warp draws 8 x 4 pixels: they mostly meet the same solids
 constexpr int kTileHeight = 16;
+constexpr int kBlocks = 6;  // on a multiprocessor at least: up to 80 registers a thread, no spills
 
 /// One thread draws one pixel. Grid: tiles of all pictures. Called by render_cuda.
-__global__ void __launch_bounds__(kTileWidth* kTileHeight) render_kernel(RenderArgs args) {
+__global__ void __launch_bounds__(kTileWidth* kTileHeight, kBlocks) render_kernel(RenderArgs args) {
   __shared__ ScenePose s_pose;
   const int tiles_x = (args.width + kTileWidth - 1) / kTileWidth;
   const int tiles_y = (args.height + kTileHeight - 1) / kTileHeight;

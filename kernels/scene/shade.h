@@ -42,9 +42,10 @@ FOVEA_HD inline float square_wave(float x, float width) {
   return 2.0f * (from - to) / width;
 }
 
-/// Colour of the checkered floor, averaged over a box about the point.
+/// Colour of the checkered floor, averaged over a box about the point. Tiles are 1 x 1; none of
+/// their edges runs along the lower edge of the camera's picture at rest.
 FOVEA_HD inline Vec3 tiles(Vec3 p, float width_x, float width_z) {
-  const float wave = square_wave(p.x, width_x) * square_wave(p.z, width_z);
+  const float wave = square_wave(p.x, width_x) * square_wave(p.z + 0.5f, width_z);
   return mix(kTileDark, kTileLight, 0.5f + 0.5f * wave);
 }
 

@@ -180,8 +180,8 @@ double faults(const Scene& scene, double enough) {
     const kernels::ScenePose pose = kernels::pose_at(scene, moment);
     for (int i = 0; i < scene.num_solids; ++i) {
       const Spot spot = spot_of(pose, pose.solids[i]);
-      sum += above(std::abs(spot.x) + spot.radius, kView);
-      sum += above(std::abs(spot.y) + spot.radius, kView);
+      sum += 2 * above(std::abs(spot.x) + spot.radius, kView);
+      sum += 2 * above(std::abs(spot.y) + spot.radius, kView);
       for (int j = 0; j < i; ++j) {
         sum += crowding(pose, i, j);
         const Spot other = spot_of(pose, pose.solids[j]);
