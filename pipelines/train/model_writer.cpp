@@ -174,6 +174,9 @@ void write_folder_skeleton(const fs::path& folder, const FolderPlan& plan) {
   }
   models::write_word_tokenizer(folder / "tokenizer", plan.words);
   Json text_encoder = models::to_json(plan.text_encoder);
+  // Weights may be stored in bf16. Unless told otherwise transformers would run them in that, while
+  // diffusers and this project run the rest of the folder in fp32.
+  text_encoder["dtype"] = "float32";
   text_encoder["transformers_version"] = kTransformersVersion;
   write_json(folder / "text_encoder" / "config.json", text_encoder);
   write_json(folder / "transformer" / "config.json",

@@ -30,7 +30,8 @@ struct Umt5Config {
 };
 
 /// The keys of transformers' `config.json`, in its order, for a tokenizer with the ids of T5:
-/// `<pad>` 0 and `</s>` 1. Without `dtype`, for which transformers then looks at the weights.
+/// `<pad>` 0 and `</s>` 1. Without `dtype`, the type that transformers runs in when not
+/// told.
 Json to_json(const Umt5Config& config);
 
 }  // namespace fovea::models

@@ -109,9 +109,8 @@ TEST(FolderSkeleton, EqualsPythonsInWhatItSaysOfItself) {
     const Json python = read_json(python_folder() / part / "config.json");
     for (const auto& item : json.items()) keys.insert(item.key());
     for (const auto& item : python.items()) python_keys.insert(item.key());
-    python_keys.erase("dtype");  // which the weights say themselves
     EXPECT_EQ(keys, python_keys) << part;
-    for (const char* key : {"_class_name", "_diffusers_version", "transformers_version"}) {
+    for (const char* key : {"_class_name", "_diffusers_version", "transformers_version", "dtype"}) {
       EXPECT_EQ(json.value(key, Json()), python.value(key, Json())) << part;
     }
   }
