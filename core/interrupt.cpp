@@ -8,17 +8,12 @@
 namespace fovea {
 namespace {
 std::atomic<int> g_signal{0};
-std::atomic<double> g_grace{1.5};  // seconds
 thread_local int t_uninterrupted = 0;  // living UninterruptedScopes
 }  // namespace
 
 void request_interrupt(int signal_number) noexcept { g_signal.store(signal_number); }
 
 int interrupt_requested() noexcept { return g_signal.load(std::memory_order_relaxed); }
-
-void set_interrupt_grace(double seconds) noexcept { g_grace.store(seconds); }
-
-double interrupt_grace() noexcept { return g_grace.load(); }
 
 void throw_if_interrupted() {
   const int signal_number = interrupt_requested();

@@ -9,11 +9,6 @@ void request_interrupt(int signal_number) noexcept;
 /// The signal that asked for a stop, or 0.
 int interrupt_requested() noexcept;
 
-/// How long after a stop was asked for the run may take to clean up before the program ends it
-/// (1.5 seconds unless set): longer for one that saves a large state.
-void set_interrupt_grace(double seconds) noexcept;
-double interrupt_grace() noexcept;
-
 /// Throws Error interrupted / terminated / hangup once a stop was asked for. Long loops (steps,
 /// layers, frames, tensors loaded) call it once an iteration.
 void throw_if_interrupted();

@@ -1,6 +1,7 @@
 // The `fovea` program: one binary, thin subcommands. Exit codes are those of `ErrorCode`.
 
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
 
 #include <CLI/CLI.hpp>
@@ -9,6 +10,7 @@
 #include "apps/fovea/signals.h"
 #include "core/check.h"
 #include "core/guard.h"
+#include "core/process_group.h"
 #include "core/version.h"
 
 namespace {
@@ -49,6 +51,10 @@ int main(int argc, char** argv) {
     }
   } catch (const fovea::Error& error) {
     std::fprintf(stderr, "error: %s\n", error.what());
+    if (fovea::process_group_abandoned()) {
+      std::fflush(nullptr);
+      std::_Exit(error.exit_code());
+    }
     return error.exit_code();
   }
 }

@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <csignal>
 #include <cstdio>
 #include <ctime>
@@ -13,6 +14,8 @@
 
 namespace fovea::apps {
 namespace {
+
+std::atomic<double> g_grace_seconds = 1.5;
 
 sigset_t watched_signals() {
   sigset_t set;
@@ -27,10 +30,9 @@ sigset_t watched_signals() {
   while (sigwait(&set, &number) != 0) {
   }
   request_interrupt(number);
-  const double seconds = interrupt_grace();
+  const double seconds = g_grace_seconds;
   const auto whole = static_cast<time_t>(seconds);
-  const timespec grace = {whole,
-                          static_cast<long>((seconds - static_cast<double>(whole)) * 1e9)};
+  const timespec grace = {whole, static_cast<long>((seconds - static_cast<double>(whole)) * 1e9)};
   sigtimedwait(&set, nullptr, &grace);
   // Still here: the run is inside one long operation, or the user is impatient.
   remove_temporary_files();
@@ -47,5 +49,7 @@ SignalWatch::SignalWatch() {
   pthread_sigmask(SIG_BLOCK, &set, nullptr);
   std::thread(watch).detach();
 }
+
+void set_stop_grace(double seconds) noexcept { g_grace_seconds = seconds; }
 
 }  // namespace fovea::apps

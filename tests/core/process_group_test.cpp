@@ -2,33 +2,26 @@
 
 #include <arpa/inet.h>
 #include <gtest/gtest.h>
-#include <signal.h>
-#include <stdlib.h>
 #include <sys/socket.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
-#include <chrono>
-#include <functional>
 #include <map>
-#include <memory>
 #include <string>
-#include <thread>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include <ATen/ATen.h>
 
+#include "tests/support/child_process.h"
 #include "tests/support/files.h"
 
 namespace fovea {
 namespace {
 
+using test::ChildProcess;
 using test::expect_error;
 using test::TemporaryFolder;
-using Seconds = std::chrono::duration<double>;
-
-// What every survivor of a failure must be done in.
-constexpr Seconds kLimit(30);
 
 // A listening socket on a free port of the loopback address.
 struct Listener {
@@ -53,86 +46,39 @@ struct Listener {
 
 int free_port() { return Listener().port; }
 
-// Runs `process_group_child ARGUMENTS` as some ranks of a group; none outlives it.
+// Runs `process_group_child ARGUMENTS` as some ranks of a group.
 class Children {
  public:
   Children(std::vector<std::string> arguments, int world_size, int port)
-      : arguments_(std::move(arguments)), world_size_(world_size), port_(port) {
-    const fs::path self = fs::read_symlink("/proc/self/exe");
-    arguments_.insert(arguments_.begin(), (self.parent_path() / "process_group_child").string());
+      : command_(std::move(arguments)), world_size_(world_size), port_(port) {
+    command_.insert(command_.begin(), "process_group_child");
   }
-  ~Children() {
-    for (const auto& [rank, pid] : running_) ::kill(pid, SIGKILL);
-    for (const auto& [rank, pid] : running_) ::waitpid(pid, nullptr, 0);
-  }
-  Children(const Children&) = delete;
-  Children& operator=(const Children&) = delete;
 
   Children& start(int rank) {
-    const std::string output = output_path(rank);
-    std::vector<std::string> variables = {str("RANK=", rank), str("WORLD_SIZE=", world_size_),
-                                          str("LOCAL_RANK=", rank), "MASTER_ADDR=127.0.0.1",
-                                          str("MASTER_PORT=", port_)};
-    std::vector<char*> argv;
-    for (auto& argument : arguments_) argv.push_back(argument.data());
-    argv.push_back(nullptr);
-    const pid_t pid = ::fork();
-    if (pid == 0) {
-      if (::freopen(output.c_str(), "w", stdout) == nullptr) ::_exit(120);
-      ::dup2(STDOUT_FILENO, STDERR_FILENO);
-      for (auto& variable : variables) ::putenv(variable.data());
-      ::execv(argv[0], argv.data());
-      ::_exit(121);
-    }
-    running_[rank] = pid;
+    children_.emplace(std::piecewise_construct, std::forward_as_tuple(rank),
+                      std::forward_as_tuple(command_,
+                                            std::vector<std::string>{
+                                                str("RANK=", rank), str("WORLD_SIZE=", world_size_),
+                                                str("LOCAL_RANK=", rank), "MASTER_ADDR=127.0.0.1",
+                                                str("MASTER_PORT=", port_)},
+                                            folder_.path / std::to_string(rank)));
     return *this;
   }
   Children& start_all() {
     for (int rank = 0; rank < world_size_; ++rank) start(rank);
     return *this;
   }
-
-  void send(int rank, int signal) { ::kill(running_.at(rank), signal); }
-
-  std::string output(int rank) const { return read_file(output_path(rank), 1 << 20); }
-
   void wait_until_ready() {
-    const auto deadline = std::chrono::steady_clock::now() + kLimit;
-    for (int rank = 0; rank < world_size_; ++rank) {
-      while (output(rank).find("ready") == std::string::npos) {
-        ASSERT_LT(std::chrono::steady_clock::now(), deadline) << output(rank);
-        std::this_thread::sleep_for(std::chrono::milliseconds(20));
-      }
-    }
+    for (auto& [rank, child] : children_) ASSERT_TRUE(child.wait_for("ready")) << child.output();
   }
-
-  // The exit code; 128 + signal for one that was killed, -1 for one that is still running.
-  int wait(int rank) {
-    const auto deadline = std::chrono::steady_clock::now() + kLimit;
-    const pid_t pid = running_.at(rank);
-    int status = 0;
-    while (::waitpid(pid, &status, WNOHANG) == 0) {
-      if (std::chrono::steady_clock::now() > deadline) return -1;
-      std::this_thread::sleep_for(std::chrono::milliseconds(20));
-    }
-    running_.erase(rank);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-  }
-
-  void expect_end(int rank, int code, const std::string& text) {
-    EXPECT_EQ(wait(rank), code) << "rank " << rank << ": " << output(rank);
-    EXPECT_NE(output(rank).find(text), std::string::npos)
-        << "rank " << rank << ": " << output(rank);
-  }
+  ChildProcess& operator[](int rank) { return children_.at(rank); }
 
  private:
-  std::string output_path(int rank) const { return folder_.path / std::to_string(rank); }
-
   TemporaryFolder folder_;
-  std::vector<std::string> arguments_;
+  std::vector<std::string> command_;
   int world_size_;
   int port_;
-  std::map<int, pid_t> running_;
+  std::map<int, ChildProcess> children_;
 };
 
 // The five variables, and no others of their kind, while it lives.
@@ -245,9 +191,9 @@ TEST(ProcessGroup, TwoProcessesExchange) {
   Children children({"exchange"}, 2, free_port());
   children.start_all();
   for (int rank = 0; rank < 2; ++rank) {
-    children.expect_end(rank, 0,
-                        "mean 0 1.5 3 4.5 6 7.5\nprecise 0.5\nbroadcast 10 11 12\nscalar 0\n"
-                        "max 3 4 inf\n");
+    children[rank].expect_end(0,
+                              "mean 0 1.5 3 4.5 6 7.5\nprecise 0.5\nbroadcast 10 11 12\nscalar 0\n"
+                              "max 3 4 inf\n");
   }
 }
 
@@ -255,67 +201,67 @@ TEST(ProcessGroup, ThreeProcessesExchange) {
   Children children({"exchange"}, 3, free_port());
   children.start_all();
   for (int rank = 0; rank < 3; ++rank) {
-    children.expect_end(rank, 0, "mean 0 2 4 6 8 10\nprecise 1\nbroadcast 10 11 12\n");
+    children[rank].expect_end(0, "mean 0 2 4 6 8 10\nprecise 1\nbroadcast 10 11 12\n");
   }
 }
 
 TEST(ProcessGroup, DifferentTextsAreAConflictEverywhere) {
   Children children({"differ"}, 2, free_port());
   children.start_all();
-  children.expect_end(0, 7, "error: 7: the seed: differs between the processes");
-  children.expect_end(1, 7, "error: 7: the seed: differs between the processes");
+  children[0].expect_end(7, "error: 7: the seed: differs between the processes");
+  children[1].expect_end(7, "error: 7: the seed: differs between the processes");
 }
 
 TEST(ProcessGroup, AKilledProcessIsNoticedInAReduction) {
   Children children({"reduce"}, 3, free_port());
   children.start_all().wait_until_ready();
-  children.send(1, SIGKILL);
-  children.expect_end(0, 6, "no sign of life from rank 1, it is gone");
-  children.expect_end(2, 6, "error: 6: process group: rank 2 of 3, all_reduce_mean: ");
+  children[1].send(SIGKILL);
+  children[0].expect_end(6, "no sign of life from rank 1, it is gone");
+  children[2].expect_end(6, "error: 6: process group: rank 2 of 3, all_reduce_mean: ");
 }
 
 TEST(ProcessGroup, RankZeroMayBeTheOneThatIsKilled) {
   Children children({"agree"}, 2, free_port());
   children.start_all().wait_until_ready();
-  children.send(0, SIGKILL);
-  children.expect_end(1, 6, "no sign of life from rank 0, it is gone");
+  children[0].send(SIGKILL);
+  children[1].expect_end(6, "no sign of life from rank 0, it is gone");
 }
 
 TEST(ProcessGroup, AStoppedProcessCountsAsGone) {
   Children children({"agree", "2"}, 2, free_port());
   children.start_all().wait_until_ready();
-  children.send(1, SIGSTOP);
-  children.expect_end(0, 6, "no sign of life from rank 1, it is gone");
+  children[1].send(SIGSTOP);
+  children[0].expect_end(6, "no sign of life from rank 1, it is gone");
 }
 
 TEST(ProcessGroup, AnErrorOfOneProcessEndsTheOthers) {
   Children children({"fail"}, 2, free_port());
   children.start_all();
-  children.expect_end(1, 5, "error: 5: loss: of its own");
-  children.expect_end(0, 6, "error: 6: process group: rank 0 of 2, agree_max: ");
+  children[1].expect_end(5, "error: 5: loss: of its own");
+  children[0].expect_end(6, "error: 6: process group: rank 0 of 2, agree_max: ");
 }
 
 TEST(ProcessGroup, ABusyProcessIsWaitedFor) {
   Children children({"busy", "1"}, 2, free_port());
   children.start_all();
-  children.expect_end(0, 0, "");
-  children.expect_end(1, 0, "");
+  children[0].expect_end(0, "");
+  children[1].expect_end(0, "");
 }
 
 TEST(ProcessGroup, ProcessesThatDoNotComeAreReported) {
   const int port = free_port();
   Children alone({"exchange", "1"}, 2, port);
   alone.start(1);
-  alone.expect_end(1, 6, str("rank 1 cannot join rank 0 at 127.0.0.1:", port));
+  alone[1].expect_end(6, str("rank 1 cannot join rank 0 at 127.0.0.1:", port));
   alone.start(0);
-  alone.expect_end(0, 6, str("rank 0 waited at 127.0.0.1:", port, " for 1 other processes"));
+  alone[0].expect_end(6, str("rank 0 waited at 127.0.0.1:", port, " for 1 other processes"));
 }
 
 TEST(ProcessGroup, ATakenPortIsReported) {
   const Listener listener;
   Children children({"exchange", "1"}, 2, listener.port);
   children.start(0);
-  children.expect_end(0, 2, str("MASTER_PORT: port ", listener.port, " is in use already"));
+  children[0].expect_end(2, str("MASTER_PORT: port ", listener.port, " is in use already"));
 }
 
 #else
