@@ -6,10 +6,10 @@
 
 #include "apps/fovea/launch.h"
 #include "apps/fovea/run_report.h"
+#include "apps/fovea/signals.h"
 #include "core/check.h"
 #include "core/device.h"
 #include "core/guard.h"
-#include "core/interrupt.h"
 #include "core/process_group.h"
 #include "core/version.h"
 #include "pipelines/train/trainer.h"
@@ -58,7 +58,7 @@ int train(const TrainOptions& options) {
   if (!options.report.empty()) check_output_path(options.report, options.overwrite);
   set_num_threads(options.threads);
 
-  set_interrupt_grace(kCheckpointSeconds);
+  set_stop_grace(kCheckpointSeconds);
 
   Report report(options.strict);
   report.facts["fovea"] = kVersion;
@@ -90,7 +90,7 @@ int run_train(const TrainOptions& options) {
   if (options.gpus > 0 && !is_launched()) {
     require(options.device == "cuda", ErrorCode::usage, "--gpus", "expected --device cuda, got ",
             options.device);
-    return launch_processes(options.gpus);
+    return launch_processes(options.gpus, own_command());
   }
   return train(options);
 }

@@ -15,9 +15,10 @@ namespace fovea::pipelines {
 ///         OOPSLA 2014, figure 16; constants of the mixer by Stafford (variant 13)
 class Draw {
  public:
-  explicit Draw(uint64_t seed, std::initializer_list<uint64_t> key) : state_(mix(seed + kStep)) {
+  Draw(uint64_t seed, std::initializer_list<uint64_t> key) : state_(mix(seed + kStep)) {
     for (const uint64_t word : key) state_ = mix(state_ ^ word);
   }
+  Draw(uint64_t seed, int64_t index) : Draw(seed, {static_cast<uint64_t>(index)}) {}
 
   uint64_t bits() { return mix(state_ += kStep); }
   /// From 0 to below 1, a multiple of 2^-53.

@@ -63,8 +63,7 @@ void fill_transformer(const std::string& name, at::Tensor& values, at::Generator
   if (name == "proj_out.weight" || contains(name, "pos_embed")) return;
   if (name.ends_with("scale_shift_table")) {
     values.normal_(0.0, 1.0 / std::sqrt(static_cast<double>(values.size(-1))), generator);
-  } else if (contains(name, "time_embedder") || contains(name, "text_embedder") ||
-             contains(name, "time_proj")) {
+  } else if (contains(name, "time_embedder") || contains(name, "time_proj")) {
     values.normal_(0.0, kEmbedderDeviation, generator);
   } else {
     const double inputs = fan_in(values.sizes());

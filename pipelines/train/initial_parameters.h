@@ -13,8 +13,8 @@ namespace fovea::pipelines {
 /// Values that training starts from, for the networks of a Wan2.1 folder: fp32 on the CPU.
 ///
 /// The parameter's name says what it is: biases 0, norms 1, and
-/// - transformer: Glorot's uniform distribution; embedders of time and text and `time_proj`
-///   N(0, 0.02²), so that adaptive norms begin almost neutral; `scale_shift_table` N(0, 1 / dim);
+/// - transformer: Glorot's uniform distribution; embedder of time and `time_proj` N(0, 0.02²), so
+///   that adaptive norms begin almost neutral; `scale_shift_table` N(0, 1 / dim);
 ///   `proj_out` 0, so that the first prediction is 0;
 /// - text encoder: embeddings N(0, 1), matrices and position tables as T5, whose attention has no
 ///   scale: q has the factor 1 / sqrt(d_kv) instead;

@@ -76,7 +76,7 @@ const Phrases& motion_phrases(Shape shape, Motion motion) {
 
 class Writer {
  public:
-  explicit Writer(SceneRandom& random) : random_(random), usual_(random.chance(kUsual)) {}
+  explicit Writer(Draw& random) : random_(random), usual_(random.chance(kUsual)) {}
 
   std::string sentence(std::span<const SolidWords> solids, CameraMove camera) {
     const std::string scene = objects(solids);
@@ -114,7 +114,7 @@ class Writer {
     return list;
   }
 
-  SceneRandom& random_;
+  Draw& random_;
   bool usual_;
 };
 
@@ -127,7 +127,7 @@ void add_words(const Phrases& choices, std::set<std::string>& words) {
 
 }  // namespace
 
-std::string caption_of(std::span<const SolidWords> solids, CameraMove camera, SceneRandom& random) {
+std::string caption_of(std::span<const SolidWords> solids, CameraMove camera, Draw& random) {
   FOVEA_ASSERT(!solids.empty());
   return Writer(random).sentence(solids, camera);
 }

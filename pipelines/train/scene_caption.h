@@ -4,8 +4,8 @@
 #include <string>
 #include <vector>
 
+#include "pipelines/train/draw.h"
 #include "pipelines/train/scene_options.h"
-#include "pipelines/train/scene_random.h"
 
 namespace fovea::pipelines {
 
@@ -26,7 +26,7 @@ struct SolidWords {
 ///
 /// solids  1 to 3, in the order in which they are named
 std::string caption_of(std::span<const SolidWords> solids, kernels::CameraMove camera,
-                       SceneRandom& random);
+                       Draw& random);
 
 /// All words and punctuation marks of `caption_of`, sorted, each once.
 std::vector<std::string> caption_words();

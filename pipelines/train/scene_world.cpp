@@ -7,8 +7,8 @@
 
 #include "core/check.h"
 #include "kernels/scene/pose.h"
+#include "pipelines/train/draw.h"
 #include "pipelines/train/scene_caption.h"
-#include "pipelines/train/scene_random.h"
 
 namespace fovea::pipelines {
 namespace {
@@ -33,7 +33,7 @@ constexpr float kPalette[][3] = {
     {0.97f, 0.97f, 0.96f}, {0.07f, 0.07f, 0.08f},
 };
 
-int draw_count(int64_t max_objects, SceneRandom& random) {
+int draw_count(int64_t max_objects, Draw& random) {
   double total = 0;
   for (int64_t i = 0; i < max_objects; ++i) total += kCountWeights[i];
   double left = random.unit() * total;
@@ -44,7 +44,7 @@ int draw_count(int64_t max_objects, SceneRandom& random) {
   return static_cast<int>(max_objects);
 }
 
-SolidWords draw_solid(const SceneOptions& options, SceneRandom& random) {
+SolidWords draw_solid(const SceneOptions& options, Draw& random) {
   SolidWords solid;
   solid.shape = random.of(options.shapes);
   solid.colour = random.of(options.colours);
@@ -61,7 +61,7 @@ SolidWords draw_solid(const SceneOptions& options, SceneRandom& random) {
 }
 
 /// Solids of which no two have the same shape and colour.
-std::vector<SolidWords> draw_cast(const SceneOptions& options, SceneRandom& random) {
+std::vector<SolidWords> draw_cast(const SceneOptions& options, Draw& random) {
   std::vector<SolidWords> cast(draw_count(options.max_objects, random));
   for (size_t i = 0; i < cast.size();) {
     cast[i] = draw_solid(options, random);
@@ -73,7 +73,7 @@ std::vector<SolidWords> draw_cast(const SceneOptions& options, SceneRandom& rand
   return cast;
 }
 
-Camera draw_camera(const SceneOptions& options, SceneRandom& random) {
+Camera draw_camera(const SceneOptions& options, Draw& random) {
   const auto& moves = options.cameras;
   const bool has_static = std::find(moves.begin(), moves.end(), CameraMove::fixed) != moves.end();
   Camera camera;
@@ -99,7 +99,7 @@ Camera draw_camera(const SceneOptions& options, SceneRandom& random) {
 }
 
 /// How far a solid's motion goes, when there is room.
-double draw_travel(const Solid& solid, int num_solids, SceneRandom& random) {
+double draw_travel(const Solid& solid, int num_solids, Draw& random) {
   switch (solid.motion) {
     case Motion::still:
       return 0;
@@ -121,7 +121,7 @@ double draw_travel(const Solid& solid, int num_solids, SceneRandom& random) {
   return 0;
 }
 
-Solid make_solid(const SolidWords& words, size_t count, SceneRandom& random) {
+Solid make_solid(const SolidWords& words, size_t count, Draw& random) {
   Solid solid;
   solid.shape = words.shape;
   solid.motion = words.motion;
@@ -200,7 +200,7 @@ struct Path {
 
 /// Draws paths until the scene has no faults: first all anew, then one at a time on the best so
 /// far, some of them shorter than wished. Keeps the best when none is free of faults.
-Scene arrange(Scene scene, SceneRandom& random) {
+Scene arrange(Scene scene, Draw& random) {
   constexpr int kTries = 400, kFreshTries = 60;
   constexpr double kShortest = 0.7, kShortestLate = 0.5;  // of the travel wished for
   constexpr double kNear = 0.6;
@@ -244,7 +244,7 @@ Scene arrange(Scene scene, SceneRandom& random) {
 SceneWorld::SceneWorld(SceneOptions options) : options_(std::move(options)) {}
 
 SceneClip SceneWorld::clip(uint64_t seed, int64_t index) const {
-  SceneRandom random(seed, index);
+  Draw random(seed, index);
   const std::vector<SolidWords> cast = draw_cast(options_, random);
   Scene scene;
   scene.num_solids = static_cast<int>(cast.size());

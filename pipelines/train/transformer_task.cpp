@@ -1,5 +1,6 @@
 #include "pipelines/train/transformer_task.h"
 
+#include <cctype>
 #include <cmath>
 
 #include <ATen/ATen.h>
@@ -25,6 +26,7 @@ namespace {
 constexpr const char* kStem = "diffusion_pytorch_model";
 constexpr double kTimesteps = 1000;                     // the network's time of pure noise
 constexpr int64_t kPixelsAtOnce = 16 * 17 * 128 * 128;  // that the autoencoder encodes together
+constexpr double kCapitals = 0.1;                       // share of captions that begin with one
 constexpr int64_t kUnseenSteps = 1 << 30;               // steps whose draws training never makes
 
 // Latents of some clips, the noise they are mixed with, and their texts.
@@ -173,6 +175,14 @@ class TransformerTask : public TrainingTask {
     return clips;
   }
 
+  // What the network is shown of a caption: at times nothing, for guidance, and at times a capital
+  // at its beginning, as people write.
+  std::string seen_text(std::string text, Draw draw) const {
+    if (draw.chance(config_.caption_dropout)) return "";
+    if (draw.chance(kCapitals)) text[0] = static_cast<char>(std::toupper(text[0]));
+    return text;
+  }
+
   FlowBatch make_batch(const ClipBucket& bucket, const PooledClips& clips, int64_t step) {
     const auto count = static_cast<int64_t>(clips.captions.size());
     std::vector<float> levels;
@@ -186,10 +196,10 @@ class TransformerTask : public TrainingTask {
       };
       levels.push_back(static_cast<float>(
           shifted_noise_level(key(DrawPurpose::timestep).normal(), bucket.flow_shift)));
-      const bool drop = key(DrawPurpose::caption).chance(config_.caption_dropout);
-      const std::string& text = clips.captions[static_cast<size_t>(i)];
-      texts.push_back(tokenizer_->encode(models::prompt_clean(drop ? "" : text, "caption"),
-                                         config_.text_length));
+      const std::string text =
+          seen_text(clips.captions[static_cast<size_t>(i)], key(DrawPurpose::caption));
+      texts.push_back(
+          tokenizer_->encode(models::prompt_clean(text, "caption"), config_.text_length));
       longest = std::max(longest, texts.back().size());
     }
     FlowBatch out;

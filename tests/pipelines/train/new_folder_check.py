@@ -1,4 +1,4 @@
-#!/usr/bin/env python3
+#!/ usr / bin / env python3
 """Python diffusers on a model folder that the C++ test has written, and `fovea generate` on it.
 
 new_folder_check.py FOLDER: fails unless every part loads without a missing or unexpected key and
@@ -89,7 +89,7 @@ def main(folder):
         latents = run_program(folder, PROMPT, pathlib.Path(out) / "latents.safetensors")
         other = run_program(folder, "a blue cube", pathlib.Path(out) / "other.safetensors")
     error = ((latents - expected).norm() / expected.norm()).item()
-    # The text must count, or equal latents would say nothing about tokenizer and text encoder.
+#The text must count, or equal latents would say nothing about tokenizer and text encoder.
     change = ((latents - other).norm() / expected.norm()).item()
     print(f"latents {error:.1e}, by another prompt {change:.1e}")
     return 0 if error <= 1e-4 and change > 1e-2 else 1

@@ -15,8 +15,8 @@ namespace {
 
 using fovea::test::expect_error;
 using test::InterruptAt;
-using test::TinyRun;
 using test::tiny_config;
+using test::TinyRun;
 
 double relative_distance(const at::Tensor& a, const at::Tensor& b) {
   return ((a - b).norm() / b.norm()).item<double>();

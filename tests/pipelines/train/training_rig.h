@@ -74,7 +74,7 @@ class InterruptAt : public Progress {
 /// One trainer with what it needs, in a folder.
 struct TinyRun {
   TinyRun(const fs::path& out, const Json& config, bool resume = false,
-      std::unique_ptr<Progress> shown = make_progress(ProgressStyle::silent))
+          std::unique_ptr<Progress> shown = make_progress(ProgressStyle::silent))
       : progress(std::move(shown)),
         trainer({.config = TrainConfig::parse(config, "tiny.json"), .out = out, .resume = resume},
                 *group, *progress, report) {}
