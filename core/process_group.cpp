@@ -80,8 +80,8 @@ std::unique_ptr<ProcessGroup> ProcessGroup::make(const ProcessPlace& place, at::
   require(place.world_size >= 1 && place.rank >= 0 && place.rank < place.world_size,
           ErrorCode::usage, "process group", "rank ", place.rank, " of ", place.world_size,
           " processes");
-  require(options.silence_seconds > 0 && options.stall_seconds > 0, ErrorCode::usage,
-          "process group", "time limits must be positive");
+  require(options.join_seconds > 0 && options.silence_seconds > 0 && options.stall_seconds > 0,
+          ErrorCode::usage, "process group", "time limits must be positive");
   if (place.world_size == 1) return std::make_unique<SingleProcess>(place, device);
 #if FOVEA_HAS_DISTRIBUTED
   return make_c10d_group(place, device, options);

@@ -25,8 +25,10 @@ struct ProcessPlace {
 ProcessPlace read_process_place();
 
 struct ProcessGroupOptions {
-  /// How long the others may take to join, and how long one may give no sign of life (each has a
-  /// thread that gives them, whatever else it does) before it counts as gone.
+  /// How long the others may take to join.
+  double join_seconds = 20;
+  /// How long a process may give no sign of life before it counts as gone. Each has a thread that
+  /// gives them, whatever else it does.
   double silence_seconds = 20;
   /// How long processes that are alive may let one wait in an operation of the group; longer than
   /// what only one of them does, such as writing a checkpoint.
@@ -50,7 +52,7 @@ class ProcessGroup {
   ///
   /// device  the CPU, or the GPU of this process
   /// throws  Error usage when the port is taken or this build has no c10d, device when rank 0
-  ///         cannot be reached or the others do not come within `silence_seconds`
+  ///         cannot be reached or the others do not come within `join_seconds`
   static std::unique_ptr<ProcessGroup> make(const ProcessPlace& place, at::Device device,
                                             const ProcessGroupOptions& options = {});
   virtual ~ProcessGroup() = default;

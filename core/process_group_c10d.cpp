@@ -130,20 +130,16 @@ c10::intrusive_ptr<Backend> make_nccl(const c10::intrusive_ptr<c10d::Store>& sto
   return c10::make_intrusive<c10d::ProcessGroupNCCL>(
       c10::make_intrusive<c10d::PrefixStore>("nccl", store), place.rank, place.world_size, options);
 }
-#else
-c10::intrusive_ptr<Backend> make_nccl(const c10::intrusive_ptr<c10d::Store>&, const ProcessPlace&) {
-  throw Error(ErrorCode::usage, "process group",
-              "built without NCCL: several processes can use the CPU only");
-}
 #endif
 
 // [numel] bytes of any dense tensor, sharing its memory.
 at::Tensor bytes_of(const at::Tensor& tensor) { return tensor.detach().view({-1}).view(at::kByte); }
 
-class C10dGroup : public ProcessGroup {
+class C10dGroup final : public ProcessGroup {
  public:
   C10dGroup(const ProcessPlace& place, at::Device device, const ProcessGroupOptions& options)
       : ProcessGroup(place, device),
+        join_(to_duration(options.join_seconds)),
         silence_(to_duration(options.silence_seconds)),
         stall_(to_duration(options.stall_seconds)) {
     try {
@@ -170,6 +166,9 @@ class C10dGroup : public ProcessGroup {
   // Runs one operation of the group; what it throws becomes the group's failure.
   void attempt(const char* what, const std::function<void()>& operation);
   [[noreturn]] void fail(const char* what, const std::string& reason);
+  std::optional<int> silent_rank(Clock::duration limit) const {
+    return liveness_ ? liveness_->silent_rank(limit) : std::nullopt;
+  }
   // Blocks until `done()`, or throws when another process is gone or none comes.
   void await(const std::function<bool()>& done);
   void await(const c10::intrusive_ptr<c10d::Work>& work);
@@ -179,6 +178,7 @@ class C10dGroup : public ProcessGroup {
   void finish(const c10::intrusive_ptr<c10d::Work>& work);
   Backend& tensor_backend() { return nccl_ ? *nccl_ : *gloo_; }
 
+  Clock::duration join_;
   Clock::duration silence_;
   Clock::duration stall_;
   c10::intrusive_ptr<c10d::Store> store_;
@@ -190,21 +190,23 @@ class C10dGroup : public ProcessGroup {
 
 void C10dGroup::connect() {
   quiet_log();
-  auto options = store_options(place(), silence_);
+  auto options = store_options(place(), join_);
   options.isServer = rank() == 0;
   options.numWorkers = static_cast<size_t>(world_size());
   store_ = connect_store(place(), options);
   liveness_ = std::make_unique<ProcessLiveness>(
-      connect_store(place(), store_options(place(), silence_)), rank(), world_size());
-  attempt("joining", [&] { gloo_ = make_gloo(store_, place(), silence_); });
+      connect_store(place(), store_options(place(), join_)), rank(), world_size());
+  attempt("joining", [&] { gloo_ = make_gloo(store_, place(), join_); });
   barrier();
   if (device().is_cuda()) connect_gpus();
 }
 
 // NCCL connects during its first collective, in which it waits for the others without a limit.
 void C10dGroup::connect_gpus() {
+#ifdef USE_C10D_NCCL
+  nccl_ = make_nccl(store_, place());
+#endif
   attempt("joining the GPUs", [&] {
-    nccl_ = make_nccl(store_, place());
     await_thread([nccl = nccl_, device = device()] {
       std::vector<at::Tensor> tensors = {at::zeros({1}, at::TensorOptions().device(device))};
       nccl->allreduce(tensors)->wait();
@@ -217,6 +219,9 @@ void C10dGroup::connect_gpus() {
 void C10dGroup::leave() noexcept {
   const bool unwinding = std::uncaught_exceptions() > 0;
   if (nccl_ && !failure_ && !unwinding) {
+    // That the others have left by now is no failure.
+    liveness_.reset();
+    stall_ = join_;
     try {
       attempt("leaving", [&] { await_thread([nccl = nccl_] { nccl->shutdown(); }); });
     } catch (const Error&) {
@@ -274,7 +279,7 @@ void C10dGroup::fail(const char* what, const std::string& reason) {
   const auto short_silence = std::min<Clock::duration>(silence_, std::chrono::seconds(2));
   const auto deadline = Clock::now() + short_silence + std::chrono::seconds(1);
   std::optional<int> gone;
-  while (!(gone = liveness_->silent_rank(short_silence)) && Clock::now() < deadline) {
+  while (!(gone = silent_rank(short_silence)) && Clock::now() < deadline) {
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
   }
   const std::string who = gone ? str("no sign of life from rank ", *gone, ", it is gone")
@@ -290,7 +295,7 @@ void C10dGroup::await(const std::function<bool()>& done) {
   while (!done()) {
     const auto waited = Clock::now() - start;
     // What a process sent before it left may still be on its way for a moment.
-    if (waited > std::chrono::seconds(1) && liveness_->silent_rank(silence_)) {
+    if (waited > std::chrono::seconds(1) && silent_rank(silence_)) {
       throw std::runtime_error("no answer");
     }
     if (waited > stall_) {
@@ -311,6 +316,7 @@ void C10dGroup::finish(const c10::intrusive_ptr<c10d::Work>& work) {
 }
 
 void C10dGroup::do_all_reduce_mean(at::Tensor& tensor) {
+  if (tensor.numel() == 0) return;
   attempt("all_reduce_mean", [&] {
     const c10::AutoGradMode no_gradient(false);
     std::vector<at::Tensor> tensors = {tensor.detach()};
@@ -358,6 +364,10 @@ std::unique_ptr<ProcessGroup> make_c10d_group(const ProcessPlace& place, at::Dev
                                               const ProcessGroupOptions& options) {
   require(device.is_cpu() || device.is_cuda(), ErrorCode::usage, "process group",
           "expected the CPU or a GPU, got ", device);
+#ifndef USE_C10D_NCCL
+  require(device.is_cpu(), ErrorCode::usage, "process group",
+          "built without NCCL: several processes can use the CPU only");
+#endif
   return guarded("process group",
                  [&] { return std::make_unique<C10dGroup>(place, device, options); });
 }

@@ -43,18 +43,18 @@ int run(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   const fovea::apps::SignalWatch signals;
+  int code = 0;
   try {
     try {
-      return run(argc, argv);
+      code = run(argc, argv);
     } catch (...) {
       fovea::rethrow_as_error("fovea");
     }
   } catch (const fovea::Error& error) {
     std::fprintf(stderr, "error: %s\n", error.what());
-    if (fovea::process_group_abandoned()) {
-      std::fflush(nullptr);
-      std::_Exit(error.exit_code());
-    }
-    return error.exit_code();
+    code = error.exit_code();
   }
+  if (!fovea::process_group_abandoned()) return code;
+  std::fflush(nullptr);
+  std::_Exit(code);
 }

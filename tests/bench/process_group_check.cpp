@@ -130,18 +130,21 @@ void run_child(const std::string& scenario, bool on_cpu) {
 }
 
 // As the program ends.
-int end_as_program(const std::function<int()>& run) {
+[[noreturn]] void end_as_program(const std::function<int()>& run) {
+  int code = 0;
   try {
     try {
-      return run();
+      code = run();
     } catch (...) {
       fovea::rethrow_as_error("check");
     }
   } catch (const fovea::Error& error) {
     std::fprintf(stderr, "  error: %s\n", error.what());
-    if (fovea::process_group_abandoned()) std::_Exit(error.exit_code());
-    return error.exit_code();
+    code = error.exit_code();
   }
+  if (!fovea::process_group_abandoned()) std::exit(code);
+  std::fflush(nullptr);
+  std::_Exit(code);
 }
 
 struct Scenario {
@@ -245,7 +248,7 @@ int check_all(int count) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  return end_as_program([&] {
+  end_as_program([&] {
     const int count = argc > 1 ? std::atoi(argv[1]) : 2;
     const bool on_cpu = argc > 2 && std::string(argv[2]) == "cpu";
     if (!fovea::apps::is_launched()) return check_all(count);

@@ -1,5 +1,5 @@
-// One process of a group, for process_group_test: ROLE [SILENCE_SECONDS]. Prints what it got, and
-// ends as the program does: the error line and its code.
+// One process of a group, for process_group_test: ROLE [SILENCE_SECONDS [JOIN_SECONDS]]. Prints
+// what it got, and ends as the program does: the error line and its code.
 
 #include <chrono>
 #include <cstdio>
@@ -70,13 +70,12 @@ void exchange(ProcessGroup& group) {
   }
 }
 
-void run(const std::string& role, double silence_seconds) {
-  const auto group = ProcessGroup::make(fovea::read_process_place(), at::kCPU,
-                                        {.silence_seconds = silence_seconds});
+void run(const std::string& role, const fovea::ProcessGroupOptions& options) {
+  const auto group = ProcessGroup::make(fovea::read_process_place(), at::kCPU, options);
   if (role == "exchange") return exchange(*group);
   if (role == "differ") return group->require_equal("the seed", fovea::str(group->rank()));
   if (role == "busy") {
-    if (group->rank() == 0) std::this_thread::sleep_for(std::chrono::milliseconds(2500));
+    if (group->rank() == 0) std::this_thread::sleep_for(std::chrono::milliseconds(3500));
     return group->barrier();
   }
   repeat(*group, role);
@@ -88,7 +87,10 @@ int main(int argc, char** argv) {
   int code = 0;
   try {
     try {
-      run(argv[1], argc > 2 ? std::stod(argv[2]) : 20);
+      fovea::ProcessGroupOptions options;
+      if (argc > 2) options.silence_seconds = std::stod(argv[2]);
+      if (argc > 3) options.join_seconds = std::stod(argv[3]);
+      run(argv[1], options);
     } catch (...) {
       fovea::rethrow_as_error("child");
     }

@@ -182,12 +182,17 @@ TEST(ProcessGroup, WrongPlacesAreRefused) {
   expect_error(ErrorCode::usage, "rank 2 of 2",
                [] { ProcessGroup::make({.rank = 2, .world_size = 2}, at::kCPU); });
   expect_error(ErrorCode::usage, "positive",
-               [] { ProcessGroup::make({}, at::kCPU, {.silence_seconds = 0}); });
+               [] { ProcessGroup::make({}, at::kCPU, {.join_seconds = 0}); });
 }
 
-#if FOVEA_HAS_DISTRIBUTED
+class SeveralProcesses : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (!FOVEA_HAS_DISTRIBUTED) GTEST_SKIP() << "built without libgloo-dev (FOVEA_DISTRIBUTED)";
+  }
+};
 
-TEST(ProcessGroup, TwoProcessesExchange) {
+TEST_F(SeveralProcesses, TwoExchange) {
   Children children({"exchange"}, 2, free_port());
   children.start_all();
   for (int rank = 0; rank < 2; ++rank) {
@@ -197,7 +202,7 @@ TEST(ProcessGroup, TwoProcessesExchange) {
   }
 }
 
-TEST(ProcessGroup, ThreeProcessesExchange) {
+TEST_F(SeveralProcesses, ThreeExchange) {
   Children children({"exchange"}, 3, free_port());
   children.start_all();
   for (int rank = 0; rank < 3; ++rank) {
@@ -205,14 +210,14 @@ TEST(ProcessGroup, ThreeProcessesExchange) {
   }
 }
 
-TEST(ProcessGroup, DifferentTextsAreAConflictEverywhere) {
+TEST_F(SeveralProcesses, DifferentTextsAreAConflictEverywhere) {
   Children children({"differ"}, 2, free_port());
   children.start_all();
   children[0].expect_end(7, "error: 7: the seed: differs between the processes");
   children[1].expect_end(7, "error: 7: the seed: differs between the processes");
 }
 
-TEST(ProcessGroup, AKilledProcessIsNoticedInAReduction) {
+TEST_F(SeveralProcesses, AKilledProcessIsNoticedInAReduction) {
   Children children({"reduce"}, 3, free_port());
   children.start_all().wait_until_ready();
   children[1].send(SIGKILL);
@@ -220,57 +225,55 @@ TEST(ProcessGroup, AKilledProcessIsNoticedInAReduction) {
   children[2].expect_end(6, "error: 6: process group: rank 2 of 3, all_reduce_mean: ");
 }
 
-TEST(ProcessGroup, RankZeroMayBeTheOneThatIsKilled) {
+TEST_F(SeveralProcesses, RankZeroMayBeTheOneThatIsKilled) {
   Children children({"agree"}, 2, free_port());
   children.start_all().wait_until_ready();
   children[0].send(SIGKILL);
   children[1].expect_end(6, "no sign of life from rank 0, it is gone");
 }
 
-TEST(ProcessGroup, AStoppedProcessCountsAsGone) {
+TEST_F(SeveralProcesses, AStoppedProcessCountsAsGone) {
   Children children({"agree", "2"}, 2, free_port());
   children.start_all().wait_until_ready();
   children[1].send(SIGSTOP);
   children[0].expect_end(6, "no sign of life from rank 1, it is gone");
 }
 
-TEST(ProcessGroup, AnErrorOfOneProcessEndsTheOthers) {
+TEST_F(SeveralProcesses, AnErrorOfOneProcessEndsTheOthers) {
   Children children({"fail"}, 2, free_port());
   children.start_all();
   children[1].expect_end(5, "error: 5: loss: of its own");
   children[0].expect_end(6, "error: 6: process group: rank 0 of 2, agree_max: ");
 }
 
-TEST(ProcessGroup, ABusyProcessIsWaitedFor) {
-  Children children({"busy", "1"}, 2, free_port());
+TEST_F(SeveralProcesses, ABusyProcessIsWaitedFor) {
+  Children children({"busy", "2"}, 2, free_port());
   children.start_all();
   children[0].expect_end(0, "");
   children[1].expect_end(0, "");
 }
 
-TEST(ProcessGroup, ProcessesThatDoNotComeAreReported) {
+TEST_F(SeveralProcesses, AreReportedWhenTheyDoNotCome) {
   const int port = free_port();
-  Children alone({"exchange", "1"}, 2, port);
+  Children alone({"exchange", "20", "1"}, 2, port);
   alone.start(1);
   alone[1].expect_end(6, str("rank 1 cannot join rank 0 at 127.0.0.1:", port));
   alone.start(0);
   alone[0].expect_end(6, str("rank 0 waited at 127.0.0.1:", port, " for 1 other processes"));
 }
 
-TEST(ProcessGroup, ATakenPortIsReported) {
+TEST_F(SeveralProcesses, ATakenPortIsReported) {
   const Listener listener;
-  Children children({"exchange", "1"}, 2, listener.port);
+  Children children({"exchange", "20", "1"}, 2, listener.port);
   children.start(0);
   children[0].expect_end(2, str("MASTER_PORT: port ", listener.port, " is in use already"));
 }
 
-#else
-
+#if !FOVEA_HAS_DISTRIBUTED
 TEST(ProcessGroup, SeveralProcessesNeedABuildWithC10d) {
   expect_error(ErrorCode::usage, "FOVEA_DISTRIBUTED",
                [] { ProcessGroup::make({.world_size = 2}, at::kCPU); });
 }
-
 #endif
 
 }  // namespace
