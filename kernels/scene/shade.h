@@ -22,7 +22,8 @@ constexpr Vec3 kFloorLight = {0.25f, 0.245f, 0.24f};
 constexpr Vec3 kHorizon = {0.78f, 0.86f, 0.93f};
 constexpr Vec3 kZenith = {0.13f, 0.36f, 0.76f};
 constexpr Vec3 kTileLight = {0.47f, 0.50f, 0.53f};
-constexpr Vec3 kTileDark = {0.235f, 0.265f, 0.30f};
+constexpr Vec3 kTileDark = {0.28f, 0.31f, 0.345f};
+constexpr float kTileSize = 1.6f;
 
 FOVEA_HD inline Vec3 sky(Vec3 direction) {
   const float y = most(direction.y, 0.0f);
@@ -31,7 +32,7 @@ FOVEA_HD inline Vec3 sky(Vec3 direction) {
 
 /// Haze over a distance: none on the scene, all at the horizon.
 FOVEA_HD inline Vec3 through_haze(Vec3 colour, float distance) {
-  const float u = square(square(distance * (1.0f / 34.0f)));
+  const float u = square(square(distance * (1.0f / 22.0f)));
   return mix(colour, kHorizon, u / (1.0f + u));
 }
 
@@ -42,10 +43,12 @@ FOVEA_HD inline float square_wave(float x, float width) {
   return 2.0f * (from - to) / width;
 }
 
-/// Colour of the checkered floor, averaged over a box about the point. Tiles are 1 x 1; none of
-/// their edges runs along the lower edge of the camera's picture at rest.
+/// Colour of the checkered floor, averaged over a box about the point. No edge of a tile runs along
+/// the lower edge of the camera's picture at rest.
 FOVEA_HD inline Vec3 tiles(Vec3 p, float width_x, float width_z) {
-  const float wave = square_wave(p.x, width_x) * square_wave(p.z + 0.5f, width_z);
+  constexpr float kPerUnit = 1.0f / kTileSize;
+  const float wave = square_wave(p.x * kPerUnit, width_x * kPerUnit) *
+                     square_wave(p.z * kPerUnit + 0.5f, width_z * kPerUnit);
   return mix(kTileDark, kTileLight, 0.5f + 0.5f * wave);
 }
 
