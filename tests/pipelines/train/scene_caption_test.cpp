@@ -31,7 +31,7 @@ std::vector<std::string> words_of(const std::string& text) {
 std::set<std::string> captions(std::vector<SolidWords> solids, CameraMove camera) {
   std::set<std::string> all;
   for (int64_t i = 0; i < 400; ++i) {
-    SceneRandom random(5, i);
+    Draw random(5, i);
     all.insert(caption_of(solids, camera, random));
   }
   return all;
@@ -52,8 +52,8 @@ TEST(Caption, HasTheUsualWording) {
     int count = 0;
     std::string wording;
     for (int64_t i = 0; i < 400; ++i) {
-      SceneRandom random(5, i);
-      const bool is_usual = SceneRandom(5, i).chance(0.6);
+      Draw random(5, i);
+      const bool is_usual = Draw(5, i).chance(0.6);
       const std::string caption = caption_of(solids, camera, random);
       if (!is_usual) continue;
       ++count;
@@ -107,7 +107,7 @@ TEST(Caption, WordsAreAllThatItSays) {
     for (int motion = 0; motion < 9; ++motion) {
       for (int colour = 0; colour < 10; ++colour) {
         for (int i = 0; i < 20; ++i) {
-          SceneRandom random(9, index++);
+          Draw random(9, index++);
           const SolidWords solid{.shape = static_cast<Shape>(shape),
                                  .colour = static_cast<Colour>(colour),
                                  .motion = static_cast<Motion>(motion),
