@@ -1,10 +1,12 @@
 #include "core/ops/modulate.h"
 
 #include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
 
 #include "core/check.h"
 #include "core/ops/launch.h"
 #include "core/ops/norm.h"
+#include "core/ops/row_autograd.h"
 #include "kernels/ops/gate_residual.h"
 #include "kernels/ops/layer_norm_modulate.h"
 
@@ -61,6 +63,9 @@ at::Tensor layer_norm_modulate(const at::Tensor& x, const at::Tensor& scale,
   ops::check_devices(kOp, {{"x", x}, {"scale", scale}, {"shift", shift}});
   const bool apply = ops::kernels_apply(x, {{"x", x}, {"scale", scale}, {"shift", shift}});
   const auto rows = apply && x.numel() > 0 ? ops::rows_of(x) : std::nullopt;
+  if (!rows && c10::GradMode::is_enabled() && ops::backward_kernels_apply(x)) {
+    return ops::differentiable_layer_norm_modulate(x, scale, shift, eps);
+  }
   if (!rows) return composition::layer_norm_modulate(x, scale, shift, eps);
 
   const at::Tensor y = at::empty(x.sizes(), x.options());
@@ -92,6 +97,9 @@ at::Tensor gate_residual(const at::Tensor& x, const at::Tensor& y, const at::Ten
   const bool apply = ops::kernels_apply(x, {{"x", x}, {"y", y}, {"gate", gate}}) && x.numel() > 0;
   const auto x_rows = apply ? ops::rows_of(x) : std::nullopt;
   const auto y_rows = apply ? ops::rows_of(y) : std::nullopt;
+  if (!apply && c10::GradMode::is_enabled() && ops::backward_kernels_apply(x)) {
+    return ops::differentiable_gate_residual(x, y, gate);
+  }
   if (!x_rows || !y_rows) return composition::gate_residual(x, y, gate);
 
   const at::Tensor out = at::empty(x.sizes(), x.options());

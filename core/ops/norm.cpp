@@ -1,9 +1,11 @@
 #include "core/ops/norm.h"
 
 #include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
 
 #include "core/check.h"
 #include "core/ops/launch.h"
+#include "core/ops/row_autograd.h"
 #include "kernels/ops/layer_norm_modulate.h"
 #include "kernels/ops/rms_norm.h"
 
@@ -50,6 +52,9 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
   check_vector(kOp, {"weight", weight}, x.size(-1));
   const auto rows =
       ops::kernels_apply(x, {{"x", x}, {"weight", weight}}) ? ops::rows_of(x) : std::nullopt;
+  if (!rows && weight.defined() && c10::GradMode::is_enabled() && ops::backward_kernels_apply(x)) {
+    return ops::differentiable_rms_norm(x, weight, {}, {}, eps);
+  }
   if (!rows) return composition::rms_norm(x, weight, eps);
 
   const at::Tensor y = at::empty(x.sizes(), x.options());
@@ -82,6 +87,9 @@ at::Tensor layer_norm(const at::Tensor& x, const at::Tensor& weight, const at::T
   const auto rows = ops::kernels_apply(x, {{"x", x}, {"weight", weight}, {"bias", bias}})
                         ? ops::rows_of(x)
                         : std::nullopt;
+  if (!rows && weight.defined() && c10::GradMode::is_enabled() && ops::backward_kernels_apply(x)) {
+    return ops::differentiable_layer_norm(x, weight, bias, eps);
+  }
   if (!rows) return composition::layer_norm(x, weight, bias, eps);
 
   const at::Tensor y = at::empty(x.sizes(), x.options());

@@ -1,10 +1,12 @@
 #include "core/ops/rope.h"
 
 #include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
 
 #include "core/check.h"
 #include "core/ops/launch.h"
 #include "core/ops/norm.h"
+#include "core/ops/row_autograd.h"
 #include "kernels/ops/rms_norm.h"
 #include "kernels/ops/rope.h"
 
@@ -101,6 +103,10 @@ at::Tensor rms_norm_rope(const at::Tensor& x, const at::Tensor& weight, const at
   const bool apply =
       ops::kernels_apply(x, {{"x", x}, {"weight", weight}, {"cos", cos}, {"sin", sin}});
   const auto rows = apply && x.numel() > 0 ? ops::rows_of(x) : std::nullopt;
+  if (!rows && weight.defined() && head_dim % 8 == 0 && c10::GradMode::is_enabled() &&
+      ops::backward_kernels_apply(x)) {
+    return ops::differentiable_rms_norm(x, weight, cos, sin, eps);
+  }
   if (!rows) return composition::rms_norm_rope(x, weight, cos, sin, eps);
 
   const at::Tensor y = at::empty({x.size(0), x.size(1), dim / head_dim, head_dim}, x.options());

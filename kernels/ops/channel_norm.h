@@ -16,7 +16,7 @@ struct ChannelNormArgs {
   DType dtype = DType::bf16;     ///< of x and y
   const float* gamma = nullptr;  ///< [dim]
   int64_t num_rows = 0;
-  int64_t dim = 0;            ///< a multiple of 8 up to 256, or of 16 up to 512
+  int64_t dim = 0;            ///< a multiple of 8 up to 256, of 16 up to 512, of 32 up to 1024
   int64_t rows_per_item = 1;  ///< places of one batch item
   int64_t y_item_stride = 0;  ///< elements of y from one item to the next
   float floor = 1e-12f;
