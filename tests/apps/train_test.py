@@ -299,20 +299,21 @@ class Resume(Case):
         self.succeeds(self.train("--quiet", config=config, out=whole))
 
         draw = random.Random(5)
-        seen = kills = 0
-        while kills < 12:
+        seen = 0
+        for kill in range(12):
+            begin = time.monotonic()
             process = self.start("--resume", config=config)
-            if kills % 4 == 3:  # while it loads, too
-                time.sleep(draw.uniform(0.1, 0.6))
+            if kill % 4 == 3:  # while it loads
+                time.sleep(draw.uniform(0.3, 1) * loading)
             else:
                 first = self.wait_for_step(process, 1)
+                loading = time.monotonic() - begin
                 self.assertGreaterEqual(first, seen)  # no saved step is lost
                 seen = self.wait_for_step(process, first + draw.randrange(1, 4))
-                time.sleep(draw.uniform(0, 0.01))
+                time.sleep(draw.uniform(0, 0.005))
             process.kill()
             self.result(process)
             self.assertEqual(process.returncode, -signal.SIGKILL)
-            kills += 1
         process = self.start("--resume", config=config)
         for line in process.stdout:
             if '"save"' in line:
@@ -329,7 +330,7 @@ class Resume(Case):
         self.assertEqual(steps, [*range(1, 81), 80])
 
     def test_signals(self):
-        config = tiny_config("autoencoder", steps=25)
+        config = tiny_config("autoencoder", steps=40)
         self.succeeds(self.train("--quiet", config=config, out=self.folder / "whole"))
         step = 0
         for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)):
