@@ -68,25 +68,19 @@ void quiet_log() {
   if (std::getenv("TORCH_CPP_LOG_LEVEL") == nullptr) FLAGS_caffe2_log_level = kFatal;
 }
 
-c10::intrusive_ptr<c10d::TCPStore> connect_store(const ProcessPlace& place,
-                                                 const c10d::TCPStoreOptions& options) {
-  try {
-    return c10::make_intrusive<c10d::TCPStore>(place.master_addr, options);
-  } catch (...) {
-    const std::string reason = reason_of(std::current_exception());
-    const std::string address = str(place.master_addr, ":", place.master_port);
-    if (contains(reason, "EADDRINUSE") || contains(reason, "address already in use")) {
-      throw Error(ErrorCode::usage, "MASTER_PORT",
-                  str("port ", place.master_port, " is in use already: choose another"));
-    }
-    if (place.rank == 0) {
-      throw Error(ErrorCode::device, "process group",
-                  str("rank 0 waited at ", address, " for ", place.world_size - 1,
-                      " other processes: ", reason));
-    }
-    throw Error(ErrorCode::device, "process group",
-                str("rank ", place.rank, " cannot join rank 0 at ", address, ": ", reason));
+[[noreturn]] void throw_unjoined(const ProcessPlace& place, const std::string& reason) {
+  const std::string address = str(place.master_addr, ":", place.master_port);
+  if (contains(reason, "EADDRINUSE") || contains(reason, "address already in use")) {
+    throw Error(ErrorCode::usage, "MASTER_PORT",
+                str("port ", place.master_port, " is in use already: choose another"));
   }
+  if (place.rank == 0) {
+    throw Error(ErrorCode::device, "process group",
+                str("rank 0 waited at ", address, " for ", place.world_size - 1,
+                    " other processes: ", reason));
+  }
+  throw Error(ErrorCode::device, "process group",
+              str("rank ", place.rank, " cannot join rank 0 at ", address, ": ", reason));
 }
 
 c10d::TCPStoreOptions store_options(const ProcessPlace& place, Clock::duration timeout) {
@@ -155,6 +149,7 @@ class C10dGroup final : public ProcessGroup {
  private:
   void connect();
   void connect_gpus();
+  c10::intrusive_ptr<c10d::Store> connect_store(const c10d::TCPStoreOptions& options);
   void leave() noexcept;
   void abandon() noexcept;
 
@@ -172,7 +167,7 @@ class C10dGroup final : public ProcessGroup {
   // Blocks until `done()`, or throws when another process is gone or none comes.
   void await(const std::function<bool()>& done);
   void await(const c10::intrusive_ptr<c10d::Work>& work);
-  // Runs `body`, which may never return, in a thread that is left behind when `await` throws.
+  // Runs `body`, which may never return, in a thread that is abandoned when `await` throws.
   void await_thread(std::function<void()> body);
   // Tensors go through NCCL on GPUs, which orders them on the current stream.
   void finish(const c10::intrusive_ptr<c10d::Work>& work);
@@ -193,12 +188,27 @@ void C10dGroup::connect() {
   auto options = store_options(place(), join_);
   options.isServer = rank() == 0;
   options.numWorkers = static_cast<size_t>(world_size());
-  store_ = connect_store(place(), options);
-  liveness_ = std::make_unique<ProcessLiveness>(
-      connect_store(place(), store_options(place(), join_)), rank(), world_size());
+  store_ = connect_store(options);
+  liveness_ = std::make_unique<ProcessLiveness>(connect_store(store_options(place(), join_)),
+                                                rank(), world_size());
   attempt("joining", [&] { gloo_ = make_gloo(store_, place(), join_); });
   barrier();
   if (device().is_cuda()) connect_gpus();
+}
+
+// The store looks at its own limit between attempts only, which come less and less often.
+c10::intrusive_ptr<c10d::Store> C10dGroup::connect_store(const c10d::TCPStoreOptions& options) {
+  const auto store = std::make_shared<c10::intrusive_ptr<c10d::Store>>();
+  const Clock::duration stall = std::exchange(stall_, join_ + std::chrono::milliseconds(1500));
+  try {
+    await_thread([store, options, host = place().master_addr] {
+      *store = c10::make_intrusive<c10d::TCPStore>(host, options);
+    });
+  } catch (...) {
+    throw_unjoined(place(), reason_of(std::current_exception()));
+  }
+  stall_ = stall;
+  return *store;
 }
 
 // NCCL connects during its first collective, in which it waits for the others without a limit.
@@ -258,6 +268,7 @@ void C10dGroup::await_thread(std::function<void()> body) {
   try {
     await([&state] { return state->done.load(); });
   } catch (...) {
+    mark_process_group_abandoned();
     thread.detach();
     throw;
   }

@@ -4,6 +4,10 @@
 
 namespace fovea::models {
 
+at::Tensor widened(const at::Tensor& x) {
+  return x.scalar_type() == at::kDouble ? x : x.to(at::kFloat);
+}
+
 Linear::Linear(ParameterSource& source, const std::string& name, int64_t in_features,
                int64_t out_features, bool has_bias, bool keep_fp32)
     : weight(source.get(name + ".weight", {out_features, in_features}, keep_fp32)) {
@@ -19,8 +23,9 @@ LayerNorm::LayerNorm(ParameterSource& source, const std::string& name, int64_t d
       eps(eps_value) {}
 
 at::Tensor LayerNorm::operator()(const at::Tensor& x) const {
-  const at::Tensor y = at::layer_norm(x.to(at::kFloat), {x.size(-1)}, weight.to(at::kFloat),
-                                      bias.to(at::kFloat), eps);
+  const at::Tensor wide = widened(x);
+  const at::Tensor y = at::layer_norm(wide, {x.size(-1)}, weight.to(wide.scalar_type()),
+                                      bias.to(wide.scalar_type()), eps);
   return y.to(x.scalar_type());
 }
 

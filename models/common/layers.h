@@ -8,6 +8,9 @@
 
 namespace fovea::models {
 
+/// x in the type that sums and norms are computed in: fp64 stays, everything else becomes fp32.
+at::Tensor widened(const at::Tensor& x);
+
 /// y = x · weightᵀ + bias, as torch.nn.Linear.
 struct Linear {
   at::Tensor weight;  ///< [out_features, in_features]
@@ -22,7 +25,7 @@ struct Linear {
   bool defined() const { return weight.defined(); }
 };
 
-/// Layer normalization over the last dimension with weight and bias, computed in fp32.
+/// Layer normalization over the last dimension with weight and bias, computed in fp32 at least.
 struct LayerNorm {
   at::Tensor weight;
   at::Tensor bias;

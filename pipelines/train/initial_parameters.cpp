@@ -36,6 +36,10 @@ bool is_norm(const std::string& name, at::IntArrayRef shape) {
          (shape.size() == 1 && name.ends_with(".weight") && contains(name, "norm"));
 }
 
+// Of the latents of a new autoencoder: with as much noise as signal in them, which a logvar near 0
+// would be, the decoder learns nothing for long.
+constexpr double kLogvar = -6.0;
+
 // 32 bits, which is what LibTorch's CPU generator is made from.
 uint64_t seed_of(uint64_t seed, const std::string& name, at::IntArrayRef shape) {
   return std::stoull(sha256(fovea::str(seed, "\n", name, "\n", shape)).substr(0, 8), nullptr, 16);
@@ -93,6 +97,7 @@ double InitialParameters::text_deviation(const std::string& name, at::IntArrayRe
 at::Tensor InitialParameters::get(const std::string& name, at::IntArrayRef shape, bool) {
   throw_if_interrupted();
   at::Tensor values = guarded(name, [&] { return at::zeros(shape, at::kFloat); });
+  if (name == "quant_conv.bias") values.chunk(2)[1].fill_(kLogvar);
   if (name.ends_with(".bias")) return values;
   if (is_norm(name, shape)) return values.fill_(1.0);
   require(shape.size() >= 2, ErrorCode::usage, name, "shape ", shape,

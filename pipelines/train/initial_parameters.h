@@ -20,7 +20,7 @@ namespace fovea::pipelines {
 ///   scale: q has the factor 1 / sqrt(d_kv) instead;
 /// - autoencoder: N(0, 1 / fan_in); a tenth of that for what ends a residual branch, so that blocks
 ///   begin near the identity; `time_conv` copies: both new frames are the old one, and of two
-///   frames the later stays.
+///   frames the later stays; latents have little noise.
 ///
 /// source  Glorot and Bengio, 2010, section 4.2.1; Peebles and Xie, "Scalable Diffusion Models with
 ///         Transformers", 2023, section 3 (zero output, near-neutral adaptive norms); Raffel et

@@ -128,7 +128,7 @@ class WanTransformer {
  private:
   struct Condition {
     at::Tensor time;        ///< [batch, dim], model dtype
-    at::Tensor modulation;  ///< [6, batch, dim], fp32
+    at::Tensor modulation;  ///< [6, batch, dim], fp32 at least
     at::Tensor context;     ///< image tokens, then text tokens: [batch, context_len, dim]
   };
   Condition embed(const WanInputs& inputs) const;

@@ -111,7 +111,7 @@ at::Tensor Umt5Encoder::forward(const at::Tensor& ids, const at::Tensor& valid_l
 }
 
 at::Tensor Umt5Encoder::norm(const at::Tensor& x, const at::Tensor& weight) const {
-  const at::Tensor variance = x.to(at::kFloat).square().mean(-1, /*keepdim=*/true);
+  const at::Tensor variance = widened(x).square().mean(-1, /*keepdim=*/true);
   const at::Tensor scaled = x * at::rsqrt(variance + config_.layer_norm_epsilon);
   return weight * scaled.to(weight.scalar_type());
 }

@@ -1,6 +1,7 @@
 #include "models/vae/wan/autoencoder_wan.h"
 
 #include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
 
 #include "core/check.h"
 #include "core/interrupt.h"
@@ -83,6 +84,9 @@ LatentDistribution AutoencoderWan::encode(const at::Tensor& video, Attention& at
 
 at::Tensor AutoencoderWan::encode_stream(const at::Tensor& video, Attention& attention) const {
   FeatureCache cache(num_encoder_histories_);
+  if (c10::GradMode::is_enabled()) {
+    return quant_conv_.forward(encoder_.forward(video, cache, attention), cache);
+  }
   std::vector<at::Tensor> chunks;
   for (int64_t start = 0; start < video.size(2); start += start == 0 ? 1 : kChunkFrames) {
     throw_if_interrupted();
@@ -107,7 +111,7 @@ at::Tensor AutoencoderWan::decode(const at::Tensor& latents, Attention& attentio
     FeatureCache cache = decoder_cache();
     for (const at::Tensor& latent : grid.cut(latents, tile).split(1, 2)) {
       throw_if_interrupted();
-      chunks.push_back(decode_frame(latent, cache, attention));
+      chunks.push_back(decode_frames(latent, cache, attention));
     }
     tiles.push_back(at::cat(chunks, 2));
     chunks.clear();
@@ -115,9 +119,9 @@ at::Tensor AutoencoderWan::decode(const at::Tensor& latents, Attention& attentio
   return join_tiles(std::move(tiles), grid.num_columns(), *tiling).clamp(-1.0, 1.0);
 }
 
-at::Tensor AutoencoderWan::decode_frame(const at::Tensor& latent, FeatureCache& cache,
-                                        Attention& attention) const {
-  return decoder_.forward(post_quant_conv_.forward(latent, cache), cache, attention);
+at::Tensor AutoencoderWan::decode_frames(const at::Tensor& latents, FeatureCache& cache,
+                                         Attention& attention) const {
+  return decoder_.forward(post_quant_conv_.forward(latents, cache), cache, attention);
 }
 
 at::Tensor AutoencoderWan::normalize(const at::Tensor& latents) const {
@@ -163,10 +167,10 @@ at::Tensor WanVaeDecoder::push(const at::Tensor& latent) {
   if (caches_.empty()) start(latent);
   require(latent.sizes() == at::IntArrayRef(shape_), ErrorCode::bad_data, kName,
           "latent: expected ", at::IntArrayRef(shape_), ", as before, got ", latent.sizes());
-  if (!grid_) return vae_.decode_frame(latent, caches_[0], attention_).clamp(-1.0, 1.0);
+  if (!grid_) return vae_.decode_frames(latent, caches_[0], attention_).clamp(-1.0, 1.0);
   std::vector<at::Tensor> tiles;
   for (int64_t tile = 0; tile < grid_->num_tiles(); ++tile) {
-    tiles.push_back(vae_.decode_frame(grid_->cut(latent, tile), caches_[tile], attention_));
+    tiles.push_back(vae_.decode_frames(grid_->cut(latent, tile), caches_[tile], attention_));
   }
   return join_tiles(std::move(tiles), grid_->num_columns(), *tiling_).clamp(-1.0, 1.0);
 }

@@ -42,8 +42,9 @@ struct AutoencoderWanOptions {
 ///
 /// `attention` runs the middle blocks' attention among the places of one frame (role self, layer 0
 /// in the encoder and 1 in the decoder): give it an object of its own, not the transformer's.
-/// Gradients flow where the caller records them. Methods are const and may be called at once from
-/// several threads, each with an Attention of its own.
+/// Gradients flow where the caller records them; `encode` then takes all frames at once, since
+/// what it would save in memory is kept for the gradients anyway. Methods are const and may be
+/// called at once from several threads, each with an Attention of its own.
 ///
 /// differs  fewer passes over memory (padding inside the convolution, one factor sqrt(channels) *
 ///          gamma): equal within rounding, not bit for bit
@@ -85,11 +86,11 @@ class AutoencoderWan {
   /// latents / (1 / latents_std) + latents_mean, the order of `WanPipeline`; else as `normalize`.
   at::Tensor denormalize(const at::Tensor& latents) const;
 
-  /// For streams: an empty memory of the decoder, and one latent frame [batch, z_dim, 1, height,
-  /// width] decoded with it, not clamped.
+  /// For streams: an empty memory of the decoder, and the next latent frames [batch, z_dim, n,
+  /// height, width] decoded with it, not clamped. Equal, within rounding, for any n at a time.
   FeatureCache decoder_cache() const { return FeatureCache(num_decoder_histories_); }
-  at::Tensor decode_frame(const at::Tensor& latent, FeatureCache& cache,
-                          Attention& attention) const;
+  at::Tensor decode_frames(const at::Tensor& latents, FeatureCache& cache,
+                           Attention& attention) const;
 
   /// Whether `latents` are larger than one tile; never without tiling. throws as `latent_units`
   bool exceeds_tile(const std::optional<VaeTiling>& tiling, const at::Tensor& latents) const;

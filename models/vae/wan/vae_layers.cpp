@@ -1,11 +1,13 @@
 #include "models/vae/wan/vae_layers.h"
 
 #include <cmath>
+#include <utility>
 
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
 
 #include "core/check.h"
+#include "core/ops/channel_norm.h"
 
 namespace fovea::models {
 namespace {
@@ -110,7 +112,12 @@ at::Tensor VaeChannelNorm::forward(const at::Tensor& x) const {
   return (x / channel_norm(x) * scale()).to(x.scalar_type());
 }
 
+at::Tensor VaeChannelNorm::activate(const at::Tensor& x) const {
+  return fovea::channel_norm_silu(x, gamma_);
+}
+
 void VaeChannelNorm::activate_into(at::Tensor& out, const at::Tensor& x) const {
+  if (fovea::channel_norm_silu_into(out, x, gamma_)) return;
   at::div_out(out, x, channel_norm(x));
   out.mul_(scale());
   at::silu_(out);
@@ -141,7 +148,7 @@ at::Tensor VaeCausalConv3d::forward(const at::Tensor& x, FeatureCache& cache) co
 
 at::Tensor VaeCausalConv3d::forward(const VaeChannelNorm& norm, const at::Tensor& x,
                                     FeatureCache& cache) const {
-  if (c10::GradMode::is_enabled()) return forward(at::silu(norm.forward(x)), cache);
+  if (c10::GradMode::is_enabled()) return forward(norm.activate(x), cache);
   // The activation is written where the convolution reads it, behind the two frames before it.
   at::Tensor& history = cache[history_].frames;
   at::Tensor padded = new_frames(x, kHistoryFrames + x.size(2));
@@ -225,14 +232,20 @@ VaeUpsample::VaeUpsample(const VaeParameters& parameters, int64_t channels, bool
 }
 
 at::Tensor VaeUpsample::forward(const at::Tensor& x, FeatureCache& cache) const {
-  at::Tensor pictures;
+  if (!time_conv_) return double_size(x);
+  if (std::exchange(cache[start_].started, true)) return double_size(double_frame_rate(x, cache));
   // The first frame is neither doubled nor remembered: the second sees zeros before itself.
-  if (time_conv_ && cache[start_].started) {
-    pictures = fold_doubled_frames(time_conv_->forward(x, cache));
-  } else {
-    pictures = fold_frames(x);
-    if (time_conv_) cache[start_].started = true;
-  }
+  if (x.size(2) == 1) return double_size(x);
+  const at::Tensor later = double_frame_rate(x.narrow(2, 1, x.size(2) - 1), cache);
+  return double_size(at::cat({x.narrow(2, 0, 1), later}, 2));
+}
+
+at::Tensor VaeUpsample::double_frame_rate(const at::Tensor& x, FeatureCache& cache) const {
+  return unfold_frames(fold_doubled_frames(time_conv_->forward(x, cache)), x.size(0));
+}
+
+at::Tensor VaeUpsample::double_size(const at::Tensor& x) const {
+  at::Tensor pictures = fold_frames(x);
   // Copies only, so half types need no cast to fp32 as in WanUpsample.
   pictures = at::_upsample_nearest_exact2d(pictures, {2 * x.size(3), 2 * x.size(4)}, 2.0, 2.0);
   return unfold_frames(at::conv2d(pictures, weight_, bias_, /*stride=*/1, /*padding=*/1),
@@ -249,13 +262,13 @@ VaeDownsample::VaeDownsample(const VaeParameters& parameters, int64_t channels, 
 }
 
 at::Tensor VaeDownsample::halve_frame_rate(const at::Tensor& x, FrameHistory& history) const {
-  if (!history.started) {
-    history = {last_frames(x, 1), true};
-    return x;
-  }
-  const at::Tensor joined = at::cat({history.frames, x}, 2);
-  history.frames = last_frames(x, 1);
-  return at::conv3d(joined, time_weight_, time_bias_, /*stride=*/{2, 1, 1});
+  const auto halve = [&](const at::Tensor& frames) {
+    return at::conv3d(frames, time_weight_, time_bias_, /*stride=*/{2, 1, 1});
+  };
+  const at::Tensor before = std::exchange(history.frames, last_frames(x, 1));
+  if (std::exchange(history.started, true)) return halve(at::cat({before, x}, 2));
+  if (x.size(2) == 1) return x;
+  return at::cat({x.narrow(2, 0, 1), halve(x)}, 2);
 }
 
 at::Tensor VaeDownsample::forward(const at::Tensor& x, FeatureCache& cache) const {

@@ -49,6 +49,8 @@ class VaeChannelNorm {
   VaeChannelNorm(const VaeParameters& parameters, int64_t channels, int64_t places);
   /// x  [batch, channels, ...]
   at::Tensor forward(const at::Tensor& x) const;
+  /// silu(norm(x)) of a video
+  at::Tensor activate(const at::Tensor& x) const;
   /// Writes silu(norm(x)) into `out`, of x's shape; not differentiable.
   void activate_into(at::Tensor& out, const at::Tensor& x) const;
 
@@ -130,6 +132,9 @@ class VaeUpsample {
   at::Tensor forward(const at::Tensor& x, FeatureCache& cache) const;
 
  private:
+  at::Tensor double_frame_rate(const at::Tensor& x, FeatureCache& cache) const;
+  at::Tensor double_size(const at::Tensor& x) const;
+
   at::Tensor weight_;
   at::Tensor bias_;
   std::optional<VaeCausalConv3d> time_conv_;
@@ -141,7 +146,7 @@ class VaeUpsample {
 class VaeDownsample {
  public:
   VaeDownsample(const VaeParameters& parameters, int64_t channels, bool temporal);
-  /// x  one frame at first, then an even number of frames where `temporal`
+  /// x  where `temporal`: an odd number of frames at first, then an even number
   at::Tensor forward(const at::Tensor& x, FeatureCache& cache) const;
 
  private:

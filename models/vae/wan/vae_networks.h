@@ -12,7 +12,7 @@ namespace fovea::models {
 class VaeEncoder {
  public:
   VaeEncoder(const VaeParameters& parameters, const WanVaeConfig& config);
-  /// frames   [batch, in_channels, 1, height, width] at first, then 4 frames a call
+  /// frames   [batch, in_channels, 4 k + 1, height, width] at first, then 4 k frames a call
   /// returns  [batch, 2 * z_dim, latent frames, height / ratio, width / ratio]
   at::Tensor forward(const at::Tensor& frames, FeatureCache& cache, Attention& attention) const;
 
@@ -33,9 +33,9 @@ class VaeEncoder {
 class VaeDecoder {
  public:
   VaeDecoder(const VaeParameters& parameters, const WanVaeConfig& config);
-  /// latent   [batch, z_dim, 1, height, width]
-  /// returns  [batch, out_channels, n, height * ratio, width * ratio], n 1 at first, later one
-  ///          frame doubled by each temporal step; not clamped
+  /// latent   [batch, z_dim, frames, height, width]
+  /// returns  [batch, out_channels, n, height * ratio, width * ratio]: the stream's first frame
+  ///          gives one, each later one is doubled by each temporal step; not clamped
   at::Tensor forward(const at::Tensor& latent, FeatureCache& cache, Attention& attention) const;
 
  private:
