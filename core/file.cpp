@@ -1,6 +1,7 @@
 #include "core/file.h"
 
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -10,6 +11,7 @@
 #include <cerrno>
 #include <cstring>
 #include <mutex>
+#include <regex>
 #include <vector>
 
 #include "core/check.h"
@@ -33,6 +35,13 @@ fs::path temporary_name(const fs::path& path) {
   static std::atomic<int> counter{0};
   return folder_of(path) / str(".", path.stem().string(), ".", ::getpid(), "-", counter++, ".part",
                                path.extension().string());
+}
+
+// The process that made a temporary file, see `temporary_name`; 0 when the name is not of one.
+pid_t temporary_owner(const std::string& name) {
+  static const std::regex pattern("\\..+\\.([0-9]{1,9})-[0-9]+\\.part(\\.[^.]*)?");
+  std::smatch match;
+  return std::regex_match(name, match, pattern) ? std::stoi(match[1]) : 0;
 }
 
 void sync_folder(const fs::path& folder) {
@@ -177,6 +186,16 @@ void register_temporary(const fs::path& path) {
 void unregister_temporary(const fs::path& path) {
   const std::lock_guard lock(g_temporary_mutex);
   std::erase(temporary_files(), path.string());
+}
+
+void remove_stale_temporaries(const fs::path& folder) {
+  std::error_code error;
+  const auto options = fs::directory_options::skip_permission_denied;
+  for (fs::recursive_directory_iterator it(folder, options, error), end; !error && it != end;
+       it.increment(error)) {
+    const pid_t owner = temporary_owner(it->path().filename().string());
+    if (owner > 0 && ::kill(owner, 0) != 0 && errno == ESRCH) ::unlink(it->path().c_str());
+  }
 }
 
 void remove_temporary_files() noexcept {

@@ -62,6 +62,10 @@ void unregister_temporary(const fs::path& path);
 /// Removes every registered temporary file; for a process that ends without unwinding.
 void remove_temporary_files() noexcept;
 
+/// Removes the temporary files below `folder` whose processes are gone: what killed runs of this
+/// machine left.
+void remove_stale_temporaries(const fs::path& folder);
+
 /// Lower-case hex SHA-256 of the file's bytes; errors as `check_regular_file`.
 std::string sha256_file(const fs::path& path);
 std::string sha256(std::string_view bytes);

@@ -1,5 +1,6 @@
 #include "apps/fovea/train_run.h"
 
+#include <cmath>
 #include <cstdio>
 
 #include <ATen/Parallel.h>
@@ -10,6 +11,7 @@
 #include "core/check.h"
 #include "core/device.h"
 #include "core/guard.h"
+#include "core/interrupt.h"
 #include "core/process_group.h"
 #include "core/version.h"
 #include "pipelines/train/trainer.h"
@@ -44,6 +46,18 @@ void write_report(const TrainOptions& options, Report& report, const Progress& p
   file.commit();
 }
 
+void run_trainer(const pipelines::TrainRequest& request, ProcessGroup& group, Progress& progress,
+                 Report& report) {
+  try {
+    pipelines::Trainer trainer(request, group, progress, report);
+    trainer.run();
+  } catch (const Error& error) {
+    // Asked to stop like the others: that one of them was quicker is no failure.
+    if (error.code() == ErrorCode::device) throw_if_interrupted();
+    throw;
+  }
+}
+
 int train(const TrainOptions& options) {
   const ProcessPlace place = read_process_place();
   pipelines::TrainRequest request{.config = pipelines::TrainConfig::read(options.config),
@@ -69,17 +83,14 @@ int train(const TrainOptions& options) {
   report.facts["processes"] = place.world_size;
   const std::unique_ptr<Progress> progress = make_train_progress(options, place.rank);
   const auto group = ProcessGroup::make(place, request.device);
-  guarded("train", [&] {
-    pipelines::Trainer trainer(request, *group, *progress, report);
-    trainer.run();
-  });
+  guarded("train", [&] { run_trainer(request, *group, *progress, report); });
   if (place.rank != 0) return 0;
   write_report(options, report, *progress, request);
   if (!options.json) {
-    std::printf("%s: %s\n", options.out.c_str(),
-                str(request.config.stage_name(), ", ", request.config.steps, " steps, loss ",
-                    report.facts["loss"].get<double>())
-                    .c_str());
+    const double loss = report.facts["loss"];
+    const std::string shown = std::isnan(loss) ? "" : str(", loss ", loss);
+    std::printf("%s: %s, %lld steps%s\n", options.out.c_str(), request.config.stage_name(),
+                static_cast<long long>(request.config.steps), shown.c_str());
   }
   return 0;
 }
@@ -90,7 +101,7 @@ int run_train(const TrainOptions& options) {
   if (options.gpus > 0 && !is_launched()) {
     require(options.device == "cuda", ErrorCode::usage, "--gpus", "expected --device cuda, got ",
             options.device);
-    return launch_processes(options.gpus, own_command());
+    return launch_processes(options.gpus, own_command(), {.grace_seconds = kCheckpointSeconds});
   }
   return train(options);
 }

@@ -26,8 +26,6 @@ models::WanVaeConfig read_config(const TrainConfig& config, const TaskSetup& set
   models::WanVaeConfig out = models::WanVaeConfig::read(keys);
   Report strict(/*strict=*/true);
   if (setup.init.empty()) keys.finish(strict);
-  require(setup.init.empty() || config.model.empty(), ErrorCode::usage, config.where,
-          "key 'model': expected none with --init, whose folder says it");
   return out;
 }
 

@@ -87,4 +87,10 @@ std::optional<TrainingState> Checkpoint::load() const {
   return state;
 }
 
+void Checkpoint::remove() const {
+  std::error_code error;
+  fs::remove(path_, error);
+  if (error) throw_errno(error.value(), path_, "remove");
+}
+
 }  // namespace fovea::pipelines

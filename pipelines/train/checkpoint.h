@@ -32,6 +32,8 @@ class Checkpoint {
   /// throws  Error bad_data for a damaged file (the tensors' bytes have a checksum), conflict when
   ///         it was made with other settings
   std::optional<TrainingState> load() const;
+  /// Removes the file, if there is one. throws Error resource when it cannot be removed
+  void remove() const;
 
  private:
   fs::path path_;

@@ -45,22 +45,6 @@ Json model_index() {
                                   {"vae", {"diffusers", "AutoencoderKLWan"}}});
 }
 
-void check_plan(const FolderPlan& plan) {
-  const int64_t ids = models::word_vocab_size(plan.words);
-  require(plan.text_encoder.vocab_size >= ids, ErrorCode::usage, "vocab_size", "the tokenizer has ",
-          ids, " ids, the text encoder ", plan.text_encoder.vocab_size);
-  require(plan.text_encoder.bias_in_each_layer, ErrorCode::usage, "text_encoder",
-          "expected a UMT5 encoder, with a position table in each layer");
-  require(plan.transformer.text_dim == plan.text_encoder.d_model, ErrorCode::usage, "text_dim",
-          "expected the text encoder's d_model, ", plan.text_encoder.d_model, ", got ",
-          plan.transformer.text_dim);
-  for (const auto& [key, channels] : {std::pair("in_channels", plan.transformer.in_channels),
-                                      std::pair("out_channels", plan.transformer.out_channels)}) {
-    require(channels == plan.autoencoder.z_dim, ErrorCode::usage, key,
-            "expected the autoencoder's z_dim, ", plan.autoencoder.z_dim, ", got ", channels);
-  }
-}
-
 std::string shard_name(const std::string& stem, size_t index, size_t count) {
   const auto five_digits = [](size_t number) {
     const std::string digits = std::to_string(number);
@@ -167,8 +151,25 @@ void save_shards(const fs::path& folder, const std::string& stem,
 
 }  // namespace
 
+void check_plan(const FolderPlan& plan, const std::string& where) {
+  const int64_t ids = models::word_vocab_size(plan.words);
+  require(plan.text_encoder.vocab_size >= ids, ErrorCode::bad_data, where,
+          "key 'vocab_size': expected the tokenizer's ", ids, " ids, got ",
+          plan.text_encoder.vocab_size);
+  require(plan.text_encoder.bias_in_each_layer, ErrorCode::bad_data, where,
+          "text_encoder: expected a UMT5 encoder, with a position table in each layer");
+  require(plan.transformer.text_dim == plan.text_encoder.d_model, ErrorCode::bad_data, where,
+          "key 'text_dim': expected the text encoder's d_model, ", plan.text_encoder.d_model,
+          ", got ", plan.transformer.text_dim);
+  for (const auto& [key, channels] : {std::pair("in_channels", plan.transformer.in_channels),
+                                      std::pair("out_channels", plan.transformer.out_channels)}) {
+    require(channels == plan.autoencoder.z_dim, ErrorCode::bad_data, where, "key '", key,
+            "': expected the autoencoder's z_dim, ", plan.autoencoder.z_dim, ", got ", channels);
+  }
+}
+
 void write_folder_skeleton(const fs::path& folder, const FolderPlan& plan) {
-  check_plan(plan);
+  check_plan(plan, folder.string());
   for (const char* part : {"scheduler", "text_encoder", "transformer", "vae"}) {
     make_folder(folder / part);
   }

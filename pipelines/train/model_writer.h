@@ -22,13 +22,16 @@ struct FolderPlan {
   double flow_shift = 3.0;           ///< of the scheduler
 };
 
+/// Throws Error bad_data that names the key when sizes of the parts do not fit each other, usage
+/// when a word is none; `where` is the file that they come from.
+void check_plan(const FolderPlan& plan, const std::string& where);
+
 /// Writes model_index.json, scheduler/scheduler_config.json, tokenizer/ and the config.json of
 /// text_encoder/, transformer/ and vae/, as diffusers 0.42.1 and transformers 5.23 save them. Each
 /// file is replaced at once; weights that are there stay. model_index.json comes last: without it
 /// nobody takes the folder for a model.
 ///
-/// throws  Error usage when sizes of the parts do not fit each other or a word is none; resource
-///         when a file or folder cannot be made
+/// throws  Error as `check_plan`; resource when a file or folder cannot be made
 void write_folder_skeleton(const fs::path& folder, const FolderPlan& plan);
 
 /// The config of a UniPC scheduler for flow matching, Wan2.1's published one but for its shift.

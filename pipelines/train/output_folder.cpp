@@ -1,7 +1,5 @@
 #include "pipelines/train/output_folder.h"
 
-#include <algorithm>
-
 #include "core/check.h"
 #include "core/config.h"
 #include "models/text/tokenizer/word_tokenizer.h"
@@ -51,14 +49,16 @@ void write_new_folder(const fs::path& folder, const std::vector<std::string>& wo
   Config scheduler = config.model_config("scheduler");
   plan.flow_shift = scheduler.number("flow_shift", plan.flow_shift);
   scheduler.finish(strict());
+  check_plan(plan, config.where + ": model");
   write_folder_skeleton(folder, plan);
 }
 
 void copy_model_folder(const fs::path& from, const fs::path& to,
-                       const std::vector<std::string>& without_weights) {
+                       const std::set<std::string>& without,
+                       const std::set<std::string>& without_weights) {
   std::error_code error;
-  require(!fs::equivalent(from, to, error), ErrorCode::usage, to.string(),
-          "expected another folder than the one that training starts from");
+  fs::create_directories(to, error);
+  check(error, to, "create");
   for (const fs::directory_entry& part : fs::directory_iterator(from)) {
     const std::string name = part.path().filename().string();
     if (part.is_regular_file() && part.path().extension() == ".json") {
@@ -66,10 +66,10 @@ void copy_model_folder(const fs::path& from, const fs::path& to,
       check(error, to / name, "write");
     }
     // Components are flat folders; what else a folder holds is not the model's.
-    if (!part.is_directory() || name == "training") continue;
+    if (!part.is_directory() || without.contains(name)) continue;
     fs::create_directories(to / name, error);
     check(error, to / name, "create");
-    const bool trained = std::count(without_weights.begin(), without_weights.end(), name) > 0;
+    const bool trained = without_weights.contains(name);
     for (const fs::directory_entry& file : fs::directory_iterator(part.path())) {
       if (!file.is_regular_file() || (trained && is_weights(file.path()))) continue;
       const fs::path target = to / name / file.path().filename();

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <set>
 #include <string>
 #include <vector>
 
@@ -17,10 +18,12 @@ namespace fovea::pipelines {
 void write_new_folder(const fs::path& folder, const std::vector<std::string>& words,
                       const TrainConfig& config);
 
-/// Copies a model folder but for the weights of the components named.
+/// Copies a model folder to another one but for the subfolders named in `without`, and the weights
+/// of those in `without_weights`.
 ///
-/// throws  Error usage when both folders are the same, resource when a file cannot be written
+/// throws  Error resource when a file cannot be written
 void copy_model_folder(const fs::path& from, const fs::path& to,
-                       const std::vector<std::string>& without_weights);
+                       const std::set<std::string>& without,
+                       const std::set<std::string>& without_weights);
 
 }  // namespace fovea::pipelines

@@ -1,8 +1,6 @@
 #include "pipelines/train/trainer.h"
 
 #include <chrono>
-#include <cmath>
-#include <fstream>
 
 #include <ATen/ATen.h>
 
@@ -26,12 +24,8 @@ std::string settings_of(const TrainRequest& request) {
       .dump();
 }
 
-fs::path checkpoint_path(const TrainRequest& request) {
-  return request.out / "training" / (std::string(request.config.stage_name()) + ".safetensors");
-}
-
-fs::path log_path(const TrainRequest& request) {
-  return request.out / "training" / (std::string(request.config.stage_name()) + ".log.jsonl");
+fs::path training_file(const TrainRequest& request, const char* end) {
+  return request.out / "training" / (std::string(request.config.stage_name()) + end);
 }
 
 bool is_interruption(const Error& error) {
@@ -47,12 +41,26 @@ Trainer::Trainer(const TrainRequest& request, ProcessGroup& group, Progress& pro
       group_(group),
       progress_(progress),
       report_(report),
-      checkpoint_(checkpoint_path(request), settings_of(request)) {
+      checkpoint_(training_file(request, ".safetensors"), settings_of(request)),
+      log_(training_file(request, ".log.jsonl")) {
   group_.require_equal("the configuration", settings_of(request));
+  check_init();
   check_output();
+  // Before anything is written: a run that cannot go on leaves the folder as it is.
+  std::optional<TrainingState> state;
+  if (group_.rank() == 0 && request_.resume) state = checkpoint_.load();
   make_task();
   optimizer_ = std::make_unique<Optimizer>(task_->parameters(), request_.config.optimizer);
-  restore();
+  restore(state);
+}
+
+void Trainer::check_init() const {
+  if (request_.init.empty()) return;
+  require(request_.config.model.empty(), ErrorCode::usage, request_.config.where,
+          "key 'model': expected none with --init, whose folder says it");
+  std::error_code ignored;
+  require(!fs::equivalent(request_.init, request_.out, ignored), ErrorCode::usage,
+          request_.out.string(), "expected another folder than the one that training starts from");
 }
 
 // Nothing that a run has made is lost without --resume or --overwrite.
@@ -73,24 +81,27 @@ void Trainer::make_task() {
                         .device = request_.device,
                         .rank = group_.rank(),
                         .world_size = group_.world_size()};
-  std::error_code error;
   if (group_.rank() == 0) {
+    task_ = make_training_task(request_.config, setup, report_);
+    std::error_code error;
     fs::create_directories(request_.out / "training", error);
     if (error) throw_errno(error.value(), request_.out / "training", "create");
-    task_ = make_training_task(request_.config, setup, report_);
   }
   group_.barrier();
   if (group_.rank() != 0) task_ = make_training_task(request_.config, setup, report_);
   report_.facts["parameters"] = task_->parameters().numel();
 }
 
-void Trainer::restore() {
-  if (group_.rank() == 0 && request_.resume) {
-    if (const std::optional<TrainingState> state = checkpoint_.load()) {
-      optimizer_->restore(state->tensors, checkpoint_.path().string());
-      done_ = state->step;
-      skipped_ = state->skipped;
-    }
+void Trainer::restore(const std::optional<TrainingState>& state) {
+  if (state) {
+    optimizer_->restore(state->tensors, checkpoint_.path().string());
+    done_ = state->step;
+    skipped_ = state->skipped;
+  }
+  if (group_.rank() == 0) {
+    if (!state) checkpoint_.remove();
+    remove_stale_temporaries(request_.out);
+    log_.begin(done_);
   }
   double numbers[] = {static_cast<double>(done_), static_cast<double>(skipped_)};
   group_.agree_max(numbers);
@@ -122,9 +133,8 @@ void Trainer::train() {
   while (done_ < request_.config.steps) {
     stop_if_asked();
     step();
-    const bool log_now = done_ % request_.config.log_every == 0 || done_ == request_.config.steps;
-    if (log_now || request_.device.is_cpu()) read_records();
-    if (log_now) progress_.update(done_);
+    if (is_log_step() || request_.device.is_cpu()) read_records();
+    if (is_log_step()) progress_.update(done_);
     if (done_ % request_.config.checkpoint_every == 0 && done_ < request_.config.steps) {
       save_checkpoint();
     }
@@ -169,8 +179,6 @@ void Trainer::read_records() {
   group_.wait_device();
   const at::Tensor records = at::stack(records_).cpu();
   records_.clear();
-  double loss = 0, norm = 0;
-  int64_t good = 0;
   for (int64_t i = 0; i < records.size(0); ++i) {
     const float* record = records[i].const_data_ptr<float>();
     if (record[2] != 0) {
@@ -183,25 +191,33 @@ void Trainer::read_records() {
       continue;
     }
     bad_in_a_row_ = 0;
-    ++good;
-    loss += record[0];
-    norm += record[1];
+    sums_.add(record[0], record[1]);
   }
-  if (good > 0) last_loss_ = loss / static_cast<double>(good);
+  if (is_log_step()) log_steps();
+}
+
+bool Trainer::is_log_step() const {
+  return done_ % request_.config.log_every == 0 || done_ == request_.config.steps;
+}
+
+// Means over the steps since the last line; null when all of them were skipped.
+void Trainer::log_steps() {
   const double seconds = now_seconds() - started_;
-  if (good > 0 && (done_ % request_.config.log_every == 0 || done_ == request_.config.steps)) {
-    log({{"step", done_},
-         {"loss", last_loss_},
-         {"gradient_norm", norm / static_cast<double>(good)},
-         {"learning_rate", request_.config.optimizer.rate(done_ - 1, request_.config.steps)},
-         {"skipped", skipped_},
-         {"seconds", seconds},
-         {"steps_per_second", static_cast<double>(done_ - started_at_) / seconds}});
-  }
+  const auto count = static_cast<double>(sums_.steps);
+  if (sums_.steps > 0) last_loss_ = sums_.loss / count;
+  log({{"step", done_},
+       {"loss", sums_.loss / count},
+       {"gradient_norm", sums_.gradient_norm / count},
+       {"learning_rate", request_.config.optimizer.rate(done_ - 1, request_.config.steps)},
+       {"skipped", skipped_},
+       {"seconds", seconds},
+       {"steps_per_second", static_cast<double>(done_ - started_at_) / seconds}});
+  sums_ = {};
 }
 
 void Trainer::save_checkpoint() {
   group_.wait_device();
+  if (!records_.empty()) read_records();
   if (group_.rank() != 0) return;
   checkpoint_.save({.step = done_, .skipped = skipped_, .tensors = optimizer_->state()});
 }
@@ -229,9 +245,9 @@ void Trainer::finish() {
   group_.barrier();
 }
 
-void Trainer::log(Json line) {
+void Trainer::log(const Json& line) {
   if (group_.rank() != 0) return;
-  std::ofstream(log_path(request_), std::ios::app) << line.dump() << '\n';
+  log_.write(line);
   progress_.event("log", line);
 }
 

@@ -1,7 +1,9 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -11,6 +13,7 @@
 #include "pipelines/train/checkpoint.h"
 #include "pipelines/train/optimizer.h"
 #include "pipelines/train/train_config.h"
+#include "pipelines/train/train_log.h"
 #include "pipelines/train/training_task.h"
 
 namespace fovea::pipelines {
@@ -33,8 +36,8 @@ struct TrainRequest {
 /// rounding, not on the number of processes.
 ///
 /// A step whose loss or gradients are not finite is skipped and counted; five in a row end the run
-/// with Error non_finite and leave the last checkpoint. On Error interrupted, terminated, hangup or
-/// resource a checkpoint of the last whole step is saved first.
+/// with Error non_finite and leave the last checkpoint. On Error interrupted, terminated or hangup
+/// a checkpoint of the last whole step is saved first.
 class Trainer {
  public:
   /// Keeps the references.
@@ -49,32 +52,46 @@ class Trainer {
   TrainableParameters& parameters() { return task_->parameters(); }
   /// Steps that were skipped.
   int64_t skipped() const { return skipped_; }
-  /// Mean loss of the last logged steps.
+  /// Mean loss of the last logged steps; NaN before them.
   double last_loss() const { return last_loss_; }
 
  private:
+  void check_init() const;
   void check_output() const;
   void make_task();
-  void restore();
+  void restore(const std::optional<TrainingState>& state);
   void train();
   void step();
   void read_records();
   void stop_if_asked();
   void save_checkpoint();
   void finish();
-  void log(Json line);
+  bool is_log_step() const;
+  void log_steps();
+  void log(const Json& line);
 
   TrainRequest request_;
   ProcessGroup& group_;
   Progress& progress_;
   Report& report_;
   Checkpoint checkpoint_;
+  TrainLog log_;
   std::unique_ptr<TrainingTask> task_;
   std::unique_ptr<Optimizer> optimizer_;
   int64_t done_ = 0;     // steps
   int64_t skipped_ = 0;  // of these
   int64_t bad_in_a_row_ = 0;
-  double last_loss_ = 0;
+  // Over the steps since the last line of the log that were not skipped.
+  struct Sums {
+    int64_t steps = 0;
+    double loss = 0, gradient_norm = 0;
+    void add(double step_loss, double step_norm) {
+      ++steps;
+      loss += step_loss;
+      gradient_norm += step_norm;
+    }
+  } sums_;
+  double last_loss_ = std::numeric_limits<double>::quiet_NaN();
   double started_ = 0;               // seconds of a steady clock
   int64_t started_at_ = 0;           // step
   std::vector<at::Tensor> records_;  // on the device: loss, gradient norm, skipped

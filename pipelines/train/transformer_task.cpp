@@ -2,6 +2,7 @@
 
 #include <cctype>
 #include <cmath>
+#include <set>
 
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
@@ -56,11 +57,15 @@ class TransformerTask : public TrainingTask {
         pools_(clips_.make_pools([this](const ClipBucket& bucket, const auto& numbers) {
           return encode(bucket, clips_.render(bucket, numbers));
         })) {
-    prepare_folder();
+    // The output folder is written to when all that may be wrong with the others was read.
+    const bool is_new = setup_.init.empty();
+    if (!is_new) ModelFolder::open(setup_.init, report_);
     load_autoencoder();
-    tokenizer_.emplace(models::Tokenizer::open(setup_.out / "tokenizer"));
+    if (is_new && setup_.rank == 0) write_new_folder(setup_.out, clips_.world().words(), config_);
+    tokenizer_.emplace(models::Tokenizer::open(source() / "tokenizer"));
     build_networks();
     parameters_.finish();
+    if (!is_new && setup_.rank == 0) copy_rest();
   }
 
   TrainableParameters& parameters() override { return parameters_; }
@@ -110,22 +115,27 @@ class TransformerTask : public TrainingTask {
   }
 
  private:
-  // The output folder gets all that is not trained here: from the folder that training starts
-  // from, or new.
-  void prepare_folder() {
-    if (setup_.rank != 0) return;
-    if (setup_.init.empty()) {
-      write_new_folder(setup_.out, clips_.world().words(), config_);
-      return;
-    }
-    require(config_.model.empty(), ErrorCode::usage, config_.where,
-            "key 'model': expected none with --init, whose folder says it");
-    ModelFolder::open(setup_.init, report_);
-    copy_model_folder(setup_.init, setup_.out, {"transformer", "text_encoder"});
+  // The folder that the networks are built from.
+  const fs::path& source() const { return setup_.init.empty() ? setup_.out : setup_.init; }
+
+  // Whether the output folder's autoencoder was trained there: then it comes before the one of the
+  // folder that training starts from.
+  bool has_own_autoencoder() const {
+    return fs::exists(setup_.out / "training" / "autoencoder.safetensors") &&
+           fs::exists(setup_.out / "vae" / "config.json");
+  }
+
+  // The output folder gets all that is not trained here.
+  void copy_rest() const {
+    std::set<std::string> kept = {"training"};
+    if (has_own_autoencoder()) kept.insert("vae");
+    copy_model_folder(setup_.init, setup_.out, kept, {"transformer", "text_encoder"});
   }
 
   void load_autoencoder() {
-    const fs::path folder = (setup_.init.empty() ? setup_.out : setup_.init) / "vae";
+    const fs::path folder = (has_own_autoencoder() ? setup_.out : source()) / "vae";
+    require(fs::is_regular_file(folder / "config.json"), ErrorCode::bad_data, folder.string(),
+            "holds no autoencoder: run the stage autoencoder first, or start from a folder");
     Config keys = Config::read(folder / "config.json");
     const models::WanVaeConfig sizes = models::WanVaeConfig::read(keys);
     WeightFiles files(folder, kStem, {setup_.dtype, setup_.device});
@@ -134,7 +144,7 @@ class TransformerTask : public TrainingTask {
   }
 
   void build_networks() {
-    const fs::path& from = setup_.init.empty() ? setup_.out : setup_.init;
+    const fs::path& from = source();
     Config wan_keys = Config::read(from / "transformer" / "config.json");
     const models::WanConfig wan = models::WanConfig::read(wan_keys);
     Config text_keys = Config::read(from / "text_encoder" / "config.json");

@@ -10,7 +10,8 @@ namespace fovea::pipelines {
 /// the network sees (1 - s) x + s n of latents x and noise n, and learns n - x. The noise level s
 /// is logit-normal, moved by the bucket's flow_shift.
 ///
-/// The autoencoder is the one in the output folder, or in the folder that training starts from.
+/// The autoencoder is the one that was trained in the output folder, or else the one of the folder
+/// that training starts from.
 ///
 /// paper  Esser et al., "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis",
 ///        2024, sections 2 and 3.1 (logit-normal), 5.3.2 (shift)

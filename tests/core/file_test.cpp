@@ -9,6 +9,8 @@
 #include <functional>
 #include <iterator>
 #include <span>
+#include <string>
+#include <vector>
 
 #include "tests/support/files.h"
 
@@ -167,6 +169,35 @@ TEST(AtomicFile, ReportsAFullDiskAndLeavesTheOldFile) {
     EXPECT_EQ(content(path), "old");
     EXPECT_EQ(count_files(folder.path), 1u);
   }
+}
+
+TEST(TemporaryFiles, OfProcessesThatAreGoneAreRemoved) {
+  const TemporaryFolder folder;
+  const pid_t gone = ::fork();
+  if (gone == 0) ::_exit(0);
+  ASSERT_EQ(::waitpid(gone, nullptr, 0), gone);
+  const std::string dead = std::to_string(gone), alive = std::to_string(::getpid());
+  const std::vector<std::string> kept = {".out." + alive + "-0.part.txt",
+                                         "out." + dead + "-0.part.txt",
+                                         "." + dead + "-0.part.txt",
+                                         ".out." + dead + "-.part.txt",
+                                         ".out." + dead + "x-0.part.txt",
+                                         ".out." + dead + "-0.txt",
+                                         ".out.-0.part.txt"};
+  const std::vector<std::string> stale = {".out." + dead + "-0.part.txt",
+                                          ".out.log." + dead + "-17.part.jsonl",
+                                          ".out." + dead + "-0.part"};
+  fs::create_directory(folder.path / "sub");
+  for (const fs::path& place : {folder.path, folder.path / "sub"}) {
+    for (const std::string& name : kept) write_bytes(place / name, "x");
+    for (const std::string& name : stale) write_bytes(place / name, "x");
+  }
+  remove_stale_temporaries(folder.path);
+  for (const fs::path& place : {folder.path, folder.path / "sub"}) {
+    for (const std::string& name : kept) EXPECT_TRUE(fs::exists(place / name)) << name;
+    for (const std::string& name : stale) EXPECT_FALSE(fs::exists(place / name)) << name;
+  }
+  remove_stale_temporaries(folder.path / "no folder");
 }
 
 TEST(TemporaryFiles, AreRemovedForAProcessThatEndsAtOnce) {

@@ -145,10 +145,10 @@ TEST(FolderSkeleton, ReadsBackEqual) {
 
 TEST(FolderSkeleton, RefusesPartsThatDoNotFit) {
   const TemporaryFolder folder;
-  const auto refuses = [&](const char* key, auto change) {
+  const auto refuses = [&](const char* key, auto change, ErrorCode code = ErrorCode::bad_data) {
     FolderPlan plan = tiny_plan();
     change(plan);
-    expect_error(ErrorCode::usage, key, [&] { write_folder_skeleton(folder.path / "new", plan); });
+    expect_error(code, key, [&] { write_folder_skeleton(folder.path / "new", plan); });
     EXPECT_FALSE(fs::exists(folder.path / "new/model_index.json"));
   };
   refuses("vocab_size", [](FolderPlan& plan) { plan.text_encoder.vocab_size -= 1; });
@@ -156,8 +156,11 @@ TEST(FolderSkeleton, RefusesPartsThatDoNotFit) {
   refuses("text_dim", [](FolderPlan& plan) { plan.transformer.text_dim = 17; });
   refuses("in_channels", [](FolderPlan& plan) { plan.transformer.in_channels = 4; });
   refuses("out_channels", [](FolderPlan& plan) { plan.transformer.out_channels = 4; });
-  refuses("latents_std", [](FolderPlan& plan) { plan.autoencoder.latents_std.pop_back(); });
-  refuses("words", [](FolderPlan& plan) { plan.words.push_back("two words"); });
+  refuses(
+      "latents_std", [](FolderPlan& plan) { plan.autoencoder.latents_std.pop_back(); },
+      ErrorCode::usage);
+  refuses(
+      "words", [](FolderPlan& plan) { plan.words.push_back("two words"); }, ErrorCode::usage);
 }
 
 // `count` tensors of 40 bytes that all hold `value`.
