@@ -34,8 +34,8 @@ void add_train(CLI::App& app, Action& action) {
                    "Model folder to write; OUT/training keeps checkpoint and log")
       ->required();
   command->add_option("--init", options->init, "Model folder whose weights training starts from");
-  command->add_option("--device", options->device, "cpu, cuda or cuda:N; with --gpus: cuda")
-      ->capture_default_str();
+  command->add_option("--device", options->device,
+                      "cpu, cuda or cuda:N; default: cuda with --gpus, else cpu");
   command->add_option("--gpus", options->gpus, "Train on so many GPUs of this machine")
       ->check(CLI::Range(1, 64));
   command->add_option("--dtype", options->dtype, "fp32, or bf16 with fp32 master weights")

@@ -9,7 +9,7 @@ struct TrainOptions {
   std::string config;
   std::string out;
   std::string init;
-  std::string device = "cpu";
+  std::string device;  ///< empty: cuda with gpus, else cpu
   std::string dtype = "fp32";
   std::string report;
   int threads = 0;

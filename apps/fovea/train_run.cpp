@@ -27,12 +27,16 @@ std::unique_ptr<Progress> make_train_progress(const TrainOptions& options, int r
   return make_progress(options.json ? ProgressStyle::json : ProgressStyle::bar);
 }
 
+std::string device_text(const TrainOptions& options) {
+  if (!options.device.empty()) return options.device;
+  return options.gpus > 0 ? "cuda" : "cpu";
+}
+
 // With several processes of this machine each takes the GPU of its own number.
 at::Device device_of(const TrainOptions& options, const ProcessPlace& place) {
-  if (options.device == "cuda" && place.world_size > 1) {
-    return parse_device(str("cuda:", place.local_rank));
-  }
-  return parse_device(options.device);
+  const std::string device = device_text(options);
+  return parse_device(device == "cuda" && place.world_size > 1 ? str("cuda:", place.local_rank)
+                                                               : device);
 }
 
 void write_report(const TrainOptions& options, Report& report, const Progress& progress,
@@ -99,8 +103,8 @@ int train(const TrainOptions& options) {
 
 int run_train(const TrainOptions& options) {
   if (options.gpus > 0 && !is_launched()) {
-    require(options.device == "cuda", ErrorCode::usage, "--gpus", "expected --device cuda, got ",
-            options.device);
+    require(device_text(options) == "cuda", ErrorCode::usage, "--gpus",
+            "expected --device cuda, got ", options.device);
     return launch_processes(options.gpus, own_command(), {.grace_seconds = kCheckpointSeconds});
   }
   return train(options);

@@ -139,7 +139,9 @@ class TransformerTask : public TrainingTask {
     Config keys = Config::read(folder / "config.json");
     const models::WanVaeConfig sizes = models::WanVaeConfig::read(keys);
     WeightFiles files(folder, kStem, {setup_.dtype, setup_.device});
-    vae_.emplace(sizes, files, models::AutoencoderWanOptions{setup_.device.is_cuda()});
+    vae_.emplace(sizes, files,
+                 models::AutoencoderWanOptions{.channels_last = setup_.device.is_cuda(),
+                                               .frames_at_once = true});
     files.finish(report_);
   }
 

@@ -50,6 +50,7 @@ at::Tensor LatentDistribution::sample(std::optional<at::Generator> generator) co
 AutoencoderWan::AutoencoderWan(const WanVaeConfig& config, ParameterSource& source,
                                AutoencoderWanOptions options)
     : config_(config),
+      frames_at_once_(options.frames_at_once),
       encoder_(parameters_for(source, "encoder.", options, num_encoder_histories_), config),
       decoder_(parameters_for(source, "decoder.", options, num_decoder_histories_), config),
       quant_conv_(parameters_for(source, "quant_conv.", options, num_encoder_histories_),
@@ -84,7 +85,7 @@ LatentDistribution AutoencoderWan::encode(const at::Tensor& video, Attention& at
 
 at::Tensor AutoencoderWan::encode_stream(const at::Tensor& video, Attention& attention) const {
   FeatureCache cache(num_encoder_histories_);
-  if (c10::GradMode::is_enabled()) {
+  if (frames_at_once_ || c10::GradMode::is_enabled()) {
     return quant_conv_.forward(encoder_.forward(video, cache, attention), cache);
   }
   std::vector<at::Tensor> chunks;

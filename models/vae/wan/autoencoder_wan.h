@@ -32,6 +32,9 @@ struct AutoencoderWanOptions {
   /// Copies convolution weights into the channels-last format, which activations then follow.
   /// For inference only: later changes of the source's tensors would not be seen.
   bool channels_last = false;
+  /// `encode` takes all frames at once: fewer, larger operations, and memory that grows with the
+  /// number of frames. For small pictures on GPUs.
+  bool frames_at_once = false;
 };
 
 /// The causal video autoencoder of Wan2.1 (`AutoencoderKLWan` of diffusers with is_residual false).
@@ -106,6 +109,7 @@ class AutoencoderWan {
   at::Tensor encode_stream(const at::Tensor& video, Attention& attention) const;
 
   WanVaeConfig config_;
+  bool frames_at_once_;
   int64_t num_encoder_histories_ = 0;
   int64_t num_decoder_histories_ = 0;
   VaeEncoder encoder_;
