@@ -29,27 +29,20 @@ kernels::ChannelNormArgs arguments(const at::Tensor& x, const at::Tensor& gamma)
           .gamma = gamma.const_data_ptr<float>(),
           .num_rows = x.numel() / x.size(1),
           .dim = x.size(1),
-          .rows_per_item = x.numel() / x.size(1) / x.size(0),
-          .y_item_stride = x.numel() / x.size(0),
           .floor = static_cast<float>(kFloor)};
 }
 
 bool covered(const at::Tensor& x) {
-  const int64_t channels = x.size(1);
-  return x.is_cuda() && x.element_size() == 2 && x.numel() > 0 &&
-         channels % (channels <= 256 ? 8 : 16) == 0 && channels <= 512 &&
-         x.is_contiguous(kFormat) && reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0;
-}
-
-at::Tensor fp32_vector(const at::Tensor& gamma) {
-  return gamma.detach().flatten().to(at::kFloat).contiguous();
+  return x.is_cuda() && x.element_size() == 2 && x.numel() > 0 && x.size(1) % 8 == 0 &&
+         x.size(1) <= 256 && x.is_contiguous(kFormat) &&
+         reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0;
 }
 
 class ChannelNormSilu : public torch::autograd::Function<ChannelNormSilu> {
  public:
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x,
                             const at::Tensor& gamma) {
-    const at::Tensor flat = fp32_vector(gamma);
+    const at::Tensor flat = gamma.detach().flatten().to(at::kFloat).contiguous();
     at::Tensor y = at::empty_like(x, x.options(), kFormat);
     kernels::ChannelNormArgs args = arguments(x, flat);
     args.y = y.mutable_data_ptr();
@@ -64,7 +57,7 @@ class ChannelNormSilu : public torch::autograd::Function<ChannelNormSilu> {
     const auto saved = context->get_saved_variables();
     const at::Tensor &x = saved[0], &gamma = saved[1];
     const at::Tensor y_gradient = gradients[0].to(x.scalar_type()).contiguous(kFormat);
-    const at::Tensor flat = fp32_vector(gamma);
+    const at::Tensor flat = gamma.detach().flatten().to(at::kFloat).contiguous();
     at::Tensor x_gradient = at::empty_like(x, x.options(), kFormat);
     at::Tensor parts = at::empty({kParts, x.size(1)}, flat.options());
     const kernels::ChannelNormBackwardArgs args{.forward = arguments(x, flat),
@@ -101,26 +94,6 @@ at::Tensor channel_norm_silu(const at::Tensor& x, const at::Tensor& gamma) {
   if (covered(x)) return ChannelNormSilu::apply(x, gamma);
 #endif
   return composition::channel_norm_silu(x, gamma);
-}
-
-bool channel_norm_silu_into(at::Tensor& y, const at::Tensor& x, const at::Tensor& gamma) {
-  ops::check_shape(kOp, {"y", y}, x.sizes());
-  ops::check_shape(kOp, {"gamma", gamma}, {x.size(1), 1, 1, 1});
-#if FOVEA_HAS_CUDA
-  // Frames of an item one after another, as in x; only the next item may be farther away.
-  const at::Tensor item = y.select(0, 0).permute({1, 2, 3, 0});
-  if (!covered(x) || y.scalar_type() != x.scalar_type() || !item.is_contiguous() ||
-      reinterpret_cast<uintptr_t>(y.const_data_ptr()) % 16 != 0 || y.stride(0) % 8 != 0) {
-    return false;
-  }
-  const at::Tensor flat = fp32_vector(gamma);
-  kernels::ChannelNormArgs args = arguments(x, flat);
-  args.y = y.mutable_data_ptr();
-  args.y_item_stride = y.stride(0);
-  return ops::accepted(kOp, kernels::channel_norm_silu_cuda(args, ops::cuda_target(x.device())));
-#else
-  return false;
-#endif
 }
 
 }  // namespace fovea

@@ -8,18 +8,13 @@ namespace fovea {
 /// norm and activation before a convolution of Wan's autoencoder. Differentiable.
 ///
 /// Computed in fp32 at least and rounded to the dtype of x: on GPUs by one kernel each way for
-/// half-type channels-last tensors whose channels are a multiple of 8 up to 256 or of 16 up to 512,
-/// which rounds once; otherwise by `composition::channel_norm_silu`, which rounds before the
-/// activation too.
+/// half-type channels-last tensors whose channels are a multiple of 8 up to 256, which rounds once;
+/// otherwise by `composition::channel_norm_silu`, which rounds before the activation too.
 ///
 /// x      [batch, channels, frames, height, width]
 /// gamma  [channels, 1, 1, 1], any floating dtype
 /// throws Error bad_data when a shape or device does not fit
 at::Tensor channel_norm_silu(const at::Tensor& x, const at::Tensor& gamma);
-
-/// Writes the same into `y`, a part of a channels-last tensor along the frames; not differentiable.
-/// Returns false, with nothing written, where no kernel covers it.
-bool channel_norm_silu_into(at::Tensor& y, const at::Tensor& x, const at::Tensor& gamma);
 
 namespace composition {
 at::Tensor channel_norm_silu(const at::Tensor& x, const at::Tensor& gamma);

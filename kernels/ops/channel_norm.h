@@ -12,13 +12,11 @@ namespace fovea::kernels {
 /// channels of a place. Computed in fp32, rounded once.
 struct ChannelNormArgs {
   const void* x = nullptr;       ///< [num_rows, dim] contiguous, f16 / bf16, 16-byte aligned
-  void* y = nullptr;             ///< as x, but for the distance between items
+  void* y = nullptr;             ///< as x
   DType dtype = DType::bf16;     ///< of x and y
   const float* gamma = nullptr;  ///< [dim]
   int64_t num_rows = 0;
-  int64_t dim = 0;            ///< a multiple of 8 up to 256, or of 16 up to 512
-  int64_t rows_per_item = 1;  ///< places of one batch item
-  int64_t y_item_stride = 0;  ///< elements of y from one item to the next
+  int64_t dim = 0;  ///< a multiple of 8, at most 256
   float floor = 1e-12f;
 };
 
