@@ -133,12 +133,13 @@ class GateResidual : public torch::autograd::Function<GateResidual> {
 
 class RmsNorm : public torch::autograd::Function<RmsNorm> {
  public:
+  using Table = std::optional<at::Tensor>;  // LibTorch takes no undefined tensor here
+
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& weight,
-                            const at::Tensor& cos, const at::Tensor& sin, double eps) {
-    context->save_for_backward({x, weight, cos, sin});
+                            const Table& cos, const Table& sin, double eps) {
+    context->save_for_backward({x, weight, cos.value_or(at::Tensor()), sin.value_or(at::Tensor())});
     context->saved_data["eps"] = eps;
-    return cos.defined() ? fovea::rms_norm_rope(x, weight, cos, sin, eps)
-                         : fovea::rms_norm(x, weight, eps);
+    return cos ? fovea::rms_norm_rope(x, weight, *cos, *sin, eps) : fovea::rms_norm(x, weight, eps);
   }
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     const variable_list saved = context->get_saved_variables();
@@ -192,7 +193,8 @@ at::Tensor differentiable_gate_residual(const at::Tensor& x, const at::Tensor& y
 
 at::Tensor differentiable_rms_norm(const at::Tensor& x, const at::Tensor& weight,
                                    const at::Tensor& cos, const at::Tensor& sin, double eps) {
-  return RmsNorm::apply(x, weight, cos, sin, eps);
+  if (!cos.defined()) return RmsNorm::apply(x, weight, RmsNorm::Table(), RmsNorm::Table(), eps);
+  return RmsNorm::apply(x, weight, RmsNorm::Table(cos), RmsNorm::Table(sin), eps);
 }
 
 #else

@@ -28,8 +28,8 @@ void compare(const char* what, const Operation& fast, const Operation& exact, co
   Inputs ours, wide;
   for (size_t i = 0; i < values.size(); ++i) {
     const at::Tensor stored = values[i].to(i < num_half ? dtype : at::kFloat);
-    ours.push_back(stored.to(at::kCUDA).requires_grad_(true));
-    wide.push_back(stored.to(at::kDouble).requires_grad_(true));
+    ours.push_back(stored.to(at::kCUDA).detach().clone().requires_grad_(true));
+    wide.push_back(stored.to(at::kDouble).detach().clone().requires_grad_(true));
   }
   const at::Tensor y = fast(ours), z = exact(wide);
   const double limit = dtype == at::kHalf ? 1e-3 : 8e-3;
