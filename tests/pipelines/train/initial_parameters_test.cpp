@@ -49,7 +49,7 @@ TEST(InitialParameters, TransformerIsGlorotsWithSmallEmbeddersAndNoOutput) {
   expect_deviation("patch_embedding.weight", {200, 16, 1, 2, 2}, std::sqrt(2.0 / 264));
   const at::Tensor x = get("blocks.0.attn2.to_out.0.weight", {200, 300});
   EXPECT_LE(x.abs().max().item<double>(), std::sqrt(6.0 / 500));  // uniform
-  for (const char* name : {"time_embedder.linear_1", "text_embedder.linear_2", "time_proj"}) {
+  for (const char* name : {"time_embedder.linear_1", "time_embedder.linear_2", "time_proj"}) {
     expect_deviation(str("condition_embedder.", name, ".weight"), {200, 300}, 0.02);
   }
   expect_deviation("blocks.0.scale_shift_table", {1, 6, 4000}, 1 / std::sqrt(4000.0));

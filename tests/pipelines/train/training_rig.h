@@ -74,9 +74,13 @@ class InterruptAt : public Progress {
 /// One trainer with what it needs, in a folder.
 struct TinyRun {
   TinyRun(const fs::path& out, const Json& config, bool resume = false,
-          std::unique_ptr<Progress> shown = make_progress(ProgressStyle::silent))
+          std::unique_ptr<Progress> shown = make_progress(ProgressStyle::silent),
+          at::ScalarType dtype = at::kFloat)
       : progress(std::move(shown)),
-        trainer({.config = TrainConfig::parse(config, "tiny.json"), .out = out, .resume = resume},
+        trainer({.config = TrainConfig::parse(config, "tiny.json"),
+                 .out = out,
+                 .dtype = dtype,
+                 .resume = resume},
                 *group, *progress, report) {}
 
   at::Tensor weights() { return trainer.parameters().master().clone(); }
