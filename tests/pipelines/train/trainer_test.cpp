@@ -69,15 +69,22 @@ TEST_P(TrainerTest, TenAndTenStepsEqualTwentyBitForBit) {
 TEST_P(TrainerTest, MicroBatchesEqualOneBatch) {
   Json config = tiny_config(GetParam());
   config["steps"] = 1;
-  at::Tensor gradient[2];
-  for (const int64_t parts : {1, 4}) {
-    config["micro_batches"] = parts;
-    TinyRun run(out(str("parts", parts)), config, /*resume=*/false,
-                make_progress(ProgressStyle::silent), at::kDouble);
-    run.trainer.run();
-    gradient[parts == 4] = run.trainer.parameters().gradient().clone();
+  const auto distance = [&](at::ScalarType dtype) {
+    at::Tensor gradient[2];
+    for (const int64_t parts : {1, 4}) {
+      config["micro_batches"] = parts;
+      TinyRun run(out(str(at::toString(dtype), parts)), config, /*resume=*/false,
+                  make_progress(ProgressStyle::silent), dtype);
+      run.trainer.run();
+      gradient[parts == 4] = run.trainer.parameters().gradient().clone();
+    }
+    return relative_distance(gradient[1], gradient[0]);
+  };
+  EXPECT_LE(distance(at::kDouble), 1e-12);
+  // The transformer keeps the contract's bound in fp32 too.
+  if (component() == std::string("transformer")) {
+    EXPECT_LE(distance(at::kFloat), 1e-6);
   }
-  EXPECT_LE(relative_distance(gradient[1], gradient[0]), 1e-12);
 }
 
 TEST_P(TrainerTest, LossFalls) {
