@@ -4,6 +4,8 @@
 #include <sched.h>
 #include <sys/resource.h>
 
+#include <algorithm>
+
 #include <ATen/ATen.h>
 #include <ATen/DeviceAccelerator.h>
 #include <ATen/Parallel.h>
@@ -71,11 +73,12 @@ std::string dtype_name(c10::ScalarType dtype) {
   }
 }
 
-void set_num_threads(int num_threads) {
+void set_num_threads(int num_threads, int processes) {
   if (num_threads == 0) {
     cpu_set_t set;
     CPU_ZERO(&set);
-    num_threads = ::sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+    const int cores = ::sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+    num_threads = std::max(1, cores / processes);
   }
   require(num_threads >= 1 && num_threads <= 1024, ErrorCode::usage, "--threads",
           "expected 0 (all cores) to 1024, got ", num_threads);

@@ -18,8 +18,9 @@ c10::Device parse_device(const std::string& text);
 c10::ScalarType parse_dtype(const std::string& text);
 std::string dtype_name(c10::ScalarType dtype);
 
-/// Threads for LibTorch's CPU operators and our own loops; 0 = all cores this process may use.
-void set_num_threads(int num_threads);
+/// Threads for LibTorch's CPU operators and our own loops; 0 = all cores this process may use,
+/// shared evenly with the other ones of `processes` on this machine.
+void set_num_threads(int num_threads, int processes = 1);
 
 /// Peak resident bytes of this process so far.
 int64_t peak_host_bytes();

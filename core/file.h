@@ -56,6 +56,20 @@ class AtomicFile {
   int descriptor_ = -1;
 };
 
+/// Keeps a folder for one process as long as it lives; however the process ends, the lock goes with
+/// it, and it leaves no file. Where the file system has no locks it does nothing.
+class FolderLock {
+ public:
+  /// throws  Error conflict when another one holds the folder
+  explicit FolderLock(const fs::path& folder);
+  ~FolderLock();
+  FolderLock(const FolderLock&) = delete;
+  FolderLock& operator=(const FolderLock&) = delete;
+
+ private:
+  int descriptor_ = -1;
+};
+
 /// Adds a file to, or takes it off, the list that `remove_temporary_files` removes.
 void register_temporary(const fs::path& path);
 void unregister_temporary(const fs::path& path);

@@ -3,8 +3,6 @@
 #include <atomic>
 #include <csignal>
 
-#include "core/check.h"
-
 namespace fovea {
 namespace {
 std::atomic<int> g_signal{0};
@@ -23,6 +21,11 @@ void throw_if_interrupted() {
                      : signal_number == SIGTERM ? "SIGTERM"
                                                 : "SIGHUP";
   throw Error(code, "run", str("interrupted by ", name));
+}
+
+bool is_interruption(ErrorCode code) noexcept {
+  return code == ErrorCode::interrupted || code == ErrorCode::terminated ||
+         code == ErrorCode::hangup;
 }
 
 UninterruptedScope::UninterruptedScope() noexcept { ++t_uninterrupted; }

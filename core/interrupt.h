@@ -1,5 +1,7 @@
 #pragma once
 
+#include "core/check.h"
+
 namespace fovea {
 
 /// Asks running work to stop at its next check point; `signal_number` is SIGINT, SIGTERM or SIGHUP.
@@ -12,6 +14,9 @@ int interrupt_requested() noexcept;
 /// Throws Error interrupted / terminated / hangup once a stop was asked for. Long loops (steps,
 /// layers, frames, tensors loaded) call it once an iteration.
 void throw_if_interrupted();
+
+/// Whether an error says that a run was asked to stop.
+bool is_interruption(ErrorCode code) noexcept;
 
 /// While one lives, `throw_if_interrupted` does nothing in its thread: for the short clean-up that
 /// an interrupted run still has to do, such as saving where it stopped.

@@ -70,6 +70,9 @@ ProcessPlace read_process_place() {
   place.world_size = read_number("WORLD_SIZE", 1, kMaxProcesses);
   place.rank = read_number("RANK", 0, place.world_size - 1);
   place.local_rank = read_number("LOCAL_RANK", 0, place.world_size - 1);
+  place.local_world_size = read_variable("LOCAL_WORLD_SIZE")
+                               ? read_number("LOCAL_WORLD_SIZE", 1, place.world_size)
+                               : place.world_size;
   place.master_addr = need_variable("MASTER_ADDR");
   place.master_port = read_number("MASTER_PORT", 1, 65535);
   return place;

@@ -11,15 +11,17 @@ namespace fovea {
 
 /// Which of the processes that work together this one is.
 struct ProcessPlace {
-  int rank = 0;             ///< 0 to world_size - 1
-  int world_size = 1;       ///< processes on all machines
-  int local_rank = 0;       ///< 0 to world_size - 1: number on this machine, and of its GPU
-  std::string master_addr;  ///< host name or address where rank 0 runs; empty when alone
-  int master_port = 0;      ///< TCP port that rank 0 listens at, 1 to 65535; 0 when alone
+  int rank = 0;              ///< 0 to world_size - 1
+  int world_size = 1;        ///< processes on all machines
+  int local_rank = 0;        ///< 0 to world_size - 1: number on this machine, and of its GPU
+  int local_world_size = 1;  ///< processes on this machine
+  std::string master_addr;   ///< host name or address where rank 0 runs; empty when alone
+  int master_port = 0;       ///< TCP port that rank 0 listens at, 1 to 65535; 0 when alone
 };
 
 /// The place as RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT tell it, the variables
 /// that `fovea train --gpus`, torchrun and other launchers set; none of them: one process alone.
+/// LOCAL_WORLD_SIZE may be missing: then all processes are taken to be on this machine.
 ///
 /// throws  Error usage naming the variable that is missing, no number or out of range
 ProcessPlace read_process_place();

@@ -31,8 +31,8 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr auto kPoll = std::chrono::milliseconds(20);
-constexpr std::array<std::string_view, 5> kVariables = {"RANK", "WORLD_SIZE", "LOCAL_RANK",
-                                                        "MASTER_ADDR", "MASTER_PORT"};
+constexpr std::array<std::string_view, 6> kVariables = {
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"};
 
 // A port that nobody listens at now.
 int find_free_port() {
@@ -121,6 +121,7 @@ Launch::Launch(int count, const std::vector<std::string>& command, const LaunchO
           std::chrono::duration<double>(options.grace_seconds))) {
   std::vector<std::string> variables = other_variables();
   variables.push_back(str("WORLD_SIZE=", count));
+  variables.push_back(str("LOCAL_WORLD_SIZE=", count));
   variables.push_back("MASTER_ADDR=127.0.0.1");
   variables.push_back(str("MASTER_PORT=", find_free_port()));
   try {

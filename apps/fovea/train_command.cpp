@@ -40,7 +40,9 @@ void add_train(CLI::App& app, Action& action) {
       ->check(CLI::Range(1, 64));
   command->add_option("--dtype", options->dtype, "fp32, or bf16 with fp32 master weights")
       ->capture_default_str();
-  command->add_option("--threads", options->threads, "CPU threads; 0 = all cores")
+  command
+      ->add_option("--threads", options->threads,
+                   "CPU threads; 0 = all cores, shared by a machine's processes")
       ->capture_default_str();
   command->add_option("--report", options->report, "Write a JSON report of the run");
   command->add_flag("--resume", options->resume, "Go on from the checkpoint, if there is one");

@@ -74,7 +74,7 @@ int train(const TrainOptions& options) {
           "fp16 needs loss scaling, which is not there: use bf16");
   request.device = device_of(options, place);
   if (!options.report.empty()) check_output_path(options.report, options.overwrite);
-  set_num_threads(options.threads);
+  set_num_threads(options.threads, place.local_world_size);
 
   set_stop_grace(kCheckpointSeconds);
 
@@ -87,7 +87,13 @@ int train(const TrainOptions& options) {
   report.facts["processes"] = place.world_size;
   const std::unique_ptr<Progress> progress = make_train_progress(options, place.rank);
   const auto group = ProcessGroup::make(place, request.device);
-  guarded("train", [&] { run_trainer(request, *group, *progress, report); });
+  try {
+    guarded("train", [&] { run_trainer(request, *group, *progress, report); });
+  } catch (const Error& error) {
+    // All of them are asked to stop: one says so.
+    if (place.rank != 0 && is_interruption(error.code())) return error.exit_code();
+    throw;
+  }
   if (place.rank != 0) return 0;
   write_report(options, report, *progress, request);
   if (!options.json) {

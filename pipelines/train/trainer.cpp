@@ -28,11 +28,6 @@ fs::path training_file(const TrainRequest& request, const char* end) {
   return request.out / "training" / (std::string(request.config.stage_name()) + end);
 }
 
-bool is_interruption(const Error& error) {
-  return error.code() == ErrorCode::interrupted || error.code() == ErrorCode::terminated ||
-         error.code() == ErrorCode::hangup;
-}
-
 }  // namespace
 
 Trainer::Trainer(const TrainRequest& request, ProcessGroup& group, Progress& progress,
@@ -46,6 +41,7 @@ Trainer::Trainer(const TrainRequest& request, ProcessGroup& group, Progress& pro
   group_.require_equal("the configuration", settings_of(request));
   check_init();
   check_output();
+  lock_output();
   // Before anything is written: a run that cannot go on leaves the folder as it is.
   std::optional<TrainingState> state;
   if (group_.rank() == 0 && request_.resume) state = checkpoint_.load();
@@ -73,6 +69,12 @@ void Trainer::check_output() const {
   }
 }
 
+// Once the folder is there: a run that cannot begin makes none.
+void Trainer::lock_output() {
+  const fs::path folder = request_.out / "training";
+  if (group_.rank() == 0 && !lock_ && fs::is_directory(folder)) lock_.emplace(folder);
+}
+
 // Process 0 first: it writes files of the folder that the others read.
 void Trainer::make_task() {
   const TaskSetup setup{.out = request_.out,
@@ -86,6 +88,7 @@ void Trainer::make_task() {
     std::error_code error;
     fs::create_directories(request_.out / "training", error);
     if (error) throw_errno(error.value(), request_.out / "training", "create");
+    lock_output();
   }
   group_.barrier();
   if (group_.rank() != 0) task_ = make_training_task(request_.config, setup, report_);
@@ -116,7 +119,7 @@ void Trainer::run() {
   try {
     train();
   } catch (const Error& error) {
-    if (!is_interruption(error)) throw;
+    if (!is_interruption(error.code())) throw;
     const UninterruptedScope saving;
     save_checkpoint();
     throw;
@@ -218,7 +221,8 @@ void Trainer::log_steps() {
 void Trainer::save_checkpoint() {
   group_.wait_device();
   if (!records_.empty()) read_records();
-  if (group_.rank() != 0) return;
+  // Weights that the last steps could do nothing with may be what made the loss what it is.
+  if (group_.rank() != 0 || bad_in_a_row_ > 0) return;
   checkpoint_.save({.step = done_, .skipped = skipped_, .tensors = optimizer_->state()});
 }
 

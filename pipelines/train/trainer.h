@@ -36,8 +36,9 @@ struct TrainRequest {
 /// rounding, not on the number of processes.
 ///
 /// A step whose loss or gradients are not finite is skipped and counted; five in a row end the run
-/// with Error non_finite and leave the last checkpoint. On Error interrupted, terminated or hangup
-/// a checkpoint of the last whole step is saved first.
+/// with Error non_finite and leave the last checkpoint, and after a skipped step none is saved
+/// until a step succeeds. On Error interrupted, terminated or hangup a checkpoint of the last whole
+/// step is saved first.
 class Trainer {
  public:
   /// Keeps the references.
@@ -58,6 +59,7 @@ class Trainer {
  private:
   void check_init() const;
   void check_output() const;
+  void lock_output();
   void make_task();
   void restore(const std::optional<TrainingState>& state);
   void train();
@@ -76,6 +78,7 @@ class Trainer {
   Report& report_;
   Checkpoint checkpoint_;
   TrainLog log_;
+  std::optional<FolderLock> lock_;
   std::unique_ptr<TrainingTask> task_;
   std::unique_ptr<Optimizer> optimizer_;
   int64_t done_ = 0;     // steps

@@ -30,8 +30,8 @@ void say(const std::string& line) { std::fputs((line + "\n").c_str(), stdout); }
 
 int show_place() {
   say(fovea::str("rank ", variable("RANK"), " of ", variable("WORLD_SIZE"), " local ",
-                 variable("LOCAL_RANK"), " at ", variable("MASTER_ADDR"), " kept ",
-                 variable("KEPT"), " input ", std::getchar()));
+                 variable("LOCAL_RANK"), " of ", variable("LOCAL_WORLD_SIZE"), " at ",
+                 variable("MASTER_ADDR"), " kept ", variable("KEPT"), " input ", std::getchar()));
   return std::atoi(variable("MASTER_PORT")) > 0 ? 0 : 1;
 }
 

@@ -63,9 +63,10 @@ TEST(Launch, EveryProcessKnowsItsPlace) {
   std::set<std::string> lines;
   std::istringstream text(launcher.process.output());
   for (std::string line; std::getline(text, line);) lines.insert(line);
-  const std::set<std::string> expected = {"rank 0 of 3 local 0 at 127.0.0.1 kept yes input -1",
-                                          "rank 1 of 3 local 1 at 127.0.0.1 kept yes input -1",
-                                          "rank 2 of 3 local 2 at 127.0.0.1 kept yes input -1"};
+  const std::set<std::string> expected = {
+      "rank 0 of 3 local 0 of 3 at 127.0.0.1 kept yes input -1",
+      "rank 1 of 3 local 1 of 3 at 127.0.0.1 kept yes input -1",
+      "rank 2 of 3 local 2 of 3 at 127.0.0.1 kept yes input -1"};
   EXPECT_EQ(lines, expected);
 }
 

@@ -15,6 +15,12 @@ from train_rig import Case, master_weights, read_log, read_tensors, saved_weight
 
 
 class Processes(Case):
+    def both_stop(self, pair, signal_number):
+        """As asked by the signal; the first one says so, and no other."""
+        self.fails(self.result(pair[0])[0], 128 + signal_number, signal_number.name)
+        code, _, error = self.result(pair[1])[0]
+        self.assertEqual((code, error), (128 + signal_number, ""))
+
     def both_end(self, pair, code, *words):
         for process in pair:
             self.fails(self.result(process)[0], code, *words)
@@ -75,7 +81,7 @@ class Processes(Case):
         step = self.wait_for_step(pair[0], 2)
         for process in pair:
             process.send_signal(signal.SIGTERM)
-        self.both_end(pair, 143, "SIGTERM")
+        self.both_stop(pair, signal.SIGTERM)
         _, metadata = read_tensors(self.out / "training/autoencoder.safetensors")
         self.assertGreaterEqual(int(metadata["step"]), step)
         self.assertLess(int(metadata["step"]), 30)
@@ -94,10 +100,10 @@ class Processes(Case):
         pair[1].send_signal(signal.SIGSTOP)  # in the middle of its clips
         while '"stage":"train"' not in pair[0].stdout.readline():
             pass
-        for process in pair:
-            process.send_signal(signal.SIGTERM)
+        pair[0].send_signal(signal.SIGINT)
+        pair[1].send_signal(signal.SIGINT)
         pair[1].send_signal(signal.SIGCONT)
-        self.both_end(pair, 143, "SIGTERM")
+        self.both_stop(pair, signal.SIGINT)
 
     def test_variables(self):
         place = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}

@@ -15,7 +15,7 @@ import numpy
 
 PROGRAM = os.environ.get("FOVEA_PROGRAM", "build/bin/fovea")
 LIMIT = 120  # seconds after which a run counts as stuck
-PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # Threads would only wait for each other: two tests run at a time.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in PLACE}
 ENVIRONMENT["OMP_NUM_THREADS"] = "1"

@@ -270,6 +270,20 @@ class Resume(Case):
             self.assertEqual(self.files()[name], self.files(self.folder / "new")[name])
             self.assertNotEqual(self.files()[name], whole[name])
 
+    def test_two_runs_in_one_folder(self):
+        config = tiny_config("autoencoder", steps=10_000)
+        process = self.start(config=config)
+        self.assertIsNotNone(self.wait_for_step(process, 1))
+        files = self.files()
+        for argument in ("--resume", "--overwrite"):
+            self.fails(self.train(argument, config=config), 7, "training", "another run")
+        self.assertTrue(files.keys() <= self.files().keys())
+        self.assertIsNotNone(self.wait_for_step(process, 2))  # it goes on
+        process.kill()
+        self.result(process)
+        config["steps"] = 2
+        self.succeeds(self.train("--overwrite", "--quiet", config=config))
+
     def test_another_model_leaves_the_finished_one(self):
         self.autoencoder()
         config = tiny_config("transformer", steps=1)
@@ -386,11 +400,11 @@ class NonFinite(Case):
         self.assertGreater(bad[0], 1)
         self.assertFalse((self.out / "vae").exists())
         tensors, metadata = read_tensors(self.out / "training/autoencoder.safetensors")
-        self.assertEqual((metadata["step"], metadata["skipped"]), (str(bad[-2]), "4"))
+        self.assertEqual((metadata["step"], metadata["skipped"]), (str(bad[0] - 1), "0"))
         for name, values in tensors.items():
             self.assertTrue(numpy.isfinite(values).all(), name)
         result = self.train("--quiet", "--resume", config=config)
-        self.fails(result, 5, f"up to step {bad[-2] + 5}")
+        self.fails(result, 5, f"up to step {bad[-1]}")
 
     def test_one_step_is_skipped(self):
         # Gradients go with the square of the last layer's weights, the loss being a square: the

@@ -62,6 +62,17 @@ TEST(ReadFile, RefusesWhatIsNoRegularFile) {
   expect_error(ErrorCode::bad_data, "not a regular file", [] { content("/dev/zero"); });
 }
 
+TEST(FolderLock, HoldsAFolderAsLongAsItLives) {
+  const TemporaryFolder folder;
+  {
+    const FolderLock first(folder.path);
+    expect_error(ErrorCode::conflict, "another run", [&] { FolderLock second(folder.path); });
+  }
+  const FolderLock third(folder.path);
+  EXPECT_EQ(count_files(folder.path), 0u);
+  const FolderLock missing(folder.path / "missing");
+}
+
 TEST(AtomicFile, AppearsWholeAndOnlyAtCommit) {
   const TemporaryFolder folder;
   const fs::path path = folder.path / "out.txt";

@@ -81,7 +81,7 @@ class Children {
   std::map<int, ChildProcess> children_;
 };
 
-// The five variables, and no others of their kind, while it lives.
+// The variables of a place, and no others of their kind, while it lives.
 class Variables {
  public:
   explicit Variables(const std::map<std::string, std::string>& values) {
@@ -93,8 +93,8 @@ class Variables {
   }
 
  private:
-  static constexpr const char* kNames[] = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR",
-                                           "MASTER_PORT"};
+  static constexpr const char* kNames[] = {"RANK",        "WORLD_SIZE",  "LOCAL_RANK",
+                                           "MASTER_ADDR", "MASTER_PORT", "LOCAL_WORLD_SIZE"};
 };
 
 const std::map<std::string, std::string> kSecondOfThree = {{"RANK", "1"},
@@ -119,6 +119,11 @@ TEST(ProcessPlace, IsReadFromTheVariables) {
   EXPECT_EQ(place.local_rank, 0);
   EXPECT_EQ(place.master_addr, "node-1");
   EXPECT_EQ(place.master_port, 29500);
+  EXPECT_EQ(place.local_world_size, 3);
+  auto values = kSecondOfThree;
+  values["LOCAL_WORLD_SIZE"] = "1";
+  const Variables on_two_machines(values);
+  EXPECT_EQ(read_process_place().local_world_size, 1);
 }
 
 TEST(ProcessPlace, AMissingVariableIsNamed) {
@@ -131,17 +136,11 @@ TEST(ProcessPlace, AMissingVariableIsNamed) {
 }
 
 TEST(ProcessPlace, WrongNumbersAreNamed) {
-  const std::vector<std::pair<std::string, std::string>> wrong = {{"RANK", "3"},
-                                                                  {"RANK", "-1"},
-                                                                  {"RANK", "1x"},
-                                                                  {"RANK", "0x1"},
-                                                                  {"WORLD_SIZE", "0"},
-                                                                  {"WORLD_SIZE", "1e2"},
-                                                                  {"LOCAL_RANK", "3"},
-                                                                  {"LOCAL_RANK", " 0"},
-                                                                  {"MASTER_PORT", "0"},
-                                                                  {"MASTER_PORT", "65536"},
-                                                                  {"MASTER_PORT", "99999999999"}};
+  const std::vector<std::pair<std::string, std::string>> wrong = {
+      {"RANK", "3"},        {"RANK", "-1"},           {"RANK", "1x"},
+      {"RANK", "0x1"},      {"WORLD_SIZE", "0"},      {"WORLD_SIZE", "1e2"},
+      {"LOCAL_RANK", "3"},  {"LOCAL_RANK", " 0"},     {"LOCAL_WORLD_SIZE", "4"},
+      {"MASTER_PORT", "0"}, {"MASTER_PORT", "65536"}, {"MASTER_PORT", "99999999999"}};
   for (const auto& [name, value] : wrong) {
     auto values = kSecondOfThree;
     values[name] = value;

@@ -110,6 +110,29 @@ TEST_P(TrainerTest, RefusesToReplaceARun) {
                [&] { TinyRun again(out("run"), config, /*resume=*/true); });
 }
 
+// A whole run on the same eight rendered clips: it knows them, and no others.
+TEST(TrainerOverfitTest, LearnsEightClipsByHeart) {
+  const fovea::test::TemporaryFolder root;
+  Json config = tiny_config("autoencoder");
+  config["steps"] = 1;
+  TinyRun(root.path, config).trainer.run();
+  config = tiny_config("transformer");
+  config["steps"] = 600;
+  config["log_every"] = 50;
+  config["caption_dropout"] = 0;
+  config["evaluation"]["clips"] = 64;
+  config["optimizer"] = {{"learning_rate", 1e-2}, {"warmup_steps", 10}};
+  Json& bucket = config["data"]["buckets"][0];
+  bucket["batch"] = 8;
+  bucket["depth"] = 1;
+  bucket["refresh"] = 0;
+  TinyRun run(root.path, config);
+  run.trainer.run();
+  const Json& evaluation = run.report.facts["evaluation"];
+  EXPECT_LT(run.trainer.last_loss(), 0.1);
+  EXPECT_GT(evaluation["unseen"][0]["loss"].get<double>(), 0.3);
+}
+
 INSTANTIATE_TEST_SUITE_P(Stages, TrainerTest, testing::Values("autoencoder", "transformer"),
                          [](const auto& info) { return std::string(info.param); });
 
