@@ -7,6 +7,7 @@
 
 #include "core/check.h"
 #include "core/ops/launch.h"
+#include "core/ops/widened.h"
 #include "kernels/ops/channel_norm.h"
 
 namespace fovea {
@@ -14,10 +15,6 @@ namespace {
 
 constexpr const char* kOp = "channel_norm_silu";
 constexpr double kFloor = 1e-12;  // of torch.nn.functional.normalize
-
-at::Tensor widened(const at::Tensor& x) {
-  return x.scalar_type() == at::kDouble ? x : x.to(at::kFloat);
-}
 
 #if FOVEA_HAS_CUDA
 constexpr int64_t kParts = 1024;  // sums of gamma's gradient
@@ -84,10 +81,10 @@ class ChannelNormSilu : public torch::autograd::Function<ChannelNormSilu> {
 namespace composition {
 
 at::Tensor channel_norm_silu(const at::Tensor& x, const at::Tensor& gamma) {
-  const at::Tensor wide = widened(x);
+  const at::Tensor wide = ops::widened(x);
   const at::Tensor norm =
       at::linalg_vector_norm(wide, 2, at::IntArrayRef{1}, /*keepdim=*/true).clamp_min(kFloor);
-  const at::Tensor scale = widened(gamma) * std::sqrt(static_cast<double>(x.size(1)));
+  const at::Tensor scale = ops::widened(gamma) * std::sqrt(static_cast<double>(x.size(1)));
   return at::silu((wide / norm * scale).to(x.scalar_type()));
 }
 

@@ -7,6 +7,7 @@
 #include "core/ops/launch.h"
 #include "core/ops/norm.h"
 #include "core/ops/row_autograd.h"
+#include "core/ops/widened.h"
 #include "kernels/ops/gate_residual.h"
 #include "kernels/ops/layer_norm_modulate.h"
 
@@ -34,22 +35,18 @@ at::Tensor contiguous_channels(const at::Tensor& channels) {
   return channels.size(1) == 1 || channels.stride(1) == 1 ? channels : channels.contiguous();
 }
 
-at::Tensor widened(const at::Tensor& x) {
-  return x.scalar_type() == at::kDouble ? x : x.to(at::kFloat);
-}
-
 }  // namespace
 
 namespace composition {
 
 at::Tensor layer_norm_modulate(const at::Tensor& x, const at::Tensor& scale,
                                const at::Tensor& shift, double eps) {
-  const at::Tensor normed = composition::layer_norm(widened(x), {}, {}, eps);
+  const at::Tensor normed = composition::layer_norm(ops::widened(x), {}, {}, eps);
   return (normed * (1 + over_tokens(scale, x)) + over_tokens(shift, x)).to(x.scalar_type());
 }
 
 at::Tensor gate_residual(const at::Tensor& x, const at::Tensor& y, const at::Tensor& gate) {
-  return (widened(x) + y * over_tokens(gate, x)).to(x.scalar_type());
+  return (ops::widened(x) + y * over_tokens(gate, x)).to(x.scalar_type());
 }
 
 }  // namespace composition

@@ -6,16 +6,12 @@
 #include "core/check.h"
 #include "core/ops/launch.h"
 #include "core/ops/row_autograd.h"
+#include "core/ops/widened.h"
 #include "kernels/ops/layer_norm_modulate.h"
 #include "kernels/ops/rms_norm.h"
 
 namespace fovea {
 namespace {
-
-/// fp64 stays, everything else is computed in fp32.
-at::Tensor widened(const at::Tensor& x) {
-  return x.scalar_type() == at::kDouble ? x : x.to(at::kFloat);
-}
 
 void check_vector(const char* op, const ops::Argument& vector, int64_t dim) {
   if (!vector.tensor.defined()) return;
@@ -28,7 +24,7 @@ void check_vector(const char* op, const ops::Argument& vector, int64_t dim) {
 namespace composition {
 
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
-  const at::Tensor wide = widened(x);
+  const at::Tensor wide = ops::widened(x);
   const at::Tensor normed =
       wide * at::rsqrt(at::mean(at::pow(wide, 2), {-1}, /*keepdim=*/true) + eps);
   return (weight.defined() ? normed * weight : normed).to(x.scalar_type());
@@ -36,7 +32,7 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
 
 at::Tensor layer_norm(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
                       double eps) {
-  const at::Tensor wide = widened(x);
+  const at::Tensor wide = ops::widened(x);
   std::optional<at::Tensor> wide_weight, wide_bias;
   if (weight.defined()) wide_weight = weight.to(wide.scalar_type());
   if (bias.defined()) wide_bias = bias.to(wide.scalar_type());

@@ -2,11 +2,9 @@
 
 #include <ATen/ATen.h>
 
-namespace fovea::models {
+#include "core/ops/widened.h"
 
-at::Tensor widened(const at::Tensor& x) {
-  return x.scalar_type() == at::kDouble ? x : x.to(at::kFloat);
-}
+namespace fovea::models {
 
 Linear::Linear(ParameterSource& source, const std::string& name, int64_t in_features,
                int64_t out_features, bool has_bias, bool keep_fp32)
@@ -23,7 +21,7 @@ LayerNorm::LayerNorm(ParameterSource& source, const std::string& name, int64_t d
       eps(eps_value) {}
 
 at::Tensor LayerNorm::operator()(const at::Tensor& x) const {
-  const at::Tensor wide = widened(x);
+  const at::Tensor wide = ops::widened(x);
   const at::Tensor y = at::layer_norm(wide, {x.size(-1)}, weight.to(wide.scalar_type()),
                                       bias.to(wide.scalar_type()), eps);
   return y.to(x.scalar_type());

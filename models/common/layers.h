@@ -8,9 +8,6 @@
 
 namespace fovea::models {
 
-/// x in the type that sums and norms are computed in: fp64 stays, everything else becomes fp32.
-at::Tensor widened(const at::Tensor& x);
-
 /// y = x · weightᵀ + bias, as torch.nn.Linear.
 struct Linear {
   at::Tensor weight;  ///< [out_features, in_features]

@@ -7,7 +7,7 @@
 
 #include "core/check.h"
 #include "core/interrupt.h"
-#include "models/common/layers.h"
+#include "core/ops/widened.h"
 #include "models/vae/wan/autoencoder_wan.h"
 #include "pipelines/train/clip_source.h"
 #include "pipelines/train/initial_parameters.h"
@@ -77,13 +77,13 @@ class AutoencoderTask : public TrainingTask {
     const at::Tensor video =
         pixels_to_network(videos_.narrow(0, part * count, count), setup_.dtype);
     const models::LatentDistribution latents = vae_->encode(video, attention_);
-    const at::Tensor mean = models::widened(latents.mean);
-    const at::Tensor logvar = models::widened(latents.logvar);
+    const at::Tensor mean = ops::widened(latents.mean);
+    const at::Tensor logvar = ops::widened(latents.logvar);
     std::vector<int64_t> shape = mean.sizes().vec();
     shape[0] = videos_.size(0);
     const at::Tensor noise = clips_.noise(step_, shape).narrow(0, part * count, count);
     const at::Tensor sample = mean + at::exp(0.5 * logvar) * noise;
-    const at::Tensor difference = decode(sample.to(setup_.dtype)) - models::widened(video);
+    const at::Tensor difference = decode(sample.to(setup_.dtype)) - ops::widened(video);
     const at::Tensor divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean();
     const AutoencoderLoss& weights = config_.loss;
     return weights.l1 * difference.abs().mean() + weights.mse * difference.square().mean() +
@@ -135,7 +135,7 @@ class AutoencoderTask : public TrainingTask {
   // Not clamped: a pixel beyond the range must still find its way back.
   at::Tensor decode(const at::Tensor& latents) {
     models::FeatureCache cache = vae_->decoder_cache();
-    return models::widened(vae_->decode_frames(latents, cache, attention_));
+    return ops::widened(vae_->decode_frames(latents, cache, attention_));
   }
 
   models::AutoencoderWan load_saved() {

@@ -1,5 +1,6 @@
 #include "pipelines/train/initial_parameters.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include <ATen/ATen.h>
@@ -39,6 +40,24 @@ bool is_norm(const std::string& name, at::IntArrayRef shape) {
 // Of the latents of a new autoencoder: with as much noise as signal in them, which a logvar near 0
 // would be, the decoder learns nothing for long.
 constexpr double kLogvar = -6.0;
+
+// Adds to a table of relative positions [buckets, heads] what lets heads begin with a view: of four
+// the first looks back, the second ahead, the third around, and the last everywhere.
+//
+// Without it a caption is a bag of words: a table that began near 0 was there still after 9,300
+// steps, and "a red cube and a blue cone" had its colours either way round.
+void look_nearby(at::Tensor& table) {
+  constexpr int64_t kFar = 8;  // steps of the bias at most
+  const int64_t half = table.size(0) / 2;
+  for (int64_t bucket = 0; bucket < table.size(0); ++bucket) {
+    const int64_t distance = bucket % half;
+    const bool is_ahead = bucket >= half;
+    const auto near = static_cast<double>(-std::min(distance, kFar));
+    const double views[] = {is_ahead ? -kFar : near, is_ahead || distance == 0 ? near : -kFar,
+                            near / 4, 0};
+    for (int64_t head = 0; head < table.size(1); ++head) table[bucket][head] += views[head % 4];
+  }
+}
 
 // 32 bits, which is what LibTorch's CPU generator is made from.
 uint64_t seed_of(uint64_t seed, const std::string& name, at::IntArrayRef shape) {
@@ -105,6 +124,7 @@ at::Tensor InitialParameters::get(const std::string& name, at::IntArrayRef shape
   at::Generator generator = at::detail::createCPUGenerator(seed_of(seed_, name, shape));
   if (is_text(name)) {
     values.normal_(0.0, text_deviation(name, shape), generator);
+    if (contains(name, "relative_attention_bias")) look_nearby(values);
   } else if (is_autoencoder(name)) {
     fill_autoencoder(name, values, generator);
   } else {

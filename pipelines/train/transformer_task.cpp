@@ -9,7 +9,7 @@
 
 #include "core/check.h"
 #include "core/interrupt.h"
-#include "models/common/layers.h"
+#include "core/ops/widened.h"
 #include "models/dit/wan/wan.h"
 #include "models/text/tokenizer/prompt_clean.h"
 #include "models/text/tokenizer/tokenizer.h"
@@ -242,7 +242,7 @@ class TransformerTask : public TrainingTask {
   }
 
   at::Tensor flow_loss(const FlowBatch& batch) {
-    const at::Tensor latents = models::widened(batch.latents);
+    const at::Tensor latents = ops::widened(batch.latents);
     const at::Tensor level = batch.noise_level.view({-1, 1, 1, 1, 1});
     const at::Tensor mixed = latents + (batch.noise - latents) * level;
     models::WanInputs inputs;

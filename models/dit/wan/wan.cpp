@@ -7,6 +7,7 @@
 #include "core/check.h"
 #include "core/interrupt.h"
 #include "core/ops/modulate.h"
+#include "core/ops/widened.h"
 
 namespace fovea::models {
 namespace {
@@ -93,7 +94,7 @@ WanTransformer::Condition WanTransformer::embed(const WanInputs& inputs) const {
       time_embedding(inputs.timestep, config_.freq_dim).to(time_1_.weight.scalar_type());
   out.time = time_2_(at::silu(time_1_(wave))).to(inputs.text.scalar_type());
   const at::Tensor modulation = time_proj_(at::silu(out.time)).unflatten(1, {6, -1});
-  out.modulation = widened(modulation).transpose(0, 1).contiguous();
+  out.modulation = ops::widened(modulation).transpose(0, 1).contiguous();
   out.context = text_2_(at::gelu(text_1_(inputs.text), "tanh"));
   if (inputs.image.defined()) out.context = at::cat({embed_image(inputs.image), out.context}, 1);
   return out;
@@ -146,7 +147,7 @@ at::Tensor WanTransformer::forward(const WanInputs& inputs, const StepContext& s
     x = blocks_[i].forward({x, condition.context, layout, tables, step, static_cast<int64_t>(i)},
                            condition.modulation, attention);
   }
-  const at::Tensor table = scale_shift_table_.transpose(0, 1) + widened(condition.time);
+  const at::Tensor table = scale_shift_table_.transpose(0, 1) + ops::widened(condition.time);
   x = fovea::layer_norm_modulate(x, table.select(0, 1), table.select(0, 0), config_.eps);
   return unpatchify(proj_out_(x), grid);
 }

@@ -7,6 +7,7 @@
 
 #include "core/check.h"
 #include "core/interrupt.h"
+#include "core/ops/widened.h"
 #include "models/text/tokenizer/prompt_clean.h"
 #include "models/vit/clip_vision/activation.h"
 
@@ -111,7 +112,7 @@ at::Tensor Umt5Encoder::forward(const at::Tensor& ids, const at::Tensor& valid_l
 }
 
 at::Tensor Umt5Encoder::norm(const at::Tensor& x, const at::Tensor& weight) const {
-  const at::Tensor variance = widened(x).square().mean(-1, /*keepdim=*/true);
+  const at::Tensor variance = ops::widened(x).square().mean(-1, /*keepdim=*/true);
   const at::Tensor scaled = x * at::rsqrt(variance + config_.layer_norm_epsilon);
   return weight * scaled.to(weight.scalar_type());
 }
