@@ -38,14 +38,7 @@ folder=$FOVEA_ROOT/build/demo
 out=$folder/demo.mp4
 grep -q libavformat "$FOVEA_ROOT/build/build.ninja" || out=$folder/demo-%03d.png
 model=$FOVEA_ROOT/assets/models/mini
-defaults=(--num-frames 17 --height 128 --width 128 --steps 20)  # a minute or so on two cores
-if [ ! -f "$model/model_index.json" ]; then
-  model=$FOVEA_ROOT/assets/models/tiny-random
-  defaults=(--num-frames 17 --height 64 --width 64 --steps 6)
-  value_of --model "$@" >/dev/null ||
-    echo "demo: the trained model is not there yet; assets/models/tiny-random has random weights," \
-      "so the video shows coloured noise"
-fi
+defaults=(--num-frames 17 --height 128 --width 128 --steps 20)  # half a minute on two cores
 defaults+=(--seed 1 --fps 12 --model "$model" --out "$out" --report "$folder/report.json")
 value_of --prompts "$@" >/dev/null || defaults+=(--prompt "$prompt")
 

@@ -1,5 +1,7 @@
 #include <algorithm>
 #include <cstdio>
+#include <deque>
+#include <future>
 #include <optional>
 
 #include "core/check.h"
@@ -67,24 +69,37 @@ class PngWriter final : public VideoWriter {
   }
 
  private:
+  // Encoding and reading back take longer than a GPU needs for a frame, so frames are made side by
+  // side; the caller waits when all threads are busy.
   void write_frame(const uint8_t* rgb, int64_t index) override {
+    while (pending_.size() >= static_cast<size_t>(options_.threads)) take_first();
+    const size_t bytes = static_cast<size_t>(options_.width) * options_.height * Picture::channels;
+    std::vector<uint8_t> frame(rgb, rgb + bytes);
+    pending_.push_back(std::async(std::launch::async, [this, index, frame = std::move(frame)] {
+      return make(frame, index);
+    }));
+  }
+
+  void take_first() {
+    auto first = std::move(pending_.front());
+    pending_.pop_front();
+    files_.push_back(first.get());
+  }
+
+  std::unique_ptr<AtomicFile> make(const std::vector<uint8_t>& rgb, int64_t index) const {
     const fs::path path =
         pattern_ ? options_.path.parent_path() / pattern_->name(index) : options_.path;
     auto file = std::make_unique<AtomicFile>(path, options_.overwrite);
-    file->write(encode_png(rgb, options_.width, options_.height, text_));
+    file->write(encode_png(rgb.data(), options_.width, options_.height, text_));
     file->close_descriptor();  // thousands of frames would pass the limit of open files
-    verify(*file, rgb);
-    files_.push_back(std::move(file));
-  }
-
-  void verify(const AtomicFile& file, const uint8_t* rgb) const {
-    const Picture back = read_picture(file.temporary_path());
-    require(back.width == options_.width && back.height == options_.height &&
-                std::equal(back.rgb.begin(), back.rgb.end(), rgb),
-            ErrorCode::internal, file.path().string(), "read back: the picture differs");
+    const Picture back = read_picture(file->temporary_path());
+    require(back.width == options_.width && back.height == options_.height && back.rgb == rgb,
+            ErrorCode::internal, path.string(), "read back: the picture differs");
+    return file;
   }
 
   VideoResult finish_file() override {
+    while (!pending_.empty()) take_first();
     check_png_output(options_);
     VideoResult result{
         .format = "png", .codec = "png", .pixel_format = "rgb24", .fps = options_.fps};
@@ -109,6 +124,7 @@ class PngWriter final : public VideoWriter {
   std::optional<Pattern> pattern_;
   PngText text_;
   std::vector<std::unique_ptr<AtomicFile>> files_;
+  std::deque<std::future<std::unique_ptr<AtomicFile>>> pending_;  // after all that its tasks use
 };
 
 }  // namespace

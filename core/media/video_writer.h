@@ -20,7 +20,7 @@ struct VideoOptions {
   Rational fps;            ///< frames a second
   std::string comment;     ///< text kept inside the file, UTF-8 without NUL, such as JSON
   bool overwrite = false;  ///< replace a file that exists
-  int threads = 4;         ///< of the encoder; equal counts give equal bytes
+  int threads = 4;  ///< of the encoder, or PNG files at a time; equal counts give equal bytes
 };
 
 /// What was written.
@@ -41,7 +41,7 @@ class VideoWriter {
  public:
   virtual ~VideoWriter() = default;
 
-  /// The next frame.
+  /// The next frame. An error of an earlier one may be thrown here.
   ///
   /// rgb     [height, width, 3]
   /// throws  Error resource (disk full, file too large), interrupted; usage beyond
