@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Contact sheet and animated picture of what `fovea generate` made of a list of prompts.
 
-    contact_sheet.py --prompts assets/prompts/mini.txt --clips FOLDER --verdicts FILE --sheet OUT.png
-    contact_sheet.py --prompts assets/prompts/mini.txt --clips FOLDER --animate 1,17,20,35 OUT.webp
+    contact_sheet.py --prompts assets/prompts/mini.txt --clips FOLDER \\
+        [--verdicts FILE] [--sheet OUT.png] [--animate 1,17,20,35 OUT.webp]
 
 FOLDER holds frames NNNN-FFF.png (request and frame, as `fovea generate --prompts ... --out FOLDER`
 names them) or clips NNNN.webp; NNNN counts prompts from 1. FILE has one line a prompt: `yes` or
@@ -22,7 +22,7 @@ def read_arguments():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=pathlib.Path, required=True, help="one prompt a line")
-    parser.add_argument("--clips", type=pathlib.Path, required=True, help="folder of frames or clips")
+    parser.add_argument("--clips", type=pathlib.Path, required=True, help="folder")
     parser.add_argument("--verdicts", type=pathlib.Path, help="one verdict a line")
     parser.add_argument("--sheet", type=pathlib.Path, help="PNG to write")
     parser.add_argument("--only", help="numbers of prompts, with commas; default: all")
@@ -33,12 +33,17 @@ def read_arguments():
     return parser.parse_args()
 
 
+def read_lines(path):
+    return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+
+
 def read_clip(folder, number):
     """All frames of a clip as RGB pictures."""
     packed = folder / f"{number:04d}.webp"
     if packed.exists():
         return [frame.convert("RGB") for frame in ImageSequence.Iterator(Image.open(packed))]
-    frames = [Image.open(path).convert("RGB") for path in sorted(folder.glob(f"{number:04d}-*.png"))]
+    paths = sorted(folder.glob(f"{number:04d}-*.png"))
+    frames = [Image.open(path).convert("RGB") for path in paths]
     assert frames, f"{folder} has no clip {number:04d}"
     return frames
 
@@ -64,7 +69,8 @@ def draw_sheet(options, prompts, verdicts):
     draw = ImageDraw.Draw(sheet)
     for place, number in enumerate(numbers):
         x, y = gap + place // rows * cell[0], place % rows * cell[1]
-        lines, colour = caption(number, prompts[number - 1], verdicts[number - 1], shown * side // 6)
+        verdict = verdicts[number - 1]
+        lines, colour = caption(number, prompts[number - 1], verdict, shown * side // 6)
         for i, line in enumerate(lines[:2]):
             draw.text((x, y + 4 + 12 * i), line, fill=colour, font=font)
         frames = read_clip(options.clips, number)
@@ -94,10 +100,10 @@ def draw_animation(options, prompts):
 
 def main():
     options = read_arguments()
-    prompts = [line.strip() for line in options.prompts.read_text().splitlines() if line.strip()]
+    prompts = read_lines(options.prompts)
     verdicts = [""] * len(prompts)
     if options.verdicts:
-        verdicts = [line.strip() for line in options.verdicts.read_text().splitlines() if line.strip()]
+        verdicts = read_lines(options.verdicts)
         assert len(verdicts) == len(prompts), f"{len(verdicts)} verdicts of {len(prompts)} prompts"
         print(sum(verdict == "yes" for verdict in verdicts), "of", len(prompts), "are as asked")
     if options.sheet:

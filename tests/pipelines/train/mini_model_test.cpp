@@ -44,8 +44,8 @@ double mean_psnr(int64_t side, int64_t frames, int64_t clips) {
   return sum / static_cast<double>(clips);
 }
 
-// How many clips: FOVEA_MINI_CLIPS=64 takes as many as training does at its end, which needs half an
-// hour here.
+// How many clips: FOVEA_MINI_CLIPS=64 takes as many as training does at its end, which needs half
+// an hour here.
 int64_t clip_count(int64_t usual) {
   const char* text = std::getenv("FOVEA_MINI_CLIPS");
   return text == nullptr ? usual : std::stoll(text);
