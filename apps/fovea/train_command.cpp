@@ -38,7 +38,7 @@ void add_train(CLI::App& app, Action& action) {
                       "cpu, cuda or cuda:N; default: cuda with --gpus, else cpu");
   command->add_option("--gpus", options->gpus, "Train on so many GPUs of this machine")
       ->check(CLI::Range(1, 64));
-  command->add_option("--dtype", options->dtype, "fp32, or bf16 with fp32 master weights")
+  command->add_option("--dtype", options->dtype, "fp32, bf16 with fp32 master weights, or fp64")
       ->capture_default_str();
   command
       ->add_option("--threads", options->threads,
