@@ -36,6 +36,7 @@ Attention::Attention(const std::string& planner)
 at::Tensor Attention::run(const AttentionCall& call) {
   check_shapes(call);
   const AttentionPlan plan = planner_->plan(call);
+  validate(plan, call);
   std::string reasons;
   for (const auto& executor : executors_) {
     if (const auto reason = executor->why_not(plan, call)) {
@@ -43,7 +44,7 @@ at::Tensor Attention::run(const AttentionCall& call) {
       continue;
     }
     ++counts_[str(role_name(call.role), ": ", plan.planner, " on ", executor->name())];
-    return executor->run(plan, call);
+    return executor->run(plan, call).out;
   }
   throw Error(ErrorCode::device, "attention",
               str("no executor runs the plan of ", plan.planner, ":", reasons));

@@ -86,7 +86,8 @@ def read_tensors(path):
             words = numpy.frombuffer(data[begin:end], numpy.uint16).astype(numpy.uint32) << 16
             values = words.view(numpy.float32)
         else:
-            values = numpy.frombuffer(data[begin:end], {"F32": numpy.float32, "F64": numpy.float64}[entry["dtype"]])
+            kind = {"F32": numpy.float32, "F64": numpy.float64}[entry["dtype"]]
+            values = numpy.frombuffer(data[begin:end], kind)
         tensors[name] = values.reshape(entry["shape"])
     return tensors, metadata
 

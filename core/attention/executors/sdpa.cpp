@@ -41,14 +41,15 @@ class CudnnFirst {
 
 std::optional<std::string> SdpaExecutor::why_not(const AttentionPlan& plan,
                                                  const AttentionCall&) const {
-  if (plan.density != 1.0) return str("runs dense plans only, density is ", plan.density);
+  if (!plan.is_dense()) return "runs dense plans only";
   return std::nullopt;
 }
 
-at::Tensor SdpaExecutor::run(const AttentionPlan&, const AttentionCall& call) {
+AttentionResult SdpaExecutor::run(const AttentionPlan&, const AttentionCall& call) {
   if (call.kv_layout.seq_len() == 0) {
-    return at::zeros({call.q.size(0), call.q.size(1), call.q.size(2), call.v.size(3)},
-                     call.q.options());
+    return {at::zeros({call.q.size(0), call.q.size(1), call.q.size(2), call.v.size(3)},
+                      call.q.options()),
+            {}};
   }
   std::optional<at::Tensor> mask;
   if (call.bias.defined()) mask = call.bias.to(call.q.scalar_type());
@@ -60,8 +61,9 @@ at::Tensor SdpaExecutor::run(const AttentionPlan&, const AttentionCall& call) {
   }
   const CudnnFirst cudnn_first(call.q);
   const bool grouped_heads = call.k.size(1) != call.q.size(1);
-  return at::scaled_dot_product_attention(call.q, call.k, call.v, mask, /*dropout_p=*/0.0,
-                                          /*is_causal=*/false, call.sm_scale, grouped_heads);
+  return {at::scaled_dot_product_attention(call.q, call.k, call.v, mask, /*dropout_p=*/0.0,
+                                           /*is_causal=*/false, call.sm_scale, grouped_heads),
+          {}};
 }
 
 }  // namespace fovea

@@ -10,7 +10,7 @@ class SdpaExecutor : public Executor {
   std::string name() const override { return "sdpa"; }
   std::optional<std::string> why_not(const AttentionPlan& plan,
                                      const AttentionCall& call) const override;
-  at::Tensor run(const AttentionPlan& plan, const AttentionCall& call) override;
+  AttentionResult run(const AttentionPlan& plan, const AttentionCall& call) override;
 };
 
 }  // namespace fovea

@@ -2,8 +2,6 @@
 
 namespace fovea {
 
-AttentionPlan DensePlanner::plan(const AttentionCall&) {
-  return {.planner = name(), .density = 1.0};
-}
+AttentionPlan DensePlanner::plan(const AttentionCall&) { return AttentionPlan::dense(name()); }
 
 }  // namespace fovea

@@ -1,0 +1,321 @@
+#include "core/attention/executors/reference.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include <ATen/ATen.h>
+
+#include "core/check.h"
+#include "core/ops/widened.h"
+
+namespace fovea {
+namespace {
+
+using ops::widened;
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+// A tensor per kv head [.., kv_heads, ...] as one per head.
+at::Tensor per_head(const at::Tensor& x, int64_t heads) {
+  const int64_t own = x.size(1);
+  return own == 1 || own == heads ? x : x.repeat_interleave(heads / own, 1);
+}
+
+// The inverse of a permutation along the last axis: the position of each row.
+at::Tensor positions_of(const at::Tensor& rows) {
+  const at::Tensor position = at::arange(rows.size(2), rows.options()).expand_as(rows);
+  return at::empty_like(rows).scatter_(2, rows, position);
+}
+
+// The positions and blocks of the tokens of one side, by row.
+struct Side {
+  at::Tensor position;  // int64 [batch or 1, heads or 1, seq_len]
+
+  Side(const TokenOrder& order, const TokenLayout& layout, at::Device device, int64_t heads)
+      : position(positions_of(per_head(order.rows(layout, device), heads))) {}
+
+  at::Tensor blocks(const BlockAxis& axis, int64_t heads) const {
+    const at::Tensor block =
+        per_head(axis.block_of_position(position.size(2), position.device()), heads);
+    const auto common = at::infer_size(block.sizes(), position.sizes());
+    return block.expand(common).gather(2, position.expand(common));
+  }
+};
+
+struct Problem {
+  const AttentionPlan& plan;
+  const AttentionCall& call;
+  int64_t heads;
+  at::Device device;
+  at::Tensor q;  // widened and scaled
+  Side q_side, kv_side;
+
+  Problem(const AttentionPlan& plan, const AttentionCall& call)
+      : plan(plan),
+        call(call),
+        heads(call.q.size(1)),
+        device(call.q.device()),
+        q(widened(call.q) *
+          call.sm_scale.value_or(1 / std::sqrt(static_cast<double>(call.q.size(3))))),
+        q_side(plan.q_order, call.q_layout, device, heads),
+        kv_side(plan.kv_order, call.kv_layout, device, heads) {}
+
+  at::Tensor keys() const { return per_head(widened(call.k), heads); }
+  at::Tensor values() const { return per_head(widened(call.v), heads); }
+};
+
+// A map of blocks [.., nq, nk] at the blocks of each row and column: [.., q_len, kv_len].
+at::Tensor at_blocks(const at::Tensor& map, const at::Tensor& q_block, const at::Tensor& kv_block) {
+  const auto lead = [](const at::Tensor& x) { return x.sizes().slice(0, 2); };
+  const auto common = at::infer_size(at::infer_size(lead(map), lead(q_block)), lead(kv_block));
+  const int64_t nq = q_block.size(2), nk = kv_block.size(2), columns = map.size(3);
+  const at::Tensor whole = map.expand({common[0], common[1], map.size(2), columns});
+  const at::Tensor rows = q_block.unsqueeze(3).expand({common[0], common[1], nq, columns});
+  const at::Tensor keys = kv_block.unsqueeze(2).expand({common[0], common[1], nq, nk});
+  return whole.gather(2, rows).gather(3, keys);
+}
+
+// One pooled key and value for each piece of `pool` positions of each block.
+struct Pooled {
+  at::Tensor k, v;   // [batch, heads, pieces, dim]
+  at::Tensor count;  // [batch or 1, heads or 1, pieces]: keys in each mean
+  int64_t pieces_per_block = 1;
+};
+
+Pooled pool(const Problem& problem, const BlockAxis& axis, int64_t size) {
+  const at::Tensor k = problem.keys(), v = problem.values();
+  const at::Tensor position = problem.kv_side.position;
+  const at::Tensor block = problem.kv_side.blocks(axis, problem.heads);
+  Pooled out;
+  at::Tensor piece = block;
+  if (size > 0) {
+    out.pieces_per_block = std::max<int64_t>(1, (axis.max_size() + size - 1) / size);
+    const at::Tensor start = per_head(axis.offsets(problem.device), problem.heads);
+    const auto common = at::infer_size(start.sizes().slice(0, 2), block.sizes().slice(0, 2));
+    const at::Tensor first = start.expand({common[0], common[1], start.size(2)})
+                                 .gather(2, block.expand({common[0], common[1], block.size(2)}));
+    piece = block * out.pieces_per_block + (position - first).floor_divide(size);
+  }
+  at::Tensor weight = at::ones({1, 1, k.size(2)}, k.options());
+  const at::Tensor valid = problem.call.kv_layout.valid_mask();
+  if (valid.defined()) weight = valid.squeeze(1).to(k.scalar_type());
+  const int64_t batch = k.size(0), heads = problem.heads,
+                pieces = axis.num_blocks() * out.pieces_per_block;
+  const at::Tensor where = piece.expand({batch, heads, k.size(2)});
+  const at::Tensor share = weight.expand({batch, heads, k.size(2)});
+  out.count = at::zeros({batch, heads, pieces}, k.options()).scatter_add(2, where, share);
+  const auto mean = [&](const at::Tensor& x) {
+    const at::Tensor sum =
+        at::zeros({batch, heads, pieces, x.size(3)}, x.options())
+            .scatter_add(2, where.unsqueeze(3).expand_as(x), x * share.unsqueeze(3));
+    return sum / out.count.clamp_min(1).unsqueeze(3);
+  };
+  out.k = mean(k);
+  out.v = mean(v);
+  return out;
+}
+
+// Keys of one softmax: logits, which of them are seen, and values.
+struct Columns {
+  at::Tensor logits;   // [batch, heads, q_len, keys]
+  at::Tensor visible;  // bool, broadcasts to that; undefined: all
+  at::Tensor values;   // [batch, heads, keys, value_dim]
+};
+
+Columns own_keys(const Problem& problem, const SoftmaxBranch& branch) {
+  Columns out;
+  out.logits = at::matmul(problem.q, problem.keys().transpose(2, 3));
+  if (problem.call.bias.defined()) out.logits = out.logits + widened(problem.call.bias);
+  out.visible = exact_pairs(problem.plan, branch, problem.call);
+  out.values = problem.values();
+  return out;
+}
+
+Columns given_keys(const Problem& problem, const SoftmaxBranch& branch) {
+  const GivenKeys& keys = *branch.keys;
+  Columns out;
+  const at::Tensor k = per_head(widened(keys.k), problem.heads);
+  out.logits = at::matmul(problem.q, k.transpose(2, 3));
+  if (keys.bias.defined()) out.logits = out.logits + widened(keys.bias).unsqueeze(2);
+  out.values = per_head(widened(keys.v), problem.heads);
+  const Selection& selection = branch.selection;
+  if (selection.classes.defined()) {
+    const at::Tensor kv_block =
+        per_head(selection.kv_blocks.block_of_position(k.size(2), problem.device), problem.heads);
+    out.visible = at_blocks(selection.classes,
+                            problem.q_side.blocks(selection.q_blocks, problem.heads), kv_block)
+                      .eq(block_class::exact);
+  }
+  return out;
+}
+
+Columns summary_keys(const Problem& problem, const Selection& selection, size_t number) {
+  const Summary& summary = selection.summaries[number];
+  const Pooled pooled = pool(problem, selection.kv_blocks, summary.pool);
+  Columns out;
+  out.logits = at::matmul(problem.q, pooled.k.transpose(2, 3));
+  if (summary.log_count) out.logits = out.logits + pooled.count.clamp_min(1).log().unsqueeze(2);
+  const at::Tensor block_of_piece =
+      at::arange(pooled.k.size(2), at::device(problem.device).dtype(at::kLong))
+          .floor_divide(pooled.pieces_per_block)
+          .view({1, 1, -1});
+  const auto value = static_cast<int64_t>(block_class::first_summary + number);
+  out.visible = at_blocks(selection.classes,
+                          problem.q_side.blocks(selection.q_blocks, problem.heads), block_of_piece)
+                    .eq(value)
+                    .logical_and(pooled.count.gt(0).unsqueeze(2));
+  out.values = pooled.v;
+  return out;
+}
+
+struct Partial {
+  at::Tensor out;  // [batch, heads, q_len, value_dim]
+  at::Tensor lse;  // [batch, heads, q_len], or undefined
+};
+
+Partial softmax(const std::vector<Columns>& parts) {
+  std::vector<at::Tensor> logits, values;
+  for (const Columns& part : parts) {
+    const at::Tensor& x = part.logits;
+    logits.push_back(part.visible.defined() ? x.masked_fill(part.visible.logical_not(), -kInfinity)
+                                            : x);
+    values.push_back(part.values);
+  }
+  const at::Tensor all = at::cat(logits, 3);
+  Partial result;
+  if (all.size(3) == 0) {
+    result.lse = at::full(all.sizes().slice(0, 3), -kInfinity, all.options());
+    result.out = at::matmul(all, at::cat(values, 2));
+    return result;
+  }
+  // Rows without a key get no gradient, and no NaN from -inf - -inf.
+  at::Tensor top = all.detach().amax(3, /*keepdim=*/true);
+  top = top.masked_fill(top.eq(-kInfinity), 0);
+  const at::Tensor weights = (all - top).exp();
+  const at::Tensor sum = weights.sum(3, /*keepdim=*/true);
+  const at::Tensor empty = sum.eq(0);
+  const at::Tensor safe = sum.masked_fill(empty, 1);
+  result.out = at::matmul(weights / safe, at::cat(values, 2));
+  result.lse = (safe.log() + top).masked_fill(empty, -kInfinity).squeeze(3);
+  return result;
+}
+
+Partial run_branch(const Problem& problem, const SoftmaxBranch& branch) {
+  if (branch.keys) return softmax({given_keys(problem, branch)});
+  std::vector<Columns> parts = {own_keys(problem, branch)};
+  for (size_t i = 0; i < branch.selection.summaries.size(); ++i) {
+    parts.push_back(summary_keys(problem, branch.selection, i));
+  }
+  return softmax(parts);
+}
+
+at::Tensor features(const at::Tensor& x, FeatureMap map) {
+  if (map == FeatureMap::softmax) return at::softmax(x, 3);
+  if (map == FeatureMap::relu) return at::relu(x);
+  return at::elu(x) + 1;
+}
+
+Partial run_branch(const Problem& problem, const LinearBranch& branch) {
+  const at::Tensor q = features(widened(problem.call.q), branch.feature_map);
+  const at::Tensor k = features(problem.keys(), branch.feature_map);
+  at::Tensor weights = at::matmul(q, k.transpose(2, 3));
+  const at::Tensor valid = problem.call.kv_layout.valid_mask();
+  if (valid.defined()) weights = weights * valid;
+  if (branch.complement_of) {
+    const auto& softmax =
+        std::get<SoftmaxBranch>(problem.plan.branches[*branch.complement_of].kind);
+    // A block that a summary stands for is not skipped.
+    at::Tensor taken = exact_pairs(problem.plan, softmax, problem.call);
+    const Selection& selection = softmax.selection;
+    if (selection.classes.defined() && !selection.summaries.empty()) {
+      taken = taken.logical_or(at_blocks(selection.classes,
+                                         problem.q_side.blocks(selection.q_blocks, problem.heads),
+                                         problem.kv_side.blocks(selection.kv_blocks, problem.heads))
+                                   .ge(block_class::first_summary));
+    }
+    weights = weights.masked_fill(taken, 0);
+  }
+  const at::Tensor sum = weights.sum(3, /*keepdim=*/true);
+  const at::Tensor safe = (sum + branch.epsilon).masked_fill(sum.eq(0), 1);
+  Partial result;
+  result.out = at::matmul(weights, problem.values()) / safe;
+  if (branch.proj_weight.defined()) {
+    result.out = at::matmul(result.out, widened(branch.proj_weight).t());
+  }
+  if (branch.proj_bias.defined()) result.out = result.out + widened(branch.proj_bias);
+  return result;
+}
+
+Partial run_branch(const Problem& problem, const PooledValuesBranch& branch) {
+  const Pooled pooled = pool(problem, branch.kv_blocks, 0);
+  const at::Tensor blocks = at::matmul(widened(branch.weights), pooled.v);
+  const at::Tensor q_block = problem.q_side.blocks(branch.q_blocks, problem.heads);
+  const auto rows = q_block.unsqueeze(3).expand(
+      {blocks.size(0), blocks.size(1), q_block.size(2), blocks.size(3)});
+  return {blocks.gather(2, rows), {}};
+}
+
+Partial run_branch(const Problem&, const ReuseBranch& branch) {
+  return {widened(branch.out), branch.lse.defined() ? widened(branch.lse) : at::Tensor()};
+}
+
+// As if the keys of both had been in one softmax.
+Partial merge(const Partial& a, const Partial& b) {
+  at::Tensor top = at::maximum(a.lse, b.lse).detach();
+  top = top.masked_fill(top.eq(-kInfinity), 0);
+  const at::Tensor wa = (a.lse - top).exp(), wb = (b.lse - top).exp();
+  const at::Tensor sum = wa + wb;
+  const at::Tensor empty = sum.eq(0);
+  const at::Tensor safe = sum.masked_fill(empty, 1);
+  return {(a.out * wa.unsqueeze(3) + b.out * wb.unsqueeze(3)) / safe.unsqueeze(3),
+          (safe.log() + top).masked_fill(empty, -kInfinity)};
+}
+
+}  // namespace
+
+at::Tensor exact_pairs(const AttentionPlan& plan, const SoftmaxBranch& branch,
+                       const AttentionCall& call) {
+  const Problem problem(plan, call);
+  const Selection& selection = branch.selection;
+  at::Tensor visible = at::ones({1, 1, 1, 1}, at::device(problem.device).dtype(at::kBool));
+  if (selection.classes.defined()) {
+    visible = at_blocks(selection.classes, problem.q_side.blocks(selection.q_blocks, problem.heads),
+                        problem.kv_side.blocks(selection.kv_blocks, problem.heads))
+                  .eq(block_class::exact);
+  }
+  const PredicateSpace space{call.q_layout, call.kv_layout, problem.q_side.position,
+                             problem.kv_side.position};
+  for (const Predicate& predicate : selection.predicates) {
+    visible = visible.logical_and(visible_pairs(predicate, space));
+  }
+  const at::Tensor valid = call.kv_layout.valid_mask();
+  return valid.defined() ? visible.logical_and(valid) : visible;
+}
+
+std::optional<std::string> ReferenceExecutor::why_not(const AttentionPlan&,
+                                                      const AttentionCall&) const {
+  return std::nullopt;
+}
+
+AttentionResult ReferenceExecutor::run(const AttentionPlan& plan, const AttentionCall& call) {
+  const Problem problem(plan, call);
+  std::vector<Partial> groups(plan.num_groups());
+  for (const Branch& branch : plan.branches) {
+    const Partial part =
+        std::visit([&](const auto& kind) { return run_branch(problem, kind); }, branch.kind);
+    Partial& group = groups[branch.group];
+    group = group.out.defined() ? merge(group, part) : part;
+  }
+  at::Tensor out;
+  for (size_t i = 0; i < groups.size(); ++i) {
+    at::Tensor part = groups[i].out;
+    if (i < plan.group_weights.size() && plan.group_weights[i].defined()) {
+      part = part * widened(plan.group_weights[i]);
+    }
+    out = out.defined() ? out + part : part;
+  }
+  return {out.to(call.q.scalar_type()), groups[0].lse};
+}
+
+}  // namespace fovea
