@@ -30,12 +30,22 @@ void check_shapes(const AttentionCall& call) {
 
 }  // namespace
 
-Attention::Attention(const std::string& planner)
-    : planner_(make_planner(planner)), executors_(make_executors()) {}
+Attention::Attention(const std::string& planner, const Json& options)
+    : planner_(make_planner(planner, options)), executors_(make_executors()) {}
+
+const AttentionPlan& Attention::plan_of(const AttentionCall& call) {
+  const bool planned = planner_->plans(call.role);
+  const std::string key = planned ? planner_->cache_key(call) : "dense";
+  if (const auto found = plans_.find(key); !key.empty() && found != plans_.end()) {
+    return found->second;
+  }
+  AttentionPlan plan = planned ? planner_->plan(call) : AttentionPlan::dense("dense");
+  return key.empty() ? last_ = std::move(plan) : plans_[key] = std::move(plan);
+}
 
 at::Tensor Attention::run(const AttentionCall& call) {
   check_shapes(call);
-  const AttentionPlan plan = planner_->plan(call);
+  const AttentionPlan& plan = plan_of(call);
   validate(plan, call);
   std::string reasons;
   for (const auto& executor : executors_) {

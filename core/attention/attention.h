@@ -16,18 +16,24 @@ namespace fovea {
 /// run. Not thread-safe.
 class Attention {
  public:
-  /// throws Error usage for an unknown planner
-  explicit Attention(const std::string& planner = "dense");
+  /// options  of the planner, see `make_planner`
+  /// throws   Error usage for an unknown planner, bad_data for options
+  explicit Attention(const std::string& planner = "dense", const Json& options = Json::object());
 
   /// returns  [batch, num_heads, q_len, value_dim]; rows without a valid key are 0
-  /// throws   Error internal when shapes and layouts disagree, device when no executor accepts
+  /// throws   Error internal when shapes and layouts disagree, usage when the planner's options do
+  ///          not fit the layout, device when no executor accepts
   at::Tensor run(const AttentionCall& call);
 
   /// Calls so far per "role: planner on executor", for the report.
   const std::map<std::string, int64_t>& counts() const { return counts_; }
 
  private:
+  const AttentionPlan& plan_of(const AttentionCall& call);
+
   std::unique_ptr<Planner> planner_;
+  std::map<std::string, AttentionPlan> plans_;  // by cache key
+  AttentionPlan last_;                          // of a call without one
   std::vector<std::unique_ptr<Executor>> executors_;
   std::map<std::string, int64_t> counts_;
 };

@@ -6,6 +6,7 @@
 
 #include "core/attention/call.h"
 #include "core/attention/plan.h"
+#include "core/json.h"
 
 namespace fovea {
 
@@ -14,13 +15,24 @@ class Planner {
  public:
   virtual ~Planner() = default;
   virtual std::string name() const = 0;
+  /// Roles that it plans; the others run dense.
+  virtual bool plans(AttentionRole role) const {
+    return role == AttentionRole::self || role == AttentionRole::joint;
+  }
+  /// Calls with equal keys have equal plans, so that one is made for all of them; empty: each call
+  /// has its own. Depends on what the host knows.
+  virtual std::string cache_key(const AttentionCall&) const { return ""; }
   /// Never touches the host: no device-to-host copy, no data-dependent size.
+  ///
+  /// throws  Error usage when the options do not fit the call, such as a window beyond the grid
   virtual AttentionPlan plan(const AttentionCall& call) = 0;
 };
 
 /// Names of all planners, in the order of `planner_list.cpp`.
 std::vector<std::string> planner_names();
-/// throws Error usage for a name that is not on the list
-std::unique_ptr<Planner> make_planner(const std::string& name);
+/// options  JSON object; the keys are those of the planner's header, and all of them have defaults
+/// throws   Error usage for a name that is not on the list, bad_data for options
+std::unique_ptr<Planner> make_planner(const std::string& name,
+                                      const Json& options = Json::object());
 
 }  // namespace fovea

@@ -1,23 +1,35 @@
 #include "core/attention/planner.h"
 #include "core/attention/planners/dense.h"
+#include "core/attention/planners/neighborhood.h"
+#include "core/attention/planners/radial.h"
+#include "core/attention/planners/schedule.h"
+#include "core/attention/planners/topk.h"
+#include "core/attention/planners/window.h"
 #include "core/check.h"
+#include "core/config.h"
 
 namespace fovea {
 namespace {
 
 struct Entry {
   const char* name;
-  std::unique_ptr<Planner> (*make)();
+  std::unique_ptr<Planner> (*make)(Config& options);
 };
 
 template <typename T>
-std::unique_ptr<Planner> make() {
-  return std::make_unique<T>();
+std::unique_ptr<Planner> make(Config& options) {
+  if constexpr (std::is_constructible_v<T, Config&>) {
+    return std::make_unique<T>(options);
+  } else {
+    return std::make_unique<T>();
+  }
 }
 
 // One line per planner, sorted.
 constexpr Entry kPlanners[] = {
-    {"dense", make<DensePlanner>},
+    {"dense", make<DensePlanner>},   {"neighborhood", make<NeighborhoodPlanner>},
+    {"radial", make<RadialPlanner>}, {"topk", make<TopKPlanner>},
+    {"window", make<WindowPlanner>},
 };
 
 }  // namespace
@@ -28,11 +40,18 @@ std::vector<std::string> planner_names() {
   return names;
 }
 
-std::unique_ptr<Planner> make_planner(const std::string& name) {
+std::unique_ptr<Planner> make_planner(const std::string& name, const Json& options) {
   std::string known;
   for (const Entry& entry : kPlanners) {
-    if (name == entry.name) return entry.make();
     known += known.empty() ? entry.name : str(", ", entry.name);
+    if (name != entry.name) continue;
+    Config config(options, "attention " + name);
+    const DenseSchedule schedule = DenseSchedule::read(config);
+    std::unique_ptr<Planner> planner = entry.make(config);
+    Report strict(/*strict=*/true);
+    config.finish(strict);  // a misspelt option must not pass unseen
+    if (schedule.is_empty()) return planner;
+    return std::make_unique<SchedulePlanner>(std::move(planner), schedule);
   }
   throw Error(ErrorCode::usage, "attention", str("unknown planner '", name, "'; known: ", known));
 }

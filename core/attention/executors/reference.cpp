@@ -6,6 +6,7 @@
 
 #include <ATen/ATen.h>
 
+#include "core/attention/block_pool.h"
 #include "core/check.h"
 #include "core/ops/widened.h"
 
@@ -22,18 +23,12 @@ at::Tensor per_head(const at::Tensor& x, int64_t heads) {
   return own == 1 || own == heads ? x : x.repeat_interleave(heads / own, 1);
 }
 
-// The inverse of a permutation along the last axis: the position of each row.
-at::Tensor positions_of(const at::Tensor& rows) {
-  const at::Tensor position = at::arange(rows.size(2), rows.options()).expand_as(rows);
-  return at::empty_like(rows).scatter_(2, rows, position);
-}
-
 // The positions and blocks of the tokens of one side, by row.
 struct Side {
   at::Tensor position;  // int64 [batch or 1, heads or 1, seq_len]
 
   Side(const TokenOrder& order, const TokenLayout& layout, at::Device device, int64_t heads)
-      : position(positions_of(per_head(order.rows(layout, device), heads))) {}
+      : position(positions_of_rows(per_head(order.rows(layout, device), heads))) {}
 
   at::Tensor blocks(const BlockAxis& axis, int64_t heads) const {
     const at::Tensor block =
@@ -84,8 +79,6 @@ struct Pooled {
 };
 
 Pooled pool(const Problem& problem, const BlockAxis& axis, int64_t size) {
-  const at::Tensor k = problem.keys(), v = problem.values();
-  const at::Tensor position = problem.kv_side.position;
   const at::Tensor block = problem.kv_side.blocks(axis, problem.heads);
   Pooled out;
   at::Tensor piece = block;
@@ -95,24 +88,15 @@ Pooled pool(const Problem& problem, const BlockAxis& axis, int64_t size) {
     const auto common = at::infer_size(start.sizes().slice(0, 2), block.sizes().slice(0, 2));
     const at::Tensor first = start.expand({common[0], common[1], start.size(2)})
                                  .gather(2, block.expand({common[0], common[1], block.size(2)}));
-    piece = block * out.pieces_per_block + (position - first).floor_divide(size);
+    piece = block * out.pieces_per_block + (problem.kv_side.position - first).floor_divide(size);
   }
-  at::Tensor weight = at::ones({1, 1, k.size(2)}, k.options());
-  const at::Tensor valid = problem.call.kv_layout.valid_mask();
-  if (valid.defined()) weight = valid.squeeze(1).to(k.scalar_type());
-  const int64_t batch = k.size(0), heads = problem.heads,
-                pieces = axis.num_blocks() * out.pieces_per_block;
-  const at::Tensor where = piece.expand({batch, heads, k.size(2)});
-  const at::Tensor share = weight.expand({batch, heads, k.size(2)});
-  out.count = at::zeros({batch, heads, pieces}, k.options()).scatter_add(2, where, share);
-  const auto mean = [&](const at::Tensor& x) {
-    const at::Tensor sum =
-        at::zeros({batch, heads, pieces, x.size(3)}, x.options())
-            .scatter_add(2, where.unsqueeze(3).expand_as(x), x * share.unsqueeze(3));
-    return sum / out.count.clamp_min(1).unsqueeze(3);
-  };
-  out.k = mean(k);
-  out.v = mean(v);
+  at::Tensor valid = problem.call.kv_layout.valid_mask();
+  if (valid.defined()) valid = valid.squeeze(1).squeeze(1);
+  const int64_t pieces = axis.num_blocks() * out.pieces_per_block;
+  const PooledTokens keys = pool_tokens(problem.keys(), piece, pieces, valid);
+  out.k = keys.mean;
+  out.count = keys.count;
+  out.v = pool_tokens(problem.values(), piece, pieces, valid).mean;
   return out;
 }
 

@@ -1,0 +1,34 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "core/attention/block_mask.h"
+#include "core/attention/token_order.h"
+#include "core/token_layout.h"
+
+namespace fovea {
+
+/// Means of groups of tokens; padding is in none of them.
+struct PooledTokens {
+  at::Tensor mean;   ///< [batch, heads, groups, dim], fp32 at least; 0 for an empty group
+  at::Tensor count;  ///< [batch, heads, groups]: tokens in each, of mean's type
+};
+
+/// x       [batch, heads, seq_len, dim]
+/// group   int64, broadcasts to [batch, heads, seq_len]: the group of each row, below num_groups
+/// valid   bool [batch, seq_len], or undefined: all count
+PooledTokens pool_tokens(const at::Tensor& x, const at::Tensor& group, int64_t num_groups,
+                         const at::Tensor& valid);
+
+/// The inverse of an order's rows: int64, the position of each row.
+at::Tensor positions_of_rows(const at::Tensor& rows);
+
+/// int64 [batch or 1, heads or 1, seq_len]: the block of each row, by the positions of the order.
+at::Tensor block_of_row(const BlockAxis& axis, const TokenOrder& order, const TokenLayout& layout,
+                        at::Device device);
+
+/// x's tokens block by block.
+PooledTokens pool_blocks(const at::Tensor& x, const BlockAxis& axis, const TokenOrder& order,
+                         const TokenLayout& layout);
+
+}  // namespace fovea

@@ -1,0 +1,55 @@
+#include "core/attention/planners/window.h"
+
+#include <algorithm>
+
+#include <ATen/ATen.h>
+
+#include "core/attention/planners/grid.h"
+#include "core/attention/select.h"
+
+namespace fovea {
+namespace {
+
+// uint8 [tiles, tiles] of one axis: the centre of a window is moved so far inwards that the window
+// fits (paper, section 3.2).
+at::Tensor axis_map(int64_t tiles, int64_t window) {
+  at::Tensor out = at::zeros({tiles, tiles}, at::kByte);
+  const int64_t size = std::min(window, tiles), half = size / 2;
+  for (int64_t i = 0; i < tiles; ++i) {
+    const int64_t begin = std::clamp<int64_t>(i - half, 0, tiles - size);
+    out[i].slice(0, begin, begin + size).fill_(block_class::exact);
+  }
+  return out;
+}
+
+}  // namespace
+
+WindowPlanner::WindowPlanner(Config& options)
+    : tile_(three(options, "tile", {4, 8, 8})), window_(three(options, "window", {3, 3, 3})) {}
+
+std::string WindowPlanner::cache_key(const AttentionCall& call) const { return layouts_key(call); }
+
+AttentionPlan WindowPlanner::plan(const AttentionCall& call) {
+  AttentionPlan plan = AttentionPlan::dense(name());
+  plan.q_order = plan.kv_order = TokenOrder::tiles(tile_);
+  Selection& selection = std::get<SoftmaxBranch>(plan.branches[0].kind).selection;
+  selection.q_blocks = BlockAxis::tiles(call.q_layout, tile_);
+  selection.kv_blocks = BlockAxis::tiles(call.kv_layout, tile_);
+  const GridPlace place = only_grid(call, name());
+  at::Tensor map = at::ones({1, 1}, at::kByte);
+  for (size_t axis = 0; axis < 3; ++axis) {
+    const int64_t tiles = (place.grid[axis] + tile_[axis] - 1) / tile_[axis];
+    map = at::kron(map, axis_map(tiles, window_[axis]));
+  }
+  at::Tensor classes = at::zeros(
+      {1, 1, selection.q_blocks.num_blocks(), selection.kv_blocks.num_blocks()}, at::kByte);
+  const auto first = first_block(selection.q_blocks, place.first_token);
+  classes.slice(2, first, first + map.size(0)).slice(3, first, first + map.size(1)).copy_(map);
+  keep_other_segments(classes, selection.q_blocks, call.q_layout, selection.kv_blocks,
+                      call.kv_layout);
+  selection.max_kept = selection.kv_blocks.num_blocks();
+  selection.classes = classes.to(call.q.device());
+  return plan;
+}
+
+}  // namespace fovea
