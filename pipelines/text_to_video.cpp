@@ -56,7 +56,8 @@ VideoPipeline::VideoPipeline(const fs::path& folder, const PipelineOptions& opti
     : folder_(ModelFolder::open(folder, report)),
       options_(options),
       report_(report),
-      progress_(progress) {
+      progress_(progress),
+      attention_(options.attention, options.attention_options) {
   Config transformer = folder_.config("transformer");
   transformer_config_ = models::WanConfig::read(transformer);
   transformer.finish(report);
@@ -88,6 +89,12 @@ VideoPipeline::VideoPipeline(const fs::path& folder, const PipelineOptions& opti
 }
 
 VideoPipeline::~VideoPipeline() = default;
+
+std::map<std::string, int64_t> VideoPipeline::attention_counts() const {
+  std::map<std::string, int64_t> counts = attention_.counts();
+  for (const auto& [kind, calls] : encoder_attention_.counts()) counts[kind] += calls;
+  return counts;
+}
 
 void VideoPipeline::check(const VideoRequest& request) const {
   check_request(request);
@@ -158,7 +165,7 @@ void VideoPipeline::encode_prompts(const std::vector<VideoRequest>& requests) {
     throw_if_interrupted();
     if (text_.count(prompts[i]) == 0) {
       text_[prompts[i]] =
-          encoder.encode(tokenizer, {prompts[i]}, kTextLength, attention_).to(at::kCPU);
+          encoder.encode(tokenizer, {prompts[i]}, kTextLength, encoder_attention_).to(at::kCPU);
     }
     stage.update(static_cast<int64_t>(i) + 1);
   }
@@ -175,7 +182,8 @@ void VideoPipeline::encode_images(const std::vector<VideoRequest>& requests) {
     const std::string key = requests[i].image.string();
     if (image_.count(key) == 0) {
       const at::Tensor pixels = processor.process(upright_picture(requests[i].image));
-      image_[key] = encoder.next_to_last(pixels.to(options_.device), attention_).to(at::kCPU);
+      image_[key] =
+          encoder.next_to_last(pixels.to(options_.device), encoder_attention_).to(at::kCPU);
     }
     stage.update(static_cast<int64_t>(i) + 1);
   }

@@ -26,7 +26,9 @@ struct PipelineOptions {
   at::ScalarType dtype = at::kFloat;  ///< transformer and text encoder; the autoencoder stays fp32
   at::Device device = at::kCPU;
   SchedulerChoice scheduler;
-  bool vae_tiling = false;  ///< decode in tiles of 256 pixels: less memory, faint seams
+  bool vae_tiling = false;          ///< decode in tiles of 256 pixels: less memory, faint seams
+  std::string attention = "dense";  ///< planner of the transformer's attention
+  Json attention_options = Json::object();
 };
 
 /// The place a run has reached: enough to go on bit-identically.
@@ -72,7 +74,8 @@ class VideoPipeline {
 
   const ModelFolder& folder() const { return folder_; }
   const Scheduler& scheduler() const { return *scheduler_; }
-  const Attention& attention() const { return attention_; }
+  /// Calls per "role: planner on executor", of all networks but the autoencoder.
+  std::map<std::string, int64_t> attention_counts() const;
 
  private:
   struct Files;  // opened weight files, until the models are made
@@ -101,7 +104,8 @@ class VideoPipeline {
   std::unique_ptr<Scheduler> scheduler_;
   std::unique_ptr<models::WanTransformer> transformer_;
   std::unique_ptr<models::AutoencoderWan> vae_;
-  Attention attention_;
+  Attention attention_;                      ///< the transformer's
+  Attention encoder_attention_;              ///< of text and pictures
   Attention vae_attention_;                  ///< the autoencoder counts its layers on its own
   std::map<std::string, at::Tensor> text_;   ///< prompt → [1, 512, text_dim], CPU
   std::map<std::string, at::Tensor> image_;  ///< image path → image tokens, CPU

@@ -6,6 +6,7 @@
 #include "apps/fovea/commands.h"
 #include "apps/fovea/generate_options.h"
 #include "apps/fovea/generate_run.h"
+#include "core/attention/planner.h"
 
 namespace fovea::apps {
 namespace {
@@ -17,6 +18,12 @@ constexpr const char* kExample =
     "Many prompts, one model load, safe to interrupt and repeat:\n"
     "  fovea generate --model MODEL --prompts list.jsonl --out videos/ --resume";
 
+std::string known_planners() {
+  std::string names;
+  for (const std::string& name : planner_names()) names += (names.empty() ? "" : ", ") + name;
+  return names;
+}
+
 void add_model_options(CLI::App& app, GenerateOptions& options) {
   app.add_option("--model", options.model, "Model folder in diffusers' layout")->required();
   app.add_option("--device", options.device, "cpu, cuda or cuda:N")->capture_default_str();
@@ -26,6 +33,12 @@ void add_model_options(CLI::App& app, GenerateOptions& options) {
   app.add_option("--scheduler", options.scheduler, "unipc or euler; default: the folder's");
   app.add_option("--flow-shift", options.flow_shift,
                  "Shift of the noise schedule; default: the folder's");
+  app.add_option("--attention", options.attention,
+                 "How the transformer's attention is planned: " + known_planners())
+      ->capture_default_str();
+  app.add_option("--attn", options.attention_options,
+                 "KEY=VALUE of that planner, such as density=0.25, window=3,5,5 or dense_steps=6")
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   app.add_flag("--vae-tiling", options.vae_tiling, "Decode in tiles: less memory, faint seams");
 }
 

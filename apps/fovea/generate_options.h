@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "core/json.h"
 
@@ -29,6 +30,8 @@ struct GenerateOptions {
   std::string device = "cpu";
   int threads = 0;
   bool vae_tiling = false;
+  std::string attention = "dense";
+  std::vector<std::string> attention_options;  ///< KEY=VALUE
   bool resume = false;
   bool overwrite = false;
   bool strict = false;

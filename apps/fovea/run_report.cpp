@@ -59,7 +59,7 @@ void report_start(Report& report, const GenerateOptions& options, const std::vec
 void report_end(Report& report, const pipelines::VideoPipeline& pipeline, const Progress& progress,
                 at::Device device) {
   Json attention = Json::object();
-  for (const auto& [kind, calls] : pipeline.attention().counts()) attention[kind] = calls;
+  for (const auto& [kind, calls] : pipeline.attention_counts()) attention[kind] = calls;
   report.facts["attention"] = attention;
   report.facts["peak_memory"] = {{"host_bytes", peak_host_bytes()},
                                  {"device_bytes", peak_device_bytes(device)}};

@@ -17,7 +17,7 @@ namespace fovea {
 class Attention {
  public:
   /// options  of the planner, see `make_planner`
-  /// throws   Error usage for an unknown planner, bad_data for options
+  /// throws   Error usage for an unknown planner or option
   explicit Attention(const std::string& planner = "dense", const Json& options = Json::object());
 
   /// returns  [batch, num_heads, q_len, value_dim]; rows without a valid key are 0

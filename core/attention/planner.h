@@ -31,7 +31,7 @@ class Planner {
 /// Names of all planners, in the order of `planner_list.cpp`.
 std::vector<std::string> planner_names();
 /// options  JSON object; the keys are those of the planner's header, and all of them have defaults
-/// throws   Error usage for a name that is not on the list, bad_data for options
+/// throws   Error usage for a name that is not on the list, and for options
 std::unique_ptr<Planner> make_planner(const std::string& name,
                                       const Json& options = Json::object());
 

@@ -32,6 +32,16 @@ constexpr Entry kPlanners[] = {
     {"window", make<WindowPlanner>},
 };
 
+std::unique_ptr<Planner> make_from(const Entry& entry, const Json& options) {
+  Config config(options, entry.name);
+  const DenseSchedule schedule = DenseSchedule::read(config);
+  std::unique_ptr<Planner> planner = entry.make(config);
+  Report strict(/*strict=*/true);
+  config.finish(strict);  // a misspelt option must not pass unseen
+  if (schedule.is_empty()) return planner;
+  return std::make_unique<SchedulePlanner>(std::move(planner), schedule);
+}
+
 }  // namespace
 
 std::vector<std::string> planner_names() {
@@ -45,13 +55,12 @@ std::unique_ptr<Planner> make_planner(const std::string& name, const Json& optio
   for (const Entry& entry : kPlanners) {
     known += known.empty() ? entry.name : str(", ", entry.name);
     if (name != entry.name) continue;
-    Config config(options, "attention " + name);
-    const DenseSchedule schedule = DenseSchedule::read(config);
-    std::unique_ptr<Planner> planner = entry.make(config);
-    Report strict(/*strict=*/true);
-    config.finish(strict);  // a misspelt option must not pass unseen
-    if (schedule.is_empty()) return planner;
-    return std::make_unique<SchedulePlanner>(std::move(planner), schedule);
+    try {
+      return make_from(entry, options);
+    } catch (const Error& error) {
+      // Options are the user's, not a file's.
+      throw Error(ErrorCode::usage, "attention " + name, error.reason());
+    }
   }
   throw Error(ErrorCode::usage, "attention", str("unknown planner '", name, "'; known: ", known));
 }

@@ -107,6 +107,29 @@ class Outputs(Case):
             self.succeeds(self.generate(out=out))
         self.assertEqual((self.folder / "a.mp4").read_bytes(), (self.folder / "b.mp4").read_bytes())
 
+    def test_attention_methods(self):
+        frames = {}
+        for name, options in (
+            ("dense", []),
+            ("topk", ["density=0.3", "block_q=16", "block_kv=16"]),
+            ("radial", ["block=16", "sink_frames=0"]),
+            ("window", ["tile=1,2,2", "window=1,1,1"]),
+            ("neighborhood", ["window=3,3,3"]),
+        ):
+            report = self.folder / f"{name}.json"
+            words = [word for option in options for word in ("--attn", option)]
+            words += ["--attention", name, "--report", report]
+            result = self.generate(*words, out=f"{name}-%d.png")
+            self.assertEqual(result[0], 0, result[2])
+            report = json.loads(report.read_text())
+            self.assertTrue(any(f"self: {name} on " in kind for kind in report["attention"]))
+            settings = report["videos"][0]["settings"]
+            self.assertEqual(settings["attention"], name)
+            self.assertEqual(len(settings["attention_options"]), len(options))
+            frames[name] = (self.folder / f"{name}-0.png").read_bytes()[-2000:]
+        # Others keep all of so small a grid.
+        self.assertNotEqual(frames["window"], frames["dense"])
+
     def test_report_holds_what_the_contract_lists(self):
         self.succeeds(self.generate("--report", self.folder / "report.json"))
         report = json.loads((self.folder / "report.json").read_text())
@@ -324,6 +347,12 @@ class BadOptions(Case):
             (["--scheduler", "ddim"], "ddim"),
             (["--flow-shift", "0"], "shift"),
             (["--no-such-option"], "no-such-option"),
+            (["--attention", "fast"], "fast"),
+            (["--attn", "density"], "KEY=VALUE"),
+            (["--attention", "topk", "--attn", "densty=0.5"], "densty"),
+            (["--attention", "topk", "--attn", "density=2"], "density"),
+            (["--attention", "window", "--attn", "tile=4,0,4"], "tile"),
+            (["--attention", "radial", "--attn", "dense_steps=-1"], "dense_steps"),
         ):
             self.fails(self.generate(*arguments), 2, word)
 

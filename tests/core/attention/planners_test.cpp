@@ -276,7 +276,7 @@ TEST_P(EveryPlanner, IsDenseWhereTheScheduleSays) {
 TEST_P(EveryPlanner, RefusesAMisspeltOption) {
   Json settings = options(false);
   settings["densty"] = 1;
-  expect_error(ErrorCode::bad_data, "densty", [&] { make_planner(GetParam(), settings); });
+  expect_error(ErrorCode::usage, "densty", [&] { make_planner(GetParam(), settings); });
 }
 
 INSTANTIATE_TEST_SUITE_P(Planners, EveryPlanner, testing::ValuesIn(planner_names()),
