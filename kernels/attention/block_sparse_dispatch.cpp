@@ -7,7 +7,7 @@ namespace fovea::kernels {
 
 namespace {
 
-constexpr int64_t kPackedBytes = int64_t{32} << 20;  // what a wave packs where that is enough
+constexpr int64_t kPackedBytes = int64_t{8} << 20;  // what a wave packs where that is enough
 constexpr int64_t kTasksPerThread = 8;
 
 constexpr int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
