@@ -43,15 +43,16 @@ void run_on_threads(void*, int64_t count, Parallel::Task task, void* state) {
   for (std::thread& thread : threads) thread.join();
 }
 
-// Multiply-adds on registers alone. The empty assembly hides the values from the compiler, which
-// would otherwise leave multiplications by one out; there are no arrays, because it stores them.
+// Multiply-adds on registers alone. The sums begin with different values, which the empty assembly
+// hides: the compiler would otherwise compute one sum for all of them.
 #define FOVEA_FMA_LOOP(width, features)                                                     \
   __attribute__((target(features), noinline)) float fma_loop_##width(int64_t rounds) {      \
     typedef float Vector __attribute__((vector_size(width * 4)));                           \
     Vector s0 = {}, s1 = {}, s2 = {}, s3 = {}, s4 = {}, s5 = {}, s6 = {}, s7 = {}, s8 = {}; \
     Vector s9 = {}, a = 1.0f - Vector{}, b = 1e-3f - Vector{};                              \
+    asm volatile("" : "+x"(s0), "+x"(s1), "+x"(s2), "+x"(s3), "+x"(s4), "+x"(a));           \
+    asm volatile("" : "+x"(s5), "+x"(s6), "+x"(s7), "+x"(s8), "+x"(s9), "+x"(b));           \
     for (int64_t n = 0; n < rounds; ++n) {                                                  \
-      asm volatile("" : "+x"(a), "+x"(b));                                                  \
       s0 = s0 * a + b, s1 = s1 * a + b, s2 = s2 * a + b, s3 = s3 * a + b, s4 = s4 * a + b;  \
       s5 = s5 * a + b, s6 = s6 * a + b, s7 = s7 * a + b, s8 = s8 * a + b, s9 = s9 * a + b;  \
     }                                                                                       \
