@@ -3,7 +3,7 @@
 namespace fovea::kernels {
 
 /// Instruction sets that the CPU kernels are compiled for, the smallest first. All variants of a
-/// kernel give the same bits.
+/// kernel give the same bits, except those of attention.
 enum class Isa {
   baseline,  ///< what the compiler targets by default (SSE2 on x86-64)
   avx2,      ///< AVX2, FMA, F16C

@@ -111,13 +111,16 @@ inline Floats narrow(const Doubles& a) {
   return out;
 }
 
+// Part by part: gcc copies the whole array through the stack, in pieces of another size.
 inline Floats load(const float* from) {
   Floats out;
-  std::memcpy(out.part, from, sizeof(out.part));
+  for (int i = 0; i < kParts; ++i) std::memcpy(&out.part[i], from + i * kWidth, sizeof(Float));
   return out;
 }
 
-inline void store(float* to, const Floats& a) { std::memcpy(to, a.part, sizeof(a.part)); }
+inline void store(float* to, const Floats& a) {
+  for (int i = 0; i < kParts; ++i) std::memcpy(to + i * kWidth, &a.part[i], sizeof(Float));
+}
 
 inline Floats load(const BFloat16* from) {
   Floats out;

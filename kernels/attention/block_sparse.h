@@ -1,0 +1,113 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/common/isa.h"
+#include "kernels/common/status.h"
+#include "kernels/common/tensor_view.h"
+
+namespace fovea::kernels {
+
+/// A tensor [batch, heads, rows, channels] whose channels are contiguous. Strides count elements
+/// and may be 0 or negative.
+struct HeadRows {
+  const void* data = nullptr;
+  DType dtype = DType::f32;
+  int64_t batch_stride = 0, head_stride = 0, row_stride = 0;
+};
+
+struct MutableHeadRows {
+  void* data = nullptr;
+  DType dtype = DType::f32;
+  int64_t batch_stride = 0, head_stride = 0, row_stride = 0;
+};
+
+/// Position in the order -> row of the tensor: int32 [batch, heads, rows] with strides in elements,
+/// 0 where batch items or heads share one order. Null means that positions are rows.
+struct RowOrder {
+  const int32_t* rows = nullptr;
+  int64_t batch_stride = 0, head_stride = 0;
+};
+
+/// fp32 values added to the logits; -inf hides a key. Null data means absent.
+struct LogitBias {
+  const float* data = nullptr;
+  int64_t batch_stride = 0, head_stride = 0, row_stride = 0, key_stride = 0;
+};
+
+/// Which blocks of keys each block of queries sees: one or more maps in compressed rows. Blocks are
+/// ranges of positions (of the orders), of any size, also empty. Arrays with "maps" as their first
+/// size are contiguous.
+struct BlockLists {
+  int64_t maps = 1, num_q_blocks = 0, num_kv_blocks = 0;
+  /// The map of (batch, head) is batch * map_batch_stride + head * map_head_stride.
+  int64_t map_batch_stride = 0, map_head_stride = 0;
+  const int32_t* q_offsets = nullptr;   ///< [maps, num_q_blocks + 1], from 0 to q_len
+  const int32_t* kv_offsets = nullptr;  ///< [maps, num_kv_blocks + 1], within 0 .. kv_len
+  const int64_t* row_ptr = nullptr;     ///< [maps, num_q_blocks + 1], into the entries
+  const int32_t* kv_index = nullptr;    ///< [num_entries], ascending within a row
+  int64_t num_entries = 0;
+  /// [maps, num_kv_blocks] valid keys at the begin of each block; null means all of them.
+  const int32_t* kv_block_len = nullptr;
+  /// [num_entries] first word of the entry's bits, or -1 where all its pairs are visible; null
+  /// means -1 everywhere.
+  const int64_t* bits_offset = nullptr;
+  /// Per entry [rows of the block of queries][ceil(keys of the block of keys / 64)] words; bit k %
+  /// 64 of word k / 64 says whether the row sees key k.
+  const uint64_t* bits = nullptr;
+  int64_t num_bit_words = 0;
+};
+
+/// out = softmax(sm_scale * q k^T + key_bias + bias) v over the listed pairs, and the natural
+/// logarithm of the softmax' denominator. Arithmetic is fp32, out is rounded once.
+///
+/// The softmax is computed step by step (Milakov and Gimelshein 2018, arXiv:1805.02867), tile by
+/// tile as in FlashAttention (Dao et al. 2022, arXiv:2205.14135). A row that sees no key gets 0 and
+/// lse -inf. NaN in a row of q stays in that row. Rows of k and v that no list names are never
+/// used.
+struct BlockSparseArgs {
+  int64_t batch = 0, heads = 0, kv_heads = 0;  ///< heads is a multiple of kv_heads
+  int64_t q_len = 0, kv_len = 0;
+  int64_t dim = 0, value_dim = 0;  ///< 1 .. 256 each
+  HeadRows q;                      ///< [batch, heads, q_len, dim]
+  HeadRows k;                      ///< [batch, kv_heads, kv_len, dim]
+  HeadRows v;                      ///< [batch, kv_heads, kv_len, value_dim]
+  MutableHeadRows out;             ///< [batch, heads, q_len, value_dim], may not overlap the inputs
+  float* lse = nullptr;            ///< [batch, heads, q_len], contiguous; null means not wanted
+  RowOrder q_order;                ///< of heads; each row once
+  RowOrder kv_order;               ///< of kv_heads
+  BlockLists lists;
+  float sm_scale = 1;
+  LogitBias key_bias;  ///< [batch, heads, kv_len] by row of k; row_stride is not used
+  LogitBias bias;      ///< [batch, heads, q_len, kv_len] by rows of q and k
+};
+
+/// How a kernel gets threads: `run` calls task(state, i) once for each i below count, at the same
+/// time where it can, and returns when all are done. Without `run` the caller's thread does it all.
+struct Parallel {
+  using Task = void (*)(void* state, int64_t index);
+  void (*run)(void* context, int64_t count, Task task, void* state) = nullptr;
+  void* context = nullptr;
+  int threads = 1;  ///< how many tasks are worth starting
+};
+
+/// Memory of the caller, aligned to 64 bytes; its content does not matter.
+struct Workspace {
+  void* data = nullptr;
+  int64_t bytes = 0;
+};
+
+/// Status invalid when pointers, sizes, orders or lists contradict each other (every index is
+/// looked at), unsupported for more than 256 channels.
+Status check(const BlockSparseArgs& args);
+
+/// What block_sparse_cpu needs with that many threads; `args` must have passed check().
+int64_t attention_workspace_bytes(const BlockSparseArgs& args, int threads);
+
+/// Computes everything; `isa` must be available. The number of threads changes no bit; instruction
+/// sets differ in the last bits.
+Status block_sparse_cpu(const BlockSparseArgs& args, Workspace workspace, const Parallel& parallel,
+                        Isa isa);
+
+}  // namespace fovea::kernels

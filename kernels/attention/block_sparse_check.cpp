@@ -1,0 +1,134 @@
+#include <initializer_list>
+#include <limits>
+
+#include "kernels/attention/block_sparse.h"
+#include "kernels/attention/work_layout.h"
+
+namespace fovea::kernels {
+namespace {
+
+constexpr Status invalid(const char* message) { return {StatusCode::invalid, message}; }
+
+Status check_sizes(const BlockSparseArgs& args) {
+  constexpr int64_t kMax = std::numeric_limits<int32_t>::max() - kMaxDim;
+  for (const int64_t size : {args.batch, args.heads, args.kv_heads, args.q_len, args.kv_len}) {
+    if (size < 0) return invalid("negative size");
+    if (size > kMax) return {StatusCode::unsupported, "a size beyond 2^31"};
+  }
+  if (args.dim < 1 || args.value_dim < 1) return invalid("heads without channels");
+  if (args.dim > kMaxDim || args.value_dim > kMaxDim)
+    return {StatusCode::unsupported, "more than 256 channels per head"};
+  if (args.kv_heads > 0 ? args.heads % args.kv_heads != 0 : args.heads > 0)
+    return invalid("heads is not a multiple of kv_heads");
+  return {};
+}
+
+Status check_data(const BlockSparseArgs& args) {
+  const bool has_q = args.batch > 0 && args.heads > 0 && args.q_len > 0;
+  const bool has_kv = args.batch > 0 && args.kv_heads > 0 && args.kv_len > 0;
+  if (has_q && (!args.q.data || !args.out.data)) return invalid("null data");
+  if (has_kv && (!args.k.data || !args.v.data)) return invalid("null data");
+  const DType type = args.q.dtype;
+  if (args.k.dtype != type || args.v.dtype != type || args.out.dtype != type)
+    return invalid("q, k, v and out differ in dtype");
+  return {};
+}
+
+Status check_order(const RowOrder& order, const BlockSparseArgs& args, int64_t heads, int64_t len) {
+  if (!order.rows) return {};
+  for (int64_t b = 0; b < (order.batch_stride == 0 ? 1 : args.batch); ++b) {
+    for (int64_t h = 0; h < (order.head_stride == 0 ? 1 : heads); ++h) {
+      const int32_t* rows = order.rows + b * order.batch_stride + h * order.head_stride;
+      for (int64_t i = 0; i < len; ++i) {
+        if (rows[i] < 0 || rows[i] >= len) return invalid("an order leaves the rows of its tensor");
+      }
+    }
+  }
+  return {};
+}
+
+Status check_offsets(const int32_t* offsets, int64_t blocks, int64_t len) {
+  if (offsets[0] < 0 || offsets[blocks] > len) return invalid("blocks beyond the sequence");
+  for (int64_t i = 0; i < blocks; ++i) {
+    if (offsets[i] > offsets[i + 1]) return invalid("block offsets descend");
+  }
+  return {};
+}
+
+/// The entries of one row of a map.
+Status check_entries(const BlockLists& lists, int64_t map, int64_t block) {
+  const int64_t row = map * (lists.num_q_blocks + 1) + block;
+  const int64_t q_rows = lists.q_offsets[row + 1] - lists.q_offsets[row];
+  const int32_t* offsets = lists.kv_offsets + map * (lists.num_kv_blocks + 1);
+  int64_t last = -1;
+  for (int64_t i = lists.row_ptr[row]; i < lists.row_ptr[row + 1]; ++i) {
+    const int64_t index = lists.kv_index[i];
+    if (index <= last) return invalid("listed blocks of keys do not ascend");
+    if (index >= lists.num_kv_blocks) return invalid("a listed block of keys does not exist");
+    last = index;
+    if (!lists.bits_offset || lists.bits_offset[i] == -1) continue;
+    const int64_t words = (offsets[index + 1] - offsets[index] + 63) / 64 * q_rows;
+    if (lists.bits_offset[i] < 0 || words > lists.num_bit_words - lists.bits_offset[i])
+      return invalid("bits of a block beyond num_bit_words");
+  }
+  return {};
+}
+
+Status check_map(const BlockSparseArgs& args, int64_t map) {
+  const BlockLists& lists = args.lists;
+  const int32_t* q_offsets = lists.q_offsets + map * (lists.num_q_blocks + 1);
+  const int32_t* kv_offsets = lists.kv_offsets + map * (lists.num_kv_blocks + 1);
+  const int64_t* row_ptr = lists.row_ptr + map * (lists.num_q_blocks + 1);
+  if (const Status s = check_offsets(q_offsets, lists.num_q_blocks, args.q_len); !s.ok()) return s;
+  if (q_offsets[0] != 0 || q_offsets[lists.num_q_blocks] != args.q_len)
+    return invalid("the blocks of queries do not cover the sequence");
+  if (const Status s = check_offsets(kv_offsets, lists.num_kv_blocks, args.kv_len); !s.ok())
+    return s;
+  for (int64_t i = 0; lists.kv_block_len && i < lists.num_kv_blocks; ++i) {
+    const int32_t len = lists.kv_block_len[map * lists.num_kv_blocks + i];
+    if (len < 0 || len > kv_offsets[i + 1] - kv_offsets[i])
+      return invalid("kv_block_len beyond its block");
+  }
+  if (row_ptr[0] < 0 || row_ptr[lists.num_q_blocks] > lists.num_entries)
+    return invalid("row_ptr beyond the entries");
+  for (int64_t i = 0; i < lists.num_q_blocks; ++i) {
+    if (row_ptr[i] > row_ptr[i + 1]) return invalid("row_ptr descends");
+  }
+  for (int64_t i = 0; i < lists.num_q_blocks; ++i) {
+    if (const Status s = check_entries(lists, map, i); !s.ok()) return s;
+  }
+  return {};
+}
+
+Status check_lists(const BlockSparseArgs& args) {
+  const BlockLists& lists = args.lists;
+  if (lists.maps < 1 || lists.num_q_blocks < 0 || lists.num_kv_blocks < 0 || lists.num_entries < 0)
+    return invalid("negative size in the block lists");
+  if (!lists.q_offsets || !lists.kv_offsets || !lists.row_ptr) return invalid("null block lists");
+  if (lists.num_entries > 0 && !lists.kv_index) return invalid("null kv_index");
+  if (lists.bits_offset && lists.num_bit_words > 0 && !lists.bits) return invalid("null bits");
+  if (lists.map_batch_stride < 0 || lists.map_head_stride < 0)
+    return invalid("negative map stride");
+  if (args.batch > 0 && args.heads > 0 &&
+      (args.batch - 1) * lists.map_batch_stride + (args.heads - 1) * lists.map_head_stride >=
+          lists.maps) {
+    return invalid("map strides lead beyond the maps");
+  }
+  for (int64_t map = 0; map < lists.maps; ++map) {
+    if (const Status s = check_map(args, map); !s.ok()) return s;
+  }
+  return {};
+}
+
+}  // namespace
+
+Status check(const BlockSparseArgs& args) {
+  if (const Status s = check_sizes(args); !s.ok()) return s;
+  if (const Status s = check_data(args); !s.ok()) return s;
+  if (const Status s = check_order(args.q_order, args, args.heads, args.q_len); !s.ok()) return s;
+  if (const Status s = check_order(args.kv_order, args, args.kv_heads, args.kv_len); !s.ok())
+    return s;
+  return check_lists(args);
+}
+
+}  // namespace fovea::kernels

@@ -1,0 +1,16 @@
+#pragma once
+
+// The attention kernel once per instruction set. It is called with checked arguments.
+
+#include "kernels/attention/block_sparse.h"
+#include "kernels/attention/work_layout.h"
+
+#define FOVEA_DECLARE_ATTENTION_VARIANT(isa)                                                      \
+  namespace fovea::kernels::isa {                                                                 \
+  void block_sparse(const BlockSparseArgs& args, const WorkLayout& layout, unsigned char* memory, \
+                    const Parallel& parallel);                                                    \
+  }
+
+FOVEA_DECLARE_ATTENTION_VARIANT(baseline)
+FOVEA_DECLARE_ATTENTION_VARIANT(avx2)
+FOVEA_DECLARE_ATTENTION_VARIANT(avx512)

@@ -1,0 +1,124 @@
+#pragma once
+
+// Packing of K and V into fp32 panels, for the *_cpu.cpp files of this folder.
+
+#include <algorithm>
+
+#include "kernels/attention/block_sparse.h"
+#include "kernels/attention/work_layout.h"
+#include "kernels/common/simd.h"
+
+namespace fovea::kernels::FOVEA_ISA {
+namespace {
+
+typedef float Quad __attribute__((vector_size(16)));
+
+/// Calls f with a null pointer of the element type that `dtype` names.
+template <typename F>
+inline void with_type(DType dtype, F f) {
+  switch (dtype) {
+    case DType::f32:
+      return f(static_cast<float*>(nullptr));
+    case DType::f16:
+      return f(static_cast<Half*>(nullptr));
+    case DType::bf16:
+      return f(static_cast<BFloat16*>(nullptr));
+  }
+}
+
+/// One head of a tensor, its rows reached through an order.
+template <typename T>
+struct HeadView {
+  const T* data;
+  int64_t row_stride;
+  const int32_t* order;  ///< null: positions are rows
+
+  int64_t row(int64_t position) const { return order ? order[position] : position; }
+  const T* at(int64_t position) const { return data + row(position) * row_stride; }
+};
+
+inline const int32_t* order_of(const RowOrder& order, int64_t batch, int64_t head) {
+  return order.rows ? order.rows + batch * order.batch_stride + head * order.head_stride : nullptr;
+}
+
+template <typename T>
+inline HeadView<T> head_view(const HeadRows& rows, const RowOrder& order, int64_t batch,
+                             int64_t head) {
+  const T* data = static_cast<const T*>(rows.data);
+  return {data + batch * rows.batch_stride + head * rows.head_stride, rows.row_stride,
+          order_of(order, batch, head)};
+}
+
+/// The 4 x 4 block at `from` (rows 16 floats apart), transposed, to `to` (rows 16 floats apart).
+inline void transpose_quads(const float* from, float* to) {
+  Quad a[4];
+  for (int i = 0; i < 4; ++i) std::memcpy(&a[i], from + i * kUnit, sizeof(Quad));
+  const Quad low01 = __builtin_shufflevector(a[0], a[1], 0, 4, 1, 5);
+  const Quad low23 = __builtin_shufflevector(a[2], a[3], 0, 4, 1, 5);
+  const Quad high01 = __builtin_shufflevector(a[0], a[1], 2, 6, 3, 7);
+  const Quad high23 = __builtin_shufflevector(a[2], a[3], 2, 6, 3, 7);
+  const Quad out[4] = {__builtin_shufflevector(low01, low23, 0, 1, 4, 5),
+                       __builtin_shufflevector(low01, low23, 2, 3, 6, 7),
+                       __builtin_shufflevector(high01, high23, 0, 1, 4, 5),
+                       __builtin_shufflevector(high01, high23, 2, 3, 6, 7)};
+  for (int i = 0; i < 4; ++i) std::memcpy(to + i * kUnit, &out[i], sizeof(Quad));
+}
+
+/// Keys [unit * 16, unit * 16 + 16) to [dim][16]; keys beyond the sequence become 0.
+template <typename T>
+void pack_key_unit(const HeadView<T>& keys, int64_t kv_len, int64_t dim, int64_t unit, float* to) {
+  alignas(64) float block[kUnit * kUnit];
+  alignas(64) float turned[kUnit * kUnit];
+  const int64_t rows = std::min(kUnit, kv_len - unit * kUnit);
+  if (rows < kUnit) std::memset(block, 0, sizeof(block));
+  for (int64_t d = 0; d < dim; d += kUnit) {
+    const int64_t channels = std::min(kUnit, dim - d);
+    for (int64_t r = 0; r < rows; ++r) {
+      const T* from = keys.at(unit * kUnit + r) + d;
+      store(block + r * kUnit, channels == kUnit ? load(from) : load_tail(from, channels));
+    }
+    float* target = channels == kUnit ? to + d * kUnit : turned;
+    for (int64_t i = 0; i < kUnit; i += 4) {
+      for (int64_t j = 0; j < kUnit; j += 4)
+        transpose_quads(block + i * kUnit + j, target + j * kUnit + i);
+    }
+    if (channels < kUnit)
+      std::memcpy(to + d * kUnit, turned, channels * kUnit * int64_t{sizeof(float)});
+  }
+}
+
+/// Values of positions [begin, end) to panels [16 channels][kv_len][16]; channels beyond the last
+/// become 0.
+template <typename T>
+void pack_values(const HeadView<T>& values, const BlockSparseArgs& args, int64_t begin, int64_t end,
+                 float* to) {
+  for (int64_t position = begin; position < end; ++position) {
+    const T* from = values.at(position);
+    for (int64_t c = 0; c < args.value_dim; c += kUnit) {
+      const int64_t channels = std::min(kUnit, args.value_dim - c);
+      store(to + c * args.kv_len + position * kUnit,
+            channels == kUnit ? load(from + c) : load_tail(from + c, channels));
+    }
+  }
+}
+
+/// `rows` queries from position `begin` on, times the scale, to rows kRowStride apart. The scale is
+/// given as a sum of two floats: one float's rounding error would be that of every logit.
+template <typename T>
+void load_queries(const HeadView<T>& queries, int64_t begin, int64_t rows, int64_t dim,
+                  double scale, float* to) {
+  const float coarse = static_cast<float>(scale);
+  const Floats high = broadcast(coarse);
+  const Floats low = broadcast(static_cast<float>(scale - coarse));
+  for (int64_t r = 0; r < rows; ++r) {
+    const T* from = queries.at(begin + r);
+    for (int64_t d = 0; d < dim; d += kUnit) {
+      const int64_t channels = std::min(kUnit, dim - d);
+      const Floats x = channels == kUnit ? load(from + d) : load_tail(from + d, channels);
+      store(to + r * kRowStride + d, x * low + x * high);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace fovea::kernels::FOVEA_ISA

@@ -1,0 +1,44 @@
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/attention/block_sparse.h"
+
+namespace fovea::kernels {
+
+/// K is packed in units of this many keys, V in panels of this many channels.
+constexpr int64_t kUnit = 16;
+constexpr int64_t kMaxDim = 256;
+constexpr int64_t kTileRows = 128;
+constexpr int64_t kStepUnits = 32;  ///< 512 keys enter the softmax at a time
+constexpr int64_t kStepKeys = kStepUnits * kUnit;
+/// Distances of rows in a worker's buffers, constant so that they become displacements, and off
+/// powers of two so that rows do not compete for the same lines of the cache.
+constexpr int64_t kRowStride = kMaxDim + kUnit;
+constexpr int64_t kLogitStride = kStepKeys + kUnit;
+
+/// A worker's buffers, all fp32.
+struct WorkerMemory {
+  float q[kTileRows * kRowStride];         ///< queries times the scale
+  float out[kTileRows * kRowStride];       ///< sums of p v
+  float logits[kTileRows * kLogitStride];  ///< base-2 logits, then probabilities
+  float row_max[kTileRows];
+  float row_sum[kTileRows];
+  float rescale[kTileRows];  ///< what the sums so far are worth under the new maximum
+};
+
+/// Where things are in the workspace. (batch, kv head) pairs are packed and computed in waves, so
+/// that long sequences of many heads do not need all their keys packed at once.
+struct WorkLayout {
+  int64_t key_floats = 0, value_floats = 0;  ///< packed K and V of one (batch, kv head)
+  int64_t wave_heads = 0;                    ///< (batch, kv head) pairs of a wave
+  int64_t tiles = 0;                         ///< most tiles of any head
+  int64_t tile_starts_at = 0, packed_at = 0, workers_at = 0, bytes = 0;
+};
+
+/// Tiles of the blocks of queries: blocks longer than a tile are split evenly.
+constexpr int64_t tiles_of(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
+
+WorkLayout work_layout(const BlockSparseArgs& args, int threads);
+
+}  // namespace fovea::kernels

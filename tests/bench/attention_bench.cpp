@@ -1,0 +1,226 @@
+// Times block-sparse attention on the CPU beside LibTorch's scaled_dot_product_attention, and
+// beside the rate of fused multiply-adds that this processor reaches in registers:
+//
+//   cmake --build build --target attention_bench
+//   build/tests/attention_bench [--long] [--threads N] [--isa baseline|avx2|avx512]
+//
+// The two are timed in turns, the best of several rounds counts: other programs only take time.
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <numeric>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <c10/core/InferenceMode.h>
+
+#include "kernels/attention/block_sparse.h"
+
+namespace fovea::kernels {
+namespace {
+
+constexpr int64_t kBlock = 128, kDim = 128, kHeads = 8;
+
+double seconds(const std::function<void()>& call) {
+  const auto start = std::chrono::steady_clock::now();
+  call();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+/// Fresh threads for each call: at::parallel_for runs serially in files compiled without OpenMP,
+/// and a pool that waits busily would slow the other side down.
+void run_on_threads(void*, int64_t count, Parallel::Task task, void* state) {
+  std::vector<std::thread> threads;
+  for (int64_t i = 1; i < count; ++i) threads.emplace_back(task, state, i);
+  task(state, 0);
+  for (std::thread& thread : threads) thread.join();
+}
+
+// Multiply-adds on registers alone. The sums begin with different values, which the empty assembly
+// hides: the compiler would otherwise compute one sum for all of them.
+#define FOVEA_FMA_LOOP(width, features)                                                     \
+  __attribute__((target(features), noinline)) float fma_loop_##width(int64_t rounds) {      \
+    typedef float Vector __attribute__((vector_size(width * 4)));                           \
+    Vector s0 = {}, s1 = {}, s2 = {}, s3 = {}, s4 = {}, s5 = {}, s6 = {}, s7 = {}, s8 = {}; \
+    Vector s9 = {}, a = 1.0f - Vector{}, b = 1e-3f - Vector{};                              \
+    asm volatile("" : "+x"(s0), "+x"(s1), "+x"(s2), "+x"(s3), "+x"(s4), "+x"(a));           \
+    asm volatile("" : "+x"(s5), "+x"(s6), "+x"(s7), "+x"(s8), "+x"(s9), "+x"(b));           \
+    for (int64_t n = 0; n < rounds; ++n) {                                                  \
+      s0 = s0 * a + b, s1 = s1 * a + b, s2 = s2 * a + b, s3 = s3 * a + b, s4 = s4 * a + b;  \
+      s5 = s5 * a + b, s6 = s6 * a + b, s7 = s7 * a + b, s8 = s8 * a + b, s9 = s9 * a + b;  \
+    }                                                                                       \
+    return (s0 + s1 + s2 + s3 + s4 + s5 + s6 + s7 + s8 + s9)[0];                            \
+  }
+#if defined(__x86_64__)
+FOVEA_FMA_LOOP(16, "avx512f")
+FOVEA_FMA_LOOP(8, "avx2,fma")
+#endif
+FOVEA_FMA_LOOP(4, "sse2")
+constexpr int64_t kSums = 10;
+
+/// fp32 GF/s of all threads together.
+double peak(Isa isa, int threads) {
+  constexpr int64_t kRounds = 20'000'000;
+  const auto loop = [](void* state, int64_t) {
+    volatile float kept = (*static_cast<float (**)(int64_t)>(state))(kRounds);
+    (void)kept;
+  };
+  float (*kernel)(int64_t) = fma_loop_4;
+  int64_t width = 4;
+#if defined(__x86_64__)
+  if (isa == Isa::avx2) kernel = fma_loop_8, width = 8;
+  if (isa == Isa::avx512) kernel = fma_loop_16, width = 16;
+#endif
+  double best = 0;
+  for (int i = 0; i < 4; ++i) {
+    const double time = seconds([&] { run_on_threads(nullptr, threads, loop, &kernel); });
+    best = std::max(best, 2e-9 * kSums * width * kRounds * threads / time);
+  }
+  return best;
+}
+
+/// Lists for 128-blocks, a share of them at random.
+struct Lists {
+  std::vector<int32_t> offsets, kv_index;
+  std::vector<int64_t> row_ptr;
+  int64_t maps, blocks;
+
+  Lists(int64_t len, double density) : maps(kHeads), blocks((len + kBlock - 1) / kBlock) {
+    std::mt19937 random(1);
+    std::vector<int32_t> all(blocks);
+    std::iota(all.begin(), all.end(), 0);
+    const auto kept = std::max<int64_t>(1, std::llround(density * static_cast<double>(blocks)));
+    for (int64_t map = 0; map < maps; ++map) {
+      for (int64_t i = 0; i <= blocks; ++i)
+        offsets.push_back(static_cast<int32_t>(std::min(i * kBlock, len)));
+      for (int64_t i = 0; i < blocks; ++i) {
+        row_ptr.push_back(static_cast<int64_t>(kv_index.size()));
+        std::vector<int32_t> row = all;
+        std::shuffle(row.begin(), row.end(), random);
+        std::sort(row.begin(), row.begin() + kept);
+        kv_index.insert(kv_index.end(), row.begin(), row.begin() + kept);
+      }
+      row_ptr.push_back(static_cast<int64_t>(kv_index.size()));
+    }
+  }
+  double density() const {
+    return static_cast<double>(kv_index.size()) / static_cast<double>(maps * blocks * blocks);
+  }
+  BlockLists view() const {
+    BlockLists lists;
+    lists.maps = maps, lists.num_q_blocks = lists.num_kv_blocks = blocks, lists.map_head_stride = 1;
+    lists.q_offsets = lists.kv_offsets = offsets.data();
+    lists.row_ptr = row_ptr.data(), lists.kv_index = kv_index.data();
+    lists.num_entries = static_cast<int64_t>(kv_index.size());
+    return lists;
+  }
+};
+
+HeadRows view(const at::Tensor& t, DType dtype) {
+  return {t.const_data_ptr(), dtype, t.stride(0), t.stride(1), t.stride(2)};
+}
+
+class Bench {
+ public:
+  Bench(int64_t len, at::ScalarType type, Isa isa)
+      : len_(len), dtype_(type == at::kFloat ? DType::f32 : DType::bf16), isa_(isa) {
+    at::manual_seed(1);
+    q = at::randn({1, kHeads, len, kDim}).to(type);
+    k = at::randn({1, kHeads, len, kDim}).to(type);
+    v = at::randn({1, kHeads, len, kDim}).to(type);
+    out = at::empty_like(q);
+  }
+
+  /// One call, its workspace included.
+  double ours(const Lists& lists) {
+    BlockSparseArgs args;
+    args.batch = 1, args.heads = args.kv_heads = kHeads, args.q_len = args.kv_len = len_;
+    args.dim = args.value_dim = kDim;
+    args.q = view(q, dtype_), args.k = view(k, dtype_), args.v = view(v, dtype_);
+    args.out = {out.data_ptr(), dtype_, out.stride(0), out.stride(1), out.stride(2)};
+    args.lists = lists.view();
+    args.sm_scale = 0.08838834764831845f;
+    return seconds([&] {
+      const Parallel parallel{run_on_threads, nullptr, at::get_num_threads()};
+      const int64_t bytes = attention_workspace_bytes(args, parallel.threads);
+      const at::Tensor memory = at::empty({bytes}, at::kByte);
+      const Status status = block_sparse_cpu(args, {memory.data_ptr(), bytes}, parallel, isa_);
+      TORCH_CHECK(status.ok(), status.message);
+    });
+  }
+  double theirs() {
+    return seconds([&] { reference = at::scaled_dot_product_attention(q, k, v); });
+  }
+  double flops(double density) const {
+    return 4.0 * density * static_cast<double>(kHeads * len_ * len_ * kDim);
+  }
+
+  at::Tensor q, k, v, out, reference;
+
+ private:
+  int64_t len_;
+  DType dtype_;
+  Isa isa_;
+};
+
+void run(int64_t len, at::ScalarType type, Isa isa, double machine) {
+  Bench bench(len, type, isa);
+  const int rounds = len > 8192 ? 3 : 7;
+  const Lists dense(len, 1);
+  double ours = 1e30, theirs = 1e30;
+  for (int i = 0; i < rounds; ++i) {
+    theirs = std::min(theirs, bench.theirs());
+    ours = std::min(ours, bench.ours(dense));
+  }
+  const double apart = ((bench.out - bench.reference).to(at::kDouble).norm() /
+                        bench.reference.to(at::kDouble).norm())
+                           .item<double>();
+  std::printf(
+      "%s, %ld tokens, %ld heads of %ld: SDPA %.1f GF/s, ours %.1f (%.2f x; %.3f of peak), "
+      "relative distance %.1e\n",
+      type == at::kFloat ? "fp32" : "bf16", len, kHeads, kDim, 1e-9 * bench.flops(1) / theirs,
+      1e-9 * bench.flops(1) / ours, theirs / ours, 1e-9 * bench.flops(1) / ours / machine, apart);
+  for (const double density : {0.5, 0.25, 0.1}) {
+    const Lists lists(len, density);
+    double time = 1e30, again = ours;
+    for (int i = 0; i < rounds + 2; ++i) {
+      time = std::min(time, bench.ours(lists));
+      if (i % 3 == 0) again = std::min(again, bench.ours(dense));
+    }
+    std::printf("  density %.3f: %.1f ms, %.3f of density x dense, %.2f x SDPA\n", lists.density(),
+                1e3 * time, time / (lists.density() * again), theirs / time);
+  }
+}
+
+}  // namespace
+}  // namespace fovea::kernels
+
+int main(int argc, char** argv) {
+  using namespace fovea::kernels;
+  const c10::InferenceMode guard;
+  Isa isa = best_isa();
+  bool long_too = false;
+  for (int i = 1; i < argc; ++i) {
+    const std::string word = argv[i];
+    if (word == "--long") long_too = true;
+    if (word == "--threads" && i + 1 < argc) at::set_num_threads(std::stoi(argv[i + 1]));
+    for (const Isa other : {Isa::baseline, Isa::avx2, Isa::avx512}) {
+      if (word == isa_name(other) && isa_available(other)) isa = other;
+    }
+  }
+  at::set_num_threads(at::get_num_threads());
+  const double machine = peak(isa, at::get_num_threads());
+  std::printf("LibTorch %s, ours %s, %d threads: %.1f GF/s of fp32 multiply-adds in registers\n",
+              at::get_cpu_capability().c_str(), isa_name(isa), at::get_num_threads(), machine);
+  run(4096, at::kFloat, isa, machine);
+  run(4096, at::kBFloat16, isa, machine);
+  if (long_too) run(13312, at::kFloat, isa, machine);
+  return 0;
+}

@@ -1,0 +1,345 @@
+// Block-sparse attention on the CPU against fp64, for each instruction set that is there.
+
+#include "kernels/attention/block_sparse.h"
+
+#include <thread>
+
+#include <gtest/gtest.h>
+
+#include "tests/kernels/attention/problem.h"
+
+namespace fovea::kernels {
+namespace {
+
+#if defined(__SANITIZE_ADDRESS__)
+constexpr bool kSlow = true;  // not optimized: the shorter lengths are enough
+#else
+constexpr bool kSlow = false;
+#endif
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+void run_on_threads(void*, int64_t count, Parallel::Task task, void* state) {
+  std::vector<std::thread> threads;
+  for (int64_t i = 1; i < count; ++i) threads.emplace_back(task, state, i);
+  task(state, 0);
+  for (std::thread& thread : threads) thread.join();
+}
+
+struct Output {
+  Tensor out;
+  std::vector<float> lse;
+};
+
+Output compute(const Problem& problem, Isa isa, int threads) {
+  const Shape& s = problem.shape();
+  Output output{Tensor(s, problem.heads(), s.q_len, s.value_dim),
+                std::vector<float>(s.batch * problem.heads() * s.q_len, kNaN)};
+  BlockSparseArgs args = problem.args();
+  args.out = {output.out.bytes.data() + output.out.offset * dtype_bytes(s.dtype), s.dtype,
+              output.out.batch_stride, output.out.head_stride, output.out.row_stride};
+  args.lse = output.lse.data();
+  const Parallel parallel{run_on_threads, nullptr, threads};
+  const int64_t bytes = attention_workspace_bytes(args, threads);
+  std::vector<float> memory(bytes / 4 + 32, kNaN);
+  const auto address = reinterpret_cast<uintptr_t>(memory.data());
+  float* aligned = memory.data() + (64 - address % 64) % 64 / 4;
+  const Status status = block_sparse_cpu(args, {aligned, bytes}, parallel, isa);
+  EXPECT_TRUE(status.ok()) << status.message;
+  // Nothing behind the workspace is written.
+  for (const float* at = aligned + bytes / 4; at < memory.data() + memory.size(); ++at)
+    EXPECT_TRUE(std::isnan(*at));
+  return output;
+}
+
+std::vector<Isa> isas() {
+  std::vector<Isa> all;
+  for (const Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512}) {
+    if (isa_available(isa)) all.push_back(isa);
+  }
+  return all;
+}
+
+/// Relative L2 distance of each head, the worst one; the caps are those of the project's contract.
+void expect_near(const Problem& problem, const Answer& answer, const Output& output) {
+  const Shape& s = problem.shape();
+  const double cap = s.dtype == DType::f32 ? 5e-6 : s.dtype == DType::f16 ? 2e-3 : 1.2e-2;
+  int64_t at = 0;
+  for (int64_t b = 0; b < s.batch; ++b) {
+    for (int64_t h = 0; h < problem.heads(); ++h) {
+      double error = 0, norm = 0;
+      for (int64_t row = 0; row < s.q_len; ++row) {
+        const int64_t index = (b * problem.heads() + h) * s.q_len + row;
+        const double lse = answer.lse[index];
+        if (lse == -kInfinity) {
+          ASSERT_EQ(output.lse[index], -kInfinity);
+        } else {
+          ASSERT_NEAR(output.lse[index], lse, 1e-5 + 2e-6 * std::abs(lse));
+        }
+        for (int64_t c = 0; c < s.value_dim; ++c, ++at) {
+          const double x = output.out.get(b, h, row, c), r = answer.out[at];
+          error += (x - r) * (x - r), norm += r * r;
+          if (lse == -kInfinity) {
+            ASSERT_EQ(x, 0);
+          }
+        }
+      }
+      ASSERT_LE(std::sqrt(error), cap * std::sqrt(norm)) << "batch " << b << " head " << h;
+    }
+  }
+}
+
+/// Also: one and three threads give equal bits, and room between rows is left alone.
+void expect_right(const Shape& shape, uint32_t seed) {
+  SCOPED_TRACE(testing::Message() << "q_len " << shape.q_len << " kv_len " << shape.kv_len
+                                  << " dim " << shape.dim << " value_dim " << shape.value_dim
+                                  << " dtype " << static_cast<int>(shape.dtype) << " seed "
+                                  << seed);
+  const Problem problem(shape, seed);
+  const Answer answer = problem.answer();
+  for (const Isa isa : isas()) {
+    SCOPED_TRACE(isa_name(isa));
+    const Output one = compute(problem, isa, 1), three = compute(problem, isa, 3);
+    expect_near(problem, answer, one);
+    ASSERT_EQ(one.out.bytes, three.out.bytes);
+    ASSERT_EQ(0, std::memcmp(one.lse.data(), three.lse.data(), one.lse.size() * 4));
+  }
+}
+
+struct Lengths {
+  int64_t q_len, kv_len;
+};
+const std::vector<Lengths>& lengths() {
+  static const std::vector<Lengths> all =
+      kSlow ? std::vector<Lengths>{{1, 1}, {17, 63}, {129, 33}}
+            : std::vector<Lengths>{{1, 1},     {3, 3},   {15, 15},   {17, 17},   {63, 63},
+                                   {64, 64},   {65, 65}, {127, 127}, {129, 129}, {255, 255},
+                                   {257, 257}, {1, 239}, {239, 1},   {113, 203}, {67, 1100}};
+  return all;
+}
+
+TEST(BlockSparse, DenseOfManyLengths) {
+  uint32_t seed = 1;
+  for (const Lengths l : lengths())
+    expect_right({.q_len = l.q_len, .kv_len = l.kv_len, .dim = 40, .value_dim = 40}, seed++);
+}
+
+TEST(BlockSparse, DenseOfManyDims) {
+  uint32_t seed = 100;
+  for (const int64_t dim : {1, 8, 21, 40, 64, 72, 111, 128, 160, 256}) {
+    expect_right({.q_len = 35, .kv_len = 77, .dim = dim, .value_dim = dim}, seed++);
+    expect_right({.q_len = 19, .kv_len = 50, .dim = dim, .value_dim = 257 - dim}, seed++);
+    expect_right({.q_len = 19, .kv_len = 50, .dim = dim, .value_dim = 7, .strided = true}, seed++);
+  }
+}
+
+TEST(BlockSparse, HeadsAndBatches) {
+  for (const int64_t group : {1, 3}) {
+    for (const bool strided : {false, true}) {
+      expect_right({.q_len = 66,
+                    .kv_len = 130,
+                    .dim = 24,
+                    .value_dim = 40,
+                    .batch = 2,
+                    .kv_heads = 2,
+                    .group = group,
+                    .orders = strided,
+                    .strided = strided},
+                   200 + static_cast<uint32_t>(group));
+    }
+  }
+}
+
+TEST(BlockSparse, EachOptionAlone) {
+  const Shape plain{.q_len = 150,
+                    .kv_len = 310,
+                    .dim = 21,
+                    .value_dim = 33,
+                    .batch = 2,
+                    .kv_heads = 1,
+                    .group = 2,
+                    .blocks = true};
+  const auto with = [&](auto change) {
+    Shape shape = plain;
+    change(shape);
+    for (uint32_t seed = 0; seed < 3; ++seed) expect_right(shape, 300 + seed);
+  };
+  with([](Shape&) {});
+  with([](Shape& s) { s.orders = true; });
+  with([](Shape& s) { s.map_per_head = true; });
+  with([](Shape& s) { s.block_len = true; });
+  with([](Shape& s) { s.bits = true; });
+  with([](Shape& s) { s.key_bias = true; });
+  with([](Shape& s) { s.bias = true; });
+  with([](Shape& s) { s.blocks = false, s.bits = true; });
+}
+
+TEST(BlockSparse, EverythingAtOnce) {
+  uint32_t seed = 400;
+  for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+    for (const Lengths l : lengths()) {
+      expect_right({.q_len = l.q_len,
+                    .kv_len = l.kv_len,
+                    .dim = 21,
+                    .value_dim = 72,
+                    .batch = 2,
+                    .kv_heads = 1,
+                    .group = 3,
+                    .dtype = dtype,
+                    .orders = true,
+                    .blocks = true,
+                    .map_per_head = true,
+                    .block_len = true,
+                    .bits = true,
+                    .key_bias = true,
+                    .bias = true,
+                    .strided = true,
+                    .q_scale = 3},
+                   seed++);
+    }
+  }
+}
+
+/// NaN in every row of k and v that no list names stays out.
+TEST(BlockSparse, UnlistedKeysAreNeverUsed) {
+  const Shape shape{.q_len = 90,
+                    .kv_len = 400,
+                    .dim = 24,
+                    .value_dim = 24,
+                    .kv_heads = 2,
+                    .orders = true,
+                    .blocks = true,
+                    .block_len = true,
+                    .bits = true};
+  for (uint32_t seed = 500; seed < 505; ++seed) {
+    Problem problem(shape, seed);
+    const Answer answer = problem.answer();
+    for (int64_t h = 0; h < shape.kv_heads; ++h) {
+      std::vector<bool> named(shape.kv_len, false);
+      const int32_t* order = problem.kv_order.data() + h * shape.kv_len;
+      for (const int32_t block : problem.kv_index) {
+        for (int64_t i = 0; i < problem.kv_block_len[block]; ++i)
+          named[order[problem.kv_offsets[block] + i]] = true;
+      }
+      for (int64_t key = 0; key < shape.kv_len; ++key) {
+        for (int64_t c = 0; !named[key] && c < 24; ++c) {
+          problem.k.set(0, h, key, c, kNaN);
+          problem.v.set(0, h, key, c, kNaN);
+        }
+      }
+    }
+    for (const Isa isa : isas()) expect_near(problem, answer, compute(problem, isa, 1));
+  }
+}
+
+TEST(BlockSparse, SpecialValues) {
+  const Shape shape{.q_len = 40, .kv_len = 70, .dim = 16, .value_dim = 16};
+  Problem problem(shape, 600);
+  problem.q.set(0, 0, 7, 3, kNaN);
+  // Row 9 has logits of 2^14 and more: one key takes everything.
+  for (int64_t c = 0; c < 16; ++c) problem.q.set(0, 0, 9, c, 65536);
+  for (const Isa isa : isas()) {
+    const Output output = compute(problem, isa, 1);
+    for (int64_t row = 0; row < shape.q_len; ++row) {
+      EXPECT_EQ(std::isnan(output.lse[row]), row == 7);
+      for (int64_t c = 0; c < 16; ++c)
+        EXPECT_EQ(std::isnan(output.out.get(0, 0, row, c)), row == 7) << row;
+    }
+    // Infinite keys: no crash, and rows stay rows.
+    Problem infinite = problem;
+    infinite.k.set(0, 0, 5, 0, std::numeric_limits<float>::infinity());
+    compute(infinite, isa, 1);
+  }
+}
+
+/// Averages of ones are ones, and doubling V doubles the output, exactly.
+TEST(BlockSparse, UniformAndDoubled) {
+  const Shape shape{.q_len = 50, .kv_len = 700, .dim = 32, .value_dim = 32};
+  Problem ones(shape, 700), plain(shape, 701);
+  std::fill(ones.q.bytes.begin(), ones.q.bytes.end(), 0);
+  for (int64_t key = 0; key < shape.kv_len; ++key) {
+    for (int64_t c = 0; c < 32; ++c) ones.v.set(0, 0, key, c, 1);
+  }
+  Problem doubled = plain;
+  for (int64_t key = 0; key < shape.kv_len; ++key) {
+    for (int64_t c = 0; c < 32; ++c) doubled.v.set(0, 0, key, c, 2 * plain.v.get(0, 0, key, c));
+  }
+  for (const Isa isa : isas()) {
+    const Output one = compute(ones, isa, 1), x = compute(plain, isa, 1),
+                 y = compute(doubled, isa, 1);
+    for (int64_t row = 0; row < shape.q_len; ++row) {
+      for (int64_t c = 0; c < 32; ++c) {
+        ASSERT_NEAR(one.out.get(0, 0, row, c), 1, 1.2e-7);
+        ASSERT_EQ(2 * x.out.get(0, 0, row, c), y.out.get(0, 0, row, c));
+      }
+    }
+  }
+}
+
+TEST(BlockSparse, NothingToDo) {
+  for (const Shape& shape : {Shape{.q_len = 0, .kv_len = 5}, Shape{.q_len = 4, .kv_len = 0},
+                             Shape{.q_len = 4, .kv_len = 5, .batch = 0}}) {
+    expect_right(shape, 800);
+  }
+}
+
+TEST(BlockSparse, ChecksEveryIndex) {
+  const Shape shape{.q_len = 100,
+                    .kv_len = 200,
+                    .kv_heads = 2,
+                    .orders = true,
+                    .blocks = true,
+                    .block_len = true,
+                    .bits = true};
+  const Problem good(shape, 900);
+  std::vector<unsigned char> out(100 * 2 * 8 * 4);
+  const auto code = [&](const Problem& problem, auto change) {
+    BlockSparseArgs args = problem.args();
+    args.out = {out.data(), DType::f32, 0, 800, 8};
+    change(args);
+    return check(args).code;
+  };
+  const auto same = [](BlockSparseArgs&) {};
+  ASSERT_EQ(code(good, same), StatusCode::ok);
+  const auto broken = [&](auto change) {
+    Problem problem = good;
+    change(problem);
+    return code(problem, same) == StatusCode::invalid;
+  };
+  EXPECT_TRUE(broken([](Problem& p) { p.q_order[150] = 100; }));
+  EXPECT_TRUE(broken([](Problem& p) { p.kv_order[399] = -1; }));
+  EXPECT_TRUE(broken([](Problem& p) { p.q_offsets.back() = 99; }));
+  EXPECT_TRUE(broken([](Problem& p) { p.kv_offsets.back() = 201; }));
+  EXPECT_TRUE(broken([](Problem& p) { p.kv_offsets[1] = -1; }));
+  EXPECT_TRUE(broken([](Problem& p) { p.kv_index[0] = static_cast<int32_t>(p.num_kv_blocks); }));
+  EXPECT_TRUE(broken([](Problem& p) { p.kv_index[0] = -1; }));
+  EXPECT_TRUE(broken([](Problem& p) { p.row_ptr.back() += 1; }));
+  EXPECT_TRUE(broken([](Problem& p) { p.row_ptr[0] = -1; }));
+  EXPECT_TRUE(broken([](Problem& p) { p.kv_block_len[2] = 500; }));
+  EXPECT_TRUE(
+      broken([](Problem& p) { std::fill(p.bits_offset.begin(), p.bits_offset.end(), -2); }));
+  EXPECT_TRUE(broken([](Problem& p) { p.bits.clear(); }));
+  const auto refused = [&](auto change) { return code(good, change) == StatusCode::invalid; };
+  EXPECT_TRUE(refused([](BlockSparseArgs& a) { a.heads = 3; }));
+  EXPECT_TRUE(refused([](BlockSparseArgs& a) { a.q.data = nullptr; }));
+  EXPECT_TRUE(refused([](BlockSparseArgs& a) { a.dim = 0; }));
+  EXPECT_TRUE(refused([](BlockSparseArgs& a) { a.k.dtype = DType::f16; }));
+  EXPECT_TRUE(refused([](BlockSparseArgs& a) { a.lists.map_head_stride = 1; }));
+  EXPECT_TRUE(refused([](BlockSparseArgs& a) { a.lists.row_ptr = nullptr; }));
+  EXPECT_EQ(code(good, [](BlockSparseArgs& a) { a.dim = 257; }), StatusCode::unsupported);
+}
+
+TEST(BlockSparse, RefusesABadWorkspace) {
+  const Problem problem({.q_len = 20, .kv_len = 20}, 950);
+  BlockSparseArgs args = problem.args();
+  std::vector<float> out(20 * 8);
+  args.out = {out.data(), DType::f32, 0, 0, 8};
+  alignas(64) static unsigned char small[128];
+  EXPECT_EQ(block_sparse_cpu(args, {}, {}, best_isa()).code, StatusCode::invalid);
+  EXPECT_EQ(block_sparse_cpu(args, {small, 64}, {}, best_isa()).code, StatusCode::invalid);
+  EXPECT_EQ(block_sparse_cpu(args, {small + 1, int64_t{1} << 40}, {}, best_isa()).code,
+            StatusCode::invalid);
+}
+
+}  // namespace
+}  // namespace fovea::kernels
