@@ -33,19 +33,24 @@ void check_shapes(const AttentionCall& call) {
 Attention::Attention(const std::string& planner, const Json& options)
     : planner_(make_planner(planner, options)), executors_(make_executors()) {}
 
-const AttentionPlan& Attention::plan_of(const AttentionCall& call) {
+Attention::Planned& Attention::plan_of(const AttentionCall& call) {
   const bool planned = planner_->plans(call.role);
-  const std::string key = planned ? planner_->cache_key(call) : "dense";
-  if (const auto found = plans_.find(key); !key.empty() && found != plans_.end()) {
-    return found->second;
+  std::string key = planned ? planner_->cache_key(call) : "dense";
+  if (!key.empty()) {
+    // What executors make of a plan depends on these too.
+    key += fovea::str("; ", call.q.scalar_type(), " ", call.q.sizes(), " ", call.k.sizes());
+    if (const auto found = plans_.find(key); found != plans_.end()) return found->second;
   }
-  AttentionPlan plan = planned ? planner_->plan(call) : AttentionPlan::dense("dense");
-  return key.empty() ? last_ = std::move(plan) : plans_[key] = std::move(plan);
+  Planned made;
+  made.plan = planned ? planner_->plan(call) : AttentionPlan::dense("dense");
+  made.is_kept = !key.empty();
+  return made.is_kept ? plans_[key] = std::move(made) : last_ = std::move(made);
 }
 
 at::Tensor Attention::run(const AttentionCall& call) {
   check_shapes(call);
-  const AttentionPlan& plan = plan_of(call);
+  Planned& planned = plan_of(call);
+  const AttentionPlan& plan = planned.plan;
   validate(plan, call);
   std::string reasons;
   for (const auto& executor : executors_) {
@@ -54,7 +59,11 @@ at::Tensor Attention::run(const AttentionCall& call) {
       continue;
     }
     ++counts_[str(role_name(call.role), ": ", plan.planner, " on ", executor->name())];
-    return executor->run(plan, call).out;
+    if (planned.is_kept && planned.lowered_by != executor.get()) {
+      planned.lowered = executor->lower(plan, call);
+      planned.lowered_by = executor.get();
+    }
+    return executor->run(plan, call, planned.lowered.get()).out;
   }
   throw Error(ErrorCode::device, "attention",
               str("no executor runs the plan of ", plan.planner, ":", reasons));

@@ -29,11 +29,18 @@ class Attention {
   const std::map<std::string, int64_t>& counts() const { return counts_; }
 
  private:
-  const AttentionPlan& plan_of(const AttentionCall& call);
+  // A plan, and what the executor that runs it made of it.
+  struct Planned {
+    AttentionPlan plan;
+    std::shared_ptr<const LoweredPlan> lowered;
+    const Executor* lowered_by = nullptr;
+    bool is_kept = false;
+  };
+  Planned& plan_of(const AttentionCall& call);
 
   std::unique_ptr<Planner> planner_;
-  std::map<std::string, AttentionPlan> plans_;  // by cache key
-  AttentionPlan last_;                          // of a call without one
+  std::map<std::string, Planned> plans_;  // by cache key
+  Planned last_;                          // of a call without one
   std::vector<std::unique_ptr<Executor>> executors_;
   std::map<std::string, int64_t> counts_;
 };

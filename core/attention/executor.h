@@ -18,6 +18,11 @@ struct AttentionResult {
   at::Tensor lse;
 };
 
+/// A plan as an executor wants it: its lists, its orders. Another executor cannot read it.
+struct LoweredPlan {
+  virtual ~LoweredPlan() = default;
+};
+
 /// Computes plans on a family of devices.
 class Executor {
  public:
@@ -26,8 +31,16 @@ class Executor {
   /// Why this executor cannot run the plan, or nothing when it can.
   virtual std::optional<std::string> why_not(const AttentionPlan& plan,
                                              const AttentionCall& call) const = 0;
-  /// The plan has been validated.
-  virtual AttentionResult run(const AttentionPlan& plan, const AttentionCall& call) = 0;
+  /// What of a plan can be made ready once for all calls that share it: with these layouts, heads
+  /// and batch. Null where there is nothing to make.
+  virtual std::shared_ptr<const LoweredPlan> lower(const AttentionPlan&,
+                                                   const AttentionCall&) const {
+    return nullptr;
+  }
+  /// The plan has been validated, and `why_not` had no reason; `lowered` is what `lower` gave for
+  /// it, or null: then it is made for this call.
+  virtual AttentionResult run(const AttentionPlan& plan, const AttentionCall& call,
+                              const LoweredPlan* lowered) = 0;
 };
 
 /// All executors in order of preference; the first without a `why_not` runs.

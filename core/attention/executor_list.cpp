@@ -1,4 +1,5 @@
 #include "core/attention/executor.h"
+#include "core/attention/executors/cpu.h"
 #include "core/attention/executors/reference.h"
 #include "core/attention/executors/sdpa.h"
 
@@ -6,6 +7,7 @@ namespace fovea {
 
 std::vector<std::unique_ptr<Executor>> make_executors() {
   std::vector<std::unique_ptr<Executor>> executors;
+  executors.push_back(std::make_unique<CpuExecutor>());
   executors.push_back(std::make_unique<SdpaExecutor>());
   executors.push_back(std::make_unique<ReferenceExecutor>());
   return executors;

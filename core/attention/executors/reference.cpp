@@ -282,7 +282,8 @@ std::optional<std::string> ReferenceExecutor::why_not(const AttentionPlan&,
   return std::nullopt;
 }
 
-AttentionResult ReferenceExecutor::run(const AttentionPlan& plan, const AttentionCall& call) {
+AttentionResult ReferenceExecutor::run(const AttentionPlan& plan, const AttentionCall& call,
+                                       const LoweredPlan*) {
   const Problem problem(plan, call);
   std::vector<Partial> groups(plan.num_groups());
   for (const Branch& branch : plan.branches) {

@@ -11,7 +11,8 @@ class ReferenceExecutor : public Executor {
   std::string name() const override { return "reference"; }
   std::optional<std::string> why_not(const AttentionPlan& plan,
                                      const AttentionCall& call) const override;
-  AttentionResult run(const AttentionPlan& plan, const AttentionCall& call) override;
+  AttentionResult run(const AttentionPlan& plan, const AttentionCall& call,
+                      const LoweredPlan* lowered = nullptr) override;
 };
 
 /// bool, broadcasts to [batch, heads, q_len, kv_len]: the pairs of tokens, by row, that a softmax

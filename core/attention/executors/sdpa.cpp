@@ -45,7 +45,8 @@ std::optional<std::string> SdpaExecutor::why_not(const AttentionPlan& plan,
   return std::nullopt;
 }
 
-AttentionResult SdpaExecutor::run(const AttentionPlan&, const AttentionCall& call) {
+AttentionResult SdpaExecutor::run(const AttentionPlan&, const AttentionCall& call,
+                                  const LoweredPlan*) {
   if (call.kv_layout.seq_len() == 0) {
     return {at::zeros({call.q.size(0), call.q.size(1), call.q.size(2), call.v.size(3)},
                       call.q.options()),

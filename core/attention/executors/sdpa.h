@@ -10,7 +10,8 @@ class SdpaExecutor : public Executor {
   std::string name() const override { return "sdpa"; }
   std::optional<std::string> why_not(const AttentionPlan& plan,
                                      const AttentionCall& call) const override;
-  AttentionResult run(const AttentionPlan& plan, const AttentionCall& call) override;
+  AttentionResult run(const AttentionPlan& plan, const AttentionCall& call,
+                      const LoweredPlan* lowered = nullptr) override;
 };
 
 }  // namespace fovea

@@ -1,0 +1,208 @@
+#include "core/attention/executors/cpu.h"
+
+#include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
+#include <gtest/gtest.h>
+
+#include "core/attention/attention.h"
+#include "core/attention/executors/reference.h"
+#include "core/check.h"
+#include "tests/support/golden.h"
+
+// The CPU's executor against the reference in fp64 on the same rounded inputs.
+
+namespace fovea {
+namespace {
+
+using test::relative_error;
+
+struct Case {
+  TokenLayout layout;
+  int64_t batch = 2, heads = 4, kv_heads = 2, dim = 40;
+  at::ScalarType dtype = at::kFloat;
+  double bound = 2e-6;
+};
+
+AttentionCall make_call(const Case& c) {
+  const int64_t length = c.layout.seq_len();
+  AttentionCall call;
+  call.q_layout = call.kv_layout = c.layout;
+  const auto draw = [&](int64_t heads) {
+    // As projections give it: tokens before heads.
+    return at::randn({c.batch, length, heads, c.dim}).to(c.dtype).transpose(1, 2);
+  };
+  call.q = draw(c.heads);
+  call.k = draw(c.kv_heads);
+  call.v = draw(c.kv_heads);
+  return call;
+}
+
+AttentionCall widened(AttentionCall call) {
+  for (at::Tensor* x : {&call.q, &call.k, &call.v, &call.bias}) {
+    if (x->defined()) *x = x->to(at::kDouble);
+  }
+  return call;
+}
+
+void expect_reference(const AttentionPlan& plan, const AttentionCall& call, double bound) {
+  validate(plan, call);
+  CpuExecutor cpu;
+  ASSERT_EQ(cpu.why_not(plan, call), std::nullopt);
+  const AttentionResult got = cpu.run(plan, call, nullptr);
+  const AttentionResult expected = ReferenceExecutor().run(plan, widened(call));
+  EXPECT_EQ(got.out.scalar_type(), call.q.scalar_type());
+  EXPECT_LE(relative_error(got.out, expected.out), bound) << plan.describe();
+  EXPECT_TRUE(at::allclose(got.lse, expected.lse.to(at::kFloat), 1e-5, 1e-5)) << plan.describe();
+}
+
+Selection& selection_of(AttentionPlan& plan) {
+  return std::get<SoftmaxBranch>(plan.branches[0].kind).selection;
+}
+
+TokenLayout video_and_text() {
+  TokenLayout layout = TokenLayout::grid(3, 7, 9);
+  return layout.append(TokenLayout::text(30, at::tensor({11, 30}, at::kLong)));
+}
+
+// Uniform blocks, classes per item and head, text with padding.
+TEST(CpuExecutor, TakesTheBlocksOfAClassMap) {
+  at::manual_seed(1);
+  for (const auto& [dtype, bound] :
+       {std::pair{at::kFloat, 2e-6}, {at::kBFloat16, 4e-3}, {at::kHalf, 6e-4}}) {
+    const Case c{.layout = video_and_text(), .dtype = dtype};
+    AttentionCall call = make_call(c);
+    for (const auto& [batch, heads] : {std::pair<int64_t, int64_t>{1, 1}, {1, 4}, {2, 1}, {2, 4}}) {
+      AttentionPlan plan = AttentionPlan::dense("blocks");
+      Selection& selection = selection_of(plan);
+      selection.q_blocks = BlockAxis::uniform(c.layout, 32);
+      selection.kv_blocks = BlockAxis::uniform(c.layout, 20);
+      selection.classes = at::randint(2, {batch, heads, selection.q_blocks.num_blocks(),
+                                          selection.kv_blocks.num_blocks()})
+                              .to(at::kByte);
+      expect_reference(plan, call, bound);
+    }
+  }
+}
+
+TEST(CpuExecutor, FollowsOrdersAndVariableBlocks) {
+  at::manual_seed(2);
+  const Case c{.layout = TokenLayout::grid(2, 9, 11)};
+  const AttentionCall call = make_call(c);
+  const int64_t length = c.layout.seq_len();
+  AttentionPlan plan = AttentionPlan::dense("clusters");
+  const auto shuffled = [&](int64_t heads) {
+    return TokenOrder::index(std::get<1>(at::rand({2, heads, length}).sort(2)).to(at::kInt));
+  };
+  plan.q_order = shuffled(4);
+  plan.kv_order = shuffled(2);
+  Selection& selection = selection_of(plan);
+  const auto blocks = [&](int64_t heads, int64_t count) {
+    at::Tensor ends = std::get<0>(at::randint(length, {2, heads, count - 1}).sort(2));
+    ends = at::cat({at::zeros({2, heads, 1}), ends, at::full({2, heads, 1}, length)}, 2);
+    return BlockAxis::from_offsets(ends.to(at::kInt), length);
+  };
+  selection.q_blocks = blocks(4, 6);
+  selection.kv_blocks = blocks(2, 9);
+  selection.classes = at::randint(2, {2, 4, 6, 9}).to(at::kByte);
+  expect_reference(plan, call, 2e-6);
+
+  plan.q_order = TokenOrder::axes({{2, 0, 1}, {0, 1, 2}, {1, 2, 0}, {2, 1, 0}});
+  plan.kv_order = TokenOrder::tiles({1, 4, 4});
+  expect_reference(plan, call, 2e-6);
+}
+
+TEST(CpuExecutor, CutsBlocksByPredicates) {
+  at::manual_seed(3);
+  const Case c{.layout = video_and_text()};
+  AttentionCall call = make_call(c);
+  const int64_t length = c.layout.seq_len();
+  WindowPredicate window;
+  window.axes[1] = {.size = 3, .stride = 2};
+  window.axes[2] = {.size = 4, .dilation = 2};
+  const at::Tensor stored = at::rand({2, 4, length, length}).lt(0.3);
+  for (const std::vector<Predicate>& predicates :
+       std::vector<std::vector<Predicate>>{{window},
+                                           {DiscPredicate{2.5}},
+                                           {BandPredicate{40}, CausalPredicate{}},
+                                           {CausalPredicate{.in_order = true}},
+                                           {StoredPredicate{stored}, window}}) {
+    for (const bool tiled : {false, true}) {
+      AttentionPlan plan = AttentionPlan::dense("predicates");
+      selection_of(plan).predicates = predicates;
+      if (tiled) plan.q_order = plan.kv_order = TokenOrder::tiles({1, 4, 4});
+      expect_reference(plan, call, 2e-6);
+      Selection& selection = selection_of(plan);
+      selection.q_blocks = selection.kv_blocks = BlockAxis::uniform(c.layout, 48);
+      const int64_t blocks = selection.q_blocks.num_blocks();
+      selection.classes = at::randint(2, {1, 1, blocks, blocks}).to(at::kByte);
+      expect_reference(plan, call, 2e-6);
+    }
+  }
+}
+
+TEST(CpuExecutor, AddsABias) {
+  at::manual_seed(4);
+  const Case c{.layout = TokenLayout::grid(1, 9, 9)};
+  AttentionCall call = make_call(c);
+  AttentionPlan plan = AttentionPlan::dense("bias");
+  selection_of(plan).predicates = {BandPredicate{30}};
+  for (const std::vector<int64_t>& shape : std::vector<std::vector<int64_t>>{
+           {1, 1, 81, 81}, {2, 4, 81, 81}, {2, 1, 1, 81}, {1, 4, 81, 1}}) {
+    call.bias = at::randn(shape);
+    expect_reference(plan, call, 2e-6);
+  }
+}
+
+TEST(CpuExecutor, PaddingMayHoldAnything) {
+  at::manual_seed(5);
+  const Case c{.layout = video_and_text()};
+  AttentionCall call = make_call(c);
+  AttentionPlan plan = AttentionPlan::dense("padding");
+  selection_of(plan).predicates = {BandPredicate{50}};
+  CpuExecutor cpu;
+  const at::Tensor before = cpu.run(plan, call, nullptr).out.clone();
+  for (at::Tensor* x : {&call.k, &call.v}) {
+    (*x)[0].slice(1, 200).fill_(std::numeric_limits<float>::quiet_NaN());
+  }
+  EXPECT_TRUE(cpu.run(plan, call, nullptr).out.equal(before));
+}
+
+TEST(CpuExecutor, SaysWhatItDoesNotTake) {
+  const Case c{.layout = TokenLayout::extra(8)};
+  AttentionCall call = make_call(c);
+  CpuExecutor cpu;
+  const auto reason = [&](const AttentionPlan& plan) { return cpu.why_not(plan, call).value(); };
+  AttentionPlan plan = AttentionPlan::dense("plan");
+  EXPECT_NE(reason(plan).find("dense"), std::string::npos);
+  selection_of(plan).predicates = {BandPredicate{1}};
+  EXPECT_EQ(cpu.why_not(plan, call), std::nullopt);
+  AttentionPlan linear = plan;
+  linear.branches.push_back({LinearBranch{}, 1});
+  EXPECT_NE(reason(linear).find("one softmax"), std::string::npos);
+  AttentionPlan weighted = plan;
+  weighted.group_weights = {at::ones({1})};
+  EXPECT_NE(reason(weighted).find("weights"), std::string::npos);
+  call.q.requires_grad_();
+  EXPECT_NE(reason(plan).find("gradients"), std::string::npos);
+  call.q = call.q.detach().to(at::kDouble);
+  EXPECT_NE(reason(plan).find("fp32"), std::string::npos);
+}
+
+// Kept lists serve calls of one shape, with the padding of each.
+TEST(CpuExecutor, KeptListsTakeEachCallsPadding) {
+  at::manual_seed(6);
+  Attention attention("window", {{"tile", {1, 4, 4}}, {"window", {1, 1, 1}}});
+  for (const int64_t valid : {1, 17, 30}) {
+    TokenLayout layout = TokenLayout::grid(2, 8, 8);
+    layout.append(TokenLayout::text(30, at::tensor({valid, int64_t{9}}, at::kLong)));
+    const AttentionCall call = make_call({.layout = layout});
+    const AttentionPlan plan =
+        make_planner("window", {{"tile", {1, 4, 4}}, {"window", {1, 1, 1}}})->plan(call);
+    EXPECT_LE(relative_error(attention.run(call), ReferenceExecutor().run(plan, widened(call)).out),
+              2e-6);
+  }
+  EXPECT_EQ(attention.counts().at("self: window on cpu"), 3);
+}
+
+}  // namespace
+}  // namespace fovea
