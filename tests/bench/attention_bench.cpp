@@ -205,6 +205,7 @@ void run(int64_t len, at::ScalarType type, Isa isa, double machine) {
 int main(int argc, char** argv) {
   using namespace fovea::kernels;
   const c10::InferenceMode guard;
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
   Isa isa = best_isa();
   bool long_too = false;
   for (int i = 1; i < argc; ++i) {
