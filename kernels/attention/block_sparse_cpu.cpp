@@ -106,6 +106,7 @@ void add_values(const Tile& tile, const Step& step) {
     for (int64_t p = 0; p < panels; p += kGroupUnits) {
       Panels v;
       v.count = std::min<int64_t>(kGroupUnits, panels - p);
+      if (kGroupUnits == 1) v.columns = std::min(kUnit, args.value_dim - p * kUnit);
       for (int64_t u = 0; u < v.count; ++u)
         v.panel[u] = tile.values + (p + u) * kUnit * args.kv_len;
       multiply_tile<kLogitStride, kRowStride>(tile.rows, m.logits, v, {chunk, count},

@@ -24,7 +24,7 @@ constexpr int kMaxRows = 6, kGroupUnits = 4, kGroupParts = 1;
 constexpr int64_t kChunkKeys = 128;  // of V at a time: 4 panels of it stay in the first-level cache
 #elif FOVEA_VECTOR_FLOATS == 8
 constexpr int kMaxRows = 6, kGroupUnits = 1, kGroupParts = 2;
-constexpr int64_t kChunkKeys = 256;
+constexpr int64_t kChunkKeys = 512;
 #else
 constexpr int kMaxRows = 4, kGroupUnits = 1, kGroupParts = 2;
 constexpr int64_t kChunkKeys = 256;
@@ -47,25 +47,26 @@ struct Runs {
 struct Panels {
   const float* panel[kGroupUnits];
   int64_t count;
+  int64_t columns = kUnit;  ///< wanted of the last panel
 };
 
-/// C = A B (rescale null) or C = C * rescale + A B, for kRows rows, kUnits panels and kGroupParts
+/// C = A B (rescale null) or C = C * rescale + A B, for kRows rows, kUnits panels and kVectors
 /// vectors of each; panel u is columns u * 16 and on of C.
-template <int kRows, int kUnits, int64_t kStrideA, int64_t kStrideC>
+template <int kRows, int kUnits, int kVectors, int64_t kStrideA, int64_t kStrideC>
 [[gnu::noinline]] void multiply(const float* a, const Panels& b, Runs runs, float* c,
                                 const float* rescale) {
-  Float sum[kRows][kUnits][kGroupParts] = {};
+  Float sum[kRows][kUnits][kVectors] = {};
   for (int64_t i = 0; i < runs.count; ++i) {
     const Run& run = runs.data[i];
     const float* left = a + run.column;
     const float* panel[kUnits];
     for (int u = 0; u < kUnits; ++u) panel[u] = b.panel[u] + run.row * kUnit;
     for (int64_t k = 0; k < run.count; ++k) {
-      Float right[kUnits][kGroupParts];
+      Float right[kUnits][kVectors];
 #pragma GCC unroll 4
       for (int u = 0; u < kUnits; ++u) {
 #pragma GCC unroll 4
-        for (int p = 0; p < kGroupParts; ++p)
+        for (int p = 0; p < kVectors; ++p)
           std::memcpy(&right[u][p], panel[u] + k * kUnit + p * kWidth, sizeof(Float));
       }
 #pragma GCC unroll 8
@@ -74,7 +75,7 @@ template <int kRows, int kUnits, int64_t kStrideA, int64_t kStrideC>
 #pragma GCC unroll 4
         for (int u = 0; u < kUnits; ++u) {
 #pragma GCC unroll 4
-          for (int p = 0; p < kGroupParts; ++p) sum[r][u][p] += factor * right[u][p];
+          for (int p = 0; p < kVectors; ++p) sum[r][u][p] += factor * right[u][p];
         }
       }
     }
@@ -84,7 +85,7 @@ template <int kRows, int kUnits, int64_t kStrideA, int64_t kStrideC>
 #pragma GCC unroll 4
     for (int u = 0; u < kUnits; ++u) {
 #pragma GCC unroll 4
-      for (int p = 0; p < kGroupParts; ++p) {
+      for (int p = 0; p < kVectors; ++p) {
         float* at = c + r * kStrideC + u * kUnit + p * kWidth;
         Float value = sum[r][u][p];
         if (rescale) {
@@ -99,17 +100,33 @@ template <int kRows, int kUnits, int64_t kStrideA, int64_t kStrideC>
 }
 
 /// multiply() for 1 .. kMaxRows rows.
-template <int kUnits, int64_t kStrideA, int64_t kStrideC, int kRows = kMaxRows>
+template <int kUnits, int kVectors, int64_t kStrideA, int64_t kStrideC, int kRows = kMaxRows>
 inline void multiply_rows(int64_t rows, const float* a, const Panels& b, Runs runs, float* c,
                           const float* rescale) {
   if constexpr (kRows > 1) {
     if (rows < kRows)
-      return multiply_rows<kUnits, kStrideA, kStrideC, kRows - 1>(rows, a, b, runs, c, rescale);
+      return multiply_rows<kUnits, kVectors, kStrideA, kStrideC, kRows - 1>(rows, a, b, runs, c,
+                                                                            rescale);
   }
-  multiply<kRows, kUnits, kStrideA, kStrideC>(a, b, runs, c, rescale);
+  multiply<kRows, kUnits, kVectors, kStrideA, kStrideC>(a, b, runs, c, rescale);
 }
 
-/// multiply() for all rows of a tile and 1 .. kGroupUnits panels; rows are split evenly.
+/// multiply() for all rows of a tile, split evenly among the calls.
+template <int kUnits, int kVectors, int64_t kStrideA, int64_t kStrideC>
+inline void multiply_all(int64_t rows, const float* a, const Panels& b, Runs runs, float* c,
+                         const float* rescale) {
+  const int64_t groups = (rows + kMaxRows - 1) / kMaxRows;
+  int64_t row = 0;
+  for (int64_t g = 0; g < groups; ++g) {
+    const int64_t end = rows * (g + 1) / groups;
+    multiply_rows<kUnits, kVectors, kStrideA, kStrideC>(end - row, a + row * kStrideA, b, runs,
+                                                        c + row * kStrideC,
+                                                        rescale ? rescale + row : nullptr);
+    row = end;
+  }
+}
+
+/// multiply_all() for 1 .. kGroupUnits panels, as many vectors of them as hold wanted columns.
 template <int64_t kStrideA, int64_t kStrideC, int kUnits = kGroupUnits>
 inline void multiply_tile(int64_t rows, const float* a, const Panels& b, Runs runs, float* c,
                           const float* rescale) {
@@ -117,17 +134,14 @@ inline void multiply_tile(int64_t rows, const float* a, const Panels& b, Runs ru
     if (b.count < kUnits)
       return multiply_tile<kStrideA, kStrideC, kUnits - 1>(rows, a, b, runs, c, rescale);
   }
-  const int64_t groups = (rows + kMaxRows - 1) / kMaxRows;
-  for (int part = 0; part < kParts; part += kGroupParts) {
+  for (int part = 0; part * kWidth < b.columns; part += kGroupParts) {
     Panels panels = b;
     for (int u = 0; u < kUnits; ++u) panels.panel[u] += part * kWidth;
-    int64_t row = 0;
-    for (int64_t g = 0; g < groups; ++g) {
-      const int64_t end = rows * (g + 1) / groups;
-      multiply_rows<kUnits, kStrideA, kStrideC>(end - row, a + row * kStrideA, panels, runs,
-                                                c + row * kStrideC + part * kWidth,
-                                                rescale ? rescale + row : nullptr);
-      row = end;
+    float* to = c + part * kWidth;
+    if (kGroupParts > 1 && b.columns <= (part + 1) * kWidth) {
+      multiply_all<kUnits, 1, kStrideA, kStrideC>(rows, a, panels, runs, to, rescale);
+    } else {
+      multiply_all<kUnits, kGroupParts, kStrideA, kStrideC>(rows, a, panels, runs, to, rescale);
     }
   }
 }

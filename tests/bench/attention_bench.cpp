@@ -79,7 +79,7 @@ double peak(Isa isa, int threads) {
   if (isa == Isa::avx512) kernel = fma_loop_16, width = 16;
 #endif
   double best = 0;
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < 20; ++i) {
     const double time = seconds([&] { run_on_threads(nullptr, threads, loop, &kernel); });
     best = std::max(best, 2e-9 * kSums * width * kRounds * threads / time);
   }
@@ -205,6 +205,7 @@ void run(int64_t len, at::ScalarType type, Isa isa, double machine) {
 int main(int argc, char** argv) {
   using namespace fovea::kernels;
   const c10::InferenceMode guard;
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
   Isa isa = best_isa();
   bool long_too = false;
   for (int i = 1; i < argc; ++i) {

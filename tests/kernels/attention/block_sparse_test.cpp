@@ -12,7 +12,7 @@ namespace fovea::kernels {
 namespace {
 
 #if defined(__SANITIZE_ADDRESS__)
-constexpr bool kSlow = true;  // not optimized: the shorter lengths are enough
+constexpr bool kSlow = true;  // not optimized: less of everything
 #else
 constexpr bool kSlow = false;
 #endif
@@ -102,7 +102,7 @@ void expect_right(const Shape& shape, uint32_t seed) {
     const Output one = compute(problem, isa, 1), three = compute(problem, isa, 3);
     expect_near(problem, answer, one);
     ASSERT_EQ(one.out.bytes, three.out.bytes);
-    ASSERT_EQ(0, std::memcmp(one.lse.data(), three.lse.data(), one.lse.size() * 4));
+    ASSERT_EQ(one.lse, three.lse);
   }
 }
 
@@ -151,7 +151,7 @@ TEST(BlockSparse, HeadsAndBatches) {
 }
 
 TEST(BlockSparse, EachOptionAlone) {
-  const Shape plain{.q_len = 150,
+  const Shape plain{.q_len = kSlow ? 70 : 150,
                     .kv_len = 310,
                     .dim = 21,
                     .value_dim = 33,
@@ -162,7 +162,7 @@ TEST(BlockSparse, EachOptionAlone) {
   const auto with = [&](auto change) {
     Shape shape = plain;
     change(shape);
-    for (uint32_t seed = 0; seed < 3; ++seed) expect_right(shape, 300 + seed);
+    for (uint32_t seed = 0; seed < (kSlow ? 1 : 3); ++seed) expect_right(shape, 300 + seed);
   };
   with([](Shape&) {});
   with([](Shape& s) { s.orders = true; });
