@@ -28,6 +28,8 @@ bool is_interruption(ErrorCode code) noexcept {
          code == ErrorCode::hangup;
 }
 
+bool interruption_is_held() noexcept { return t_uninterrupted > 0; }
+
 UninterruptedScope::UninterruptedScope() noexcept { ++t_uninterrupted; }
 UninterruptedScope::~UninterruptedScope() { --t_uninterrupted; }
 

@@ -18,6 +18,9 @@ void throw_if_interrupted();
 /// Whether an error says that a run was asked to stop.
 bool is_interruption(ErrorCode code) noexcept;
 
+/// Whether an UninterruptedScope lives in this thread.
+bool interruption_is_held() noexcept;
+
 /// While one lives, `throw_if_interrupted` does nothing in its thread: for the short clean-up that
 /// an interrupted run still has to do, such as saving where it stopped.
 class UninterruptedScope {

@@ -2,7 +2,6 @@
 
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
-#include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <cmath>
@@ -11,6 +10,7 @@
 #include "core/check.h"
 #include "core/guard.h"
 #include "core/interrupt.h"
+#include "core/parallel.h"
 #include "core/weight_index.h"
 
 namespace fovea {
@@ -112,7 +112,7 @@ void read_into(const WeightIndex::Entry& entry, const at::Tensor& out) {
   const int64_t piece = kPieceBytes / width;
   const int64_t numel = entry.tensor->numel();
   const at::Tensor flat = out.view({-1});
-  at::parallel_for(0, (numel + piece - 1) / piece, 1, [&](int64_t begin, int64_t end) {
+  parallel_for((numel + piece - 1) / piece, 1, [&](int64_t begin, int64_t end) {
     at::Tensor buffer;
     if (!direct) buffer = at::empty({std::min(piece, numel)}, at::TensorOptions(stored));
     for (int64_t i = begin; i < end; ++i) {

@@ -3,11 +3,11 @@
 #include <algorithm>
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include "core/check.h"
+#include "core/parallel.h"
 
 namespace fovea::ops {
 
@@ -114,10 +114,9 @@ kernels::CudaTarget cuda_target(c10::Device device) {
 }
 
 void parallel_rows(const RowWork& work, const std::function<void(kernels::RowRange)>& f) {
-  // As LibTorch's own grain: a thread should get some ten thousand elements.
-  const int64_t grain =
-      std::max<int64_t>(1, at::internal::GRAIN_SIZE / std::max<int64_t>(1, work.dim));
-  at::parallel_for(0, work.num_rows, grain, [&](int64_t begin, int64_t end) { f({begin, end}); });
+  constexpr int64_t kElements = 32768;  // as LibTorch's own grain: a thread is not woken for less
+  const int64_t grain = std::max<int64_t>(1, kElements / std::max<int64_t>(1, work.dim));
+  parallel_for(work.num_rows, grain, [&](int64_t begin, int64_t end) { f({begin, end}); });
 }
 
 }  // namespace fovea::ops

@@ -4,11 +4,11 @@
 #include <vector>
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 
 #include "core/check.h"
 #include "core/interrupt.h"
 #include "core/ops/launch.h"
+#include "core/parallel.h"
 #include "kernels/scene/render.h"
 
 namespace fovea {
@@ -74,7 +74,7 @@ at::Tensor poses_of(std::span<const kernels::Scene> scenes, int64_t frames) {
 
 void render_on_cpu(const kernels::RenderArgs& args) {
   const int64_t rows = args.num_pictures * args.height;
-  at::parallel_for(0, rows, std::max(1, args.height / 8), [&](int64_t begin, int64_t end) {
+  parallel_for(rows, std::max(1, args.height / 8), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       throw_if_interrupted();
       const bool done = ops::accepted(kOp, kernels::render_cpu(args, {row, row + 1}));

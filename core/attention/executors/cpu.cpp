@@ -9,6 +9,7 @@
 #include "core/attention/lower.h"
 #include "core/check.h"
 #include "core/ops/launch.h"
+#include "core/parallel.h"
 #include "kernels/attention/block_sparse.h"
 
 namespace fovea {
@@ -109,7 +110,7 @@ at::Tensor with_whole_channels(const at::Tensor& x) {
 }
 
 void run_tasks(void*, int64_t count, kernels::Parallel::Task task, void* state) {
-  at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) task(state, i);
   });
 }
