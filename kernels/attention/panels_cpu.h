@@ -13,19 +13,6 @@ namespace {
 
 typedef float Quad __attribute__((vector_size(16)));
 
-/// Calls f with a null pointer of the element type that `dtype` names.
-template <typename F>
-inline void with_type(DType dtype, F f) {
-  switch (dtype) {
-    case DType::f32:
-      return f(static_cast<float*>(nullptr));
-    case DType::f16:
-      return f(static_cast<Half*>(nullptr));
-    case DType::bf16:
-      return f(static_cast<BFloat16*>(nullptr));
-  }
-}
-
 /// One head of a tensor, its rows reached through an order.
 template <typename T>
 struct HeadView {

@@ -12,6 +12,7 @@
 #endif
 
 #include "kernels/common/half.h"
+#include "kernels/common/tensor_view.h"
 
 namespace fovea::kernels::FOVEA_ISA {
 namespace {
@@ -243,6 +244,19 @@ inline Floats negate_even(const Floats& a) {
     std::memcpy(&out.part[i], &words, sizeof(words));
   }
   return out;
+}
+
+/// Calls f with a null pointer of the element type that `dtype` names.
+template <typename F>
+inline void with_type(DType dtype, F f) {
+  switch (dtype) {
+    case DType::f32:
+      return f(static_cast<float*>(nullptr));
+    case DType::f16:
+      return f(static_cast<Half*>(nullptr));
+    case DType::bf16:
+      return f(static_cast<BFloat16*>(nullptr));
+  }
 }
 
 }  // namespace

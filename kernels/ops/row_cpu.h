@@ -26,19 +26,6 @@ inline void for_each_group(int64_t dim, F f) {
   }
 }
 
-/// Calls f with a null pointer of the element type that `dtype` names.
-template <typename F>
-inline void with_type(DType dtype, F f) {
-  switch (dtype) {
-    case DType::f32:
-      return f(static_cast<float*>(nullptr));
-    case DType::f16:
-      return f(static_cast<Half*>(nullptr));
-    case DType::bf16:
-      return f(static_cast<BFloat16*>(nullptr));
-  }
-}
-
 template <typename T>
 inline const T* row_of(const ConstRows& rows, int64_t row) {
   return static_cast<const T*>(rows.data) + row * rows.stride;
