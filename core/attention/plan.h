@@ -33,8 +33,6 @@ struct Selection {
   /// uint8 [batch or 1, heads or 1, q blocks, kv blocks] of `block_class`; undefined: all exact,
   /// and no blocks are needed.
   at::Tensor classes;
-  /// At most so many blocks are kept for a block of queries, as far as the host knows.
-  std::optional<int64_t> max_kept;
   std::vector<Summary> summaries;
   /// ANDed; for exact blocks. A summary block must be wholly visible.
   std::vector<Predicate> predicates;

@@ -56,16 +56,15 @@ at::Tensor keep_top_p(const at::Tensor& probabilities, double p, Crossing crossi
   return kept.gather(-1, rank).logical_or(rank.lt(min_count));
 }
 
-void keep_other_segments(at::Tensor& classes, const BlockAxis& q_blocks,
-                         const TokenLayout& q_layout, const BlockAxis& kv_blocks,
-                         const TokenLayout& kv_layout) {
+void set_classes(Selection& selection, at::Tensor classes, const AttentionCall& call) {
   const auto mark = [&](int64_t axis, const std::vector<int64_t>& blocks) {
     if (blocks.empty()) return;
     const at::Tensor index = at::tensor(blocks, at::kLong).to(classes.device());
     classes.index_fill_(axis, index, block_class::exact);
   };
-  mark(-2, other_blocks(q_blocks, q_layout));
-  mark(-1, other_blocks(kv_blocks, kv_layout));
+  mark(2, other_blocks(selection.q_blocks, call.q_layout));
+  mark(3, other_blocks(selection.kv_blocks, call.kv_layout));
+  selection.classes = classes.to(call.q.device());
 }
 
 }  // namespace fovea

@@ -2,8 +2,8 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "core/attention/block_mask.h"
-#include "core/token_layout.h"
+#include "core/attention/call.h"
+#include "core/attention/plan.h"
 
 namespace fovea {
 
@@ -22,12 +22,11 @@ enum class Crossing { kept, excluded };
 at::Tensor keep_top_p(const at::Tensor& probabilities, double p, Crossing crossing,
                       int64_t min_count);
 
-/// Makes exact all pairs of blocks of which one is not of a grid, in place: text sees and is seen
-/// by all. The blocks are those of a layout whose segments keep their places.
+/// Sets the classes of a selection whose blocks the host knows, made for the grid: pairs of blocks
+/// of which one lies outside of it become exact, as text sees and is seen by all. The segments of
+/// the layouts keep their places in the plan's orders.
 ///
-/// classes  uint8 [.., q blocks, kv blocks]
-void keep_other_segments(at::Tensor& classes, const BlockAxis& q_blocks,
-                         const TokenLayout& q_layout, const BlockAxis& kv_blocks,
-                         const TokenLayout& kv_layout);
+/// classes  uint8 [batch or 1, heads or 1, q blocks, kv blocks], any device; changed in place
+void set_classes(Selection& selection, at::Tensor classes, const AttentionCall& call);
 
 }  // namespace fovea

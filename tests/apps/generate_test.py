@@ -17,6 +17,9 @@ import tempfile
 import time
 import unittest
 
+sys.dont_write_bytecode = True
+from program_case import ProgramCase
+
 PROGRAM = os.environ.get("FOVEA_PROGRAM", "build/bin/fovea")
 SOURCE = pathlib.Path(os.environ.get("FOVEA_SOURCE_DIR", "."))
 MODEL = SOURCE / "assets/models/tiny-random"
@@ -30,7 +33,7 @@ def run(*arguments, **options):
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 
 
-class Case(unittest.TestCase):
+class Case(ProgramCase):
     def setUp(self):
         self.folder = pathlib.Path(tempfile.mkdtemp())
         self.addCleanup(shutil.rmtree, self.folder, ignore_errors=True)
@@ -50,19 +53,9 @@ class Case(unittest.TestCase):
             **options,
         )
 
-    def succeeds(self, result):
-        self.assertEqual(result[0], 0, result[2])
-        return result
-
     def fails(self, result, code, *words, left=()):
-        """One error line with the code and the words; nothing in the folder but `left`."""
-        self.assertEqual(result[0], code, result[2])
-        lines = [line for line in result[2].splitlines() if line.startswith("error: ")]
-        self.assertEqual(len(lines), 1, result[2])
-        self.assertTrue(lines[0].startswith(f"error: {code}: "), lines[0])
-        for word in words:
-            self.assertIn(word, lines[0])
-        self.assertLessEqual(len(result[2].splitlines()), 20)
+        """As always, and nothing in the folder but `left`."""
+        super().fails(result, code, *words)
         self.assertEqual(sorted(os.listdir(self.folder)), sorted(left))
 
     def copy_model(self):

@@ -9,9 +9,10 @@ import socket
 import subprocess
 import tempfile
 import time
-import unittest
 
 import numpy
+
+from program_case import ProgramCase
 
 PROGRAM = os.environ.get("FOVEA_PROGRAM", "build/bin/fovea")
 LIMIT = 120  # seconds after which a run counts as stuck
@@ -133,7 +134,7 @@ def read_log(out, stage):
     return [json.loads(line) for line in lines]
 
 
-class Case(unittest.TestCase):
+class Case(ProgramCase):
     def setUp(self):
         self.folder = pathlib.Path(tempfile.mkdtemp())
         self.addCleanup(shutil.rmtree, self.folder, ignore_errors=True)
@@ -205,20 +206,6 @@ class Case(unittest.TestCase):
         """A folder with an autoencoder, for the second stage."""
         config = tiny_config("autoencoder", **{"steps": 1, "evaluation": {"clips": 1}, **changes})
         self.succeeds(self.train("--quiet", config=config, out=out))
-
-    def succeeds(self, result):
-        self.assertEqual(result[0], 0, result[2])
-        return result
-
-    def fails(self, result, code, *words):
-        """One error line with the code and the words."""
-        self.assertEqual(result[0], code, result[2])
-        lines = [line for line in result[2].splitlines() if line.startswith("error: ")]
-        self.assertEqual(len(lines), 1, result[2])
-        self.assertTrue(lines[0].startswith(f"error: {code}: "), lines[0])
-        for word in words:
-            self.assertIn(word, lines[0])
-        self.assertLessEqual(len(result[2].splitlines()), 20)
 
     def files(self, folder=None):
         """Hashes of all files below the folder by name."""

@@ -105,10 +105,7 @@ AttentionPlan RadialPlanner::plan(const AttentionCall& call) {
       }
     }
   }
-  keep_other_segments(classes, selection.q_blocks, call.q_layout, selection.kv_blocks,
-                      call.kv_layout);
-  selection.max_kept = selection.kv_blocks.num_blocks();
-  selection.classes = classes.to(call.q.device());
+  set_classes(selection, classes, call);
   return plan;
 }
 

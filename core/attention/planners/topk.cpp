@@ -55,11 +55,7 @@ AttentionPlan TopKPlanner::plan(const AttentionCall& call) {
   const at::Tensor scores = block_scores(call, plan, selection);
   const at::Tensor kept = top_p_ > 0 ? keep_top_p(at::softmax(scores, 3), top_p_, Crossing::kept, 1)
                                      : keep_top_k(scores, kept_blocks(density_, scores.size(3)));
-  at::Tensor classes = kept.to(at::kByte);
-  keep_other_segments(classes, selection.q_blocks, call.q_layout, selection.kv_blocks,
-                      call.kv_layout);
-  selection.max_kept = scores.size(3);
-  selection.classes = classes;
+  set_classes(selection, kept.to(at::kByte), call);
   return plan;
 }
 

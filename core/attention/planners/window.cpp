@@ -45,10 +45,7 @@ AttentionPlan WindowPlanner::plan(const AttentionCall& call) {
       {1, 1, selection.q_blocks.num_blocks(), selection.kv_blocks.num_blocks()}, at::kByte);
   const auto first = first_block(selection.q_blocks, place.first_token);
   classes.slice(2, first, first + map.size(0)).slice(3, first, first + map.size(1)).copy_(map);
-  keep_other_segments(classes, selection.q_blocks, call.q_layout, selection.kv_blocks,
-                      call.kv_layout);
-  selection.max_kept = selection.kv_blocks.num_blocks();
-  selection.classes = classes.to(call.q.device());
+  set_classes(selection, classes, call);
   return plan;
 }
 
