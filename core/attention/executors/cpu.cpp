@@ -73,14 +73,25 @@ SoftmaxLists make_lists(const AttentionPlan& plan, const SoftmaxBranch& branch,
   return out;
 }
 
-// The call's own keys. Where an index scatters padding, hidden keys are told one by one, and hold
+// Whether an order leaves padding at the end of its segment.
+bool keeps_padding_last(const TokenOrder& order, const TokenLayout& layout) {
+  if (order.is_identity()) return true;
+  if (order.kind() == TokenOrder::Kind::index) return false;
+  for (size_t i = 0; i < layout.segments().size(); ++i) {
+    const bool is_grid = layout.segments()[i].kind == Segment::Kind::grid;
+    if (is_grid && layout.valid_len()[i].defined()) return false;
+  }
+  return true;
+}
+
+// The call's own keys. Where an order scatters padding, hidden keys are told one by one, and hold
 // numbers.
 void take_own_keys(SoftmaxInputs& inputs, const AttentionPlan& plan, const AttentionCall& call) {
   inputs.k = call.k;
   inputs.v = call.v;
   inputs.bias = call.bias;
   if (!has_padding(call.kv_layout)) return;
-  if (plan.kv_order.kind() != TokenOrder::Kind::index) {
+  if (keeps_padding_last(plan.kv_order, call.kv_layout)) {
     inputs.padding = call.kv_layout;
     return;
   }
@@ -107,7 +118,7 @@ void take_summary(SoftmaxInputs& inputs, const AttentionPlan& plan, const Attent
 std::optional<std::string> CpuExecutor::why_not(const AttentionPlan& plan,
                                                 const AttentionCall& call) const {
   if (!call.q.is_cpu()) return "runs on the CPU";
-  if (plan.is_dense()) return "leaves dense plans to sdpa";
+  if (plan.is_dense() && !call.needs_lse) return "leaves dense plans to sdpa";
   const at::ScalarType dtype = call.q.scalar_type();
   if (dtype != at::kFloat && dtype != at::kHalf && dtype != at::kBFloat16) {
     return fovea::str("computes in fp32, the inputs are ", dtype);

@@ -54,8 +54,16 @@ struct Problem {
 
   // In the type that the problem is computed in.
   at::Tensor wide(const at::Tensor& x) const { return x.to(q.scalar_type()); }
-  at::Tensor keys() const { return per_head(widened(call.k), heads); }
-  at::Tensor values() const { return per_head(widened(call.v), heads); }
+  at::Tensor keys() const { return of_tokens(call.k); }
+  at::Tensor values() const { return of_tokens(call.v); }
+
+ private:
+  // Padding may hold anything, also NaN.
+  at::Tensor of_tokens(const at::Tensor& x) const {
+    const at::Tensor valid = call.kv_layout.valid_mask();
+    const at::Tensor wide = per_head(widened(x), heads);
+    return valid.defined() ? wide.masked_fill(valid.logical_not().transpose(2, 3), 0) : wide;
+  }
 };
 
 // A map of blocks [.., nq, nk] at the blocks of each row and column: [.., q_len, kv_len].
