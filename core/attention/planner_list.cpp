@@ -3,8 +3,10 @@
 #include "core/attention/planners/neighborhood.h"
 #include "core/attention/planners/radial.h"
 #include "core/attention/planners/schedule.h"
+#include "core/attention/planners/sparge.h"
 #include "core/attention/planners/topk.h"
 #include "core/attention/planners/window.h"
+#include "core/attention/planners/xattention.h"
 #include "core/check.h"
 #include "core/config.h"
 
@@ -27,9 +29,13 @@ std::unique_ptr<Planner> make(Config& options) {
 
 // One line per planner, sorted.
 constexpr Entry kPlanners[] = {
-    {"dense", make<DensePlanner>},   {"neighborhood", make<NeighborhoodPlanner>},
-    {"radial", make<RadialPlanner>}, {"topk", make<TopKPlanner>},
+    {"dense", make<DensePlanner>},  //
+    {"neighborhood", make<NeighborhoodPlanner>},
+    {"radial", make<RadialPlanner>},
+    {"sparge", make<SpargePlanner>},
+    {"topk", make<TopKPlanner>},
     {"window", make<WindowPlanner>},
+    {"xattention", make<XAttentionPlanner>},
 };
 
 std::unique_ptr<Planner> make_from(const Entry& entry, const Json& options) {

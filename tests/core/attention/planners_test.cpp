@@ -218,6 +218,9 @@ class EveryPlanner : public testing::TestWithParam<std::string> {
     const std::string name = GetParam();
     if (name == "topk")
       return {{"density", everything ? 1.0 : 0.4}, {"block_q", 16}, {"block_kv", 16}};
+    if (name == "sparge" || name == "xattention") {
+      return {{"top_p", everything ? 1.0 : 0.5}, {"block_q", 16}, {"block_kv", 16}};
+    }
     if (name == "radial") return {{"block", 16}, {"decay", everything ? 1e6 : 0.2}};
     if (name == "window") {
       return {{"tile", {1, 4, 4}}, {"window", {9, everything ? 9 : 1, everything ? 9 : 1}}};
