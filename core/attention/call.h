@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 #include <ATen/core/Tensor.h>
 
@@ -40,6 +41,8 @@ struct AttentionCall {
   std::optional<double> sm_scale;  ///< default 1 / sqrt(head_dim)
   StepContext context;
   int64_t layer = 0;
+  /// Learned tensors of the planner for this layer, those of `Planner::param_names`; empty: none.
+  std::vector<at::Tensor> params;
 };
 
 }  // namespace fovea

@@ -1,8 +1,10 @@
 #include "core/attention/planner.h"
 #include "core/attention/planners/dense.h"
 #include "core/attention/planners/neighborhood.h"
+#include "core/attention/planners/psa.h"
 #include "core/attention/planners/radial.h"
 #include "core/attention/planners/schedule.h"
+#include "core/attention/planners/sla.h"
 #include "core/attention/planners/sparge.h"
 #include "core/attention/planners/topk.h"
 #include "core/attention/planners/window.h"
@@ -31,7 +33,9 @@ std::unique_ptr<Planner> make(Config& options) {
 constexpr Entry kPlanners[] = {
     {"dense", make<DensePlanner>},  //
     {"neighborhood", make<NeighborhoodPlanner>},
+    {"psa", make<PsaPlanner>},
     {"radial", make<RadialPlanner>},
+    {"sla", make<SlaPlanner>},
     {"sparge", make<SpargePlanner>},
     {"topk", make<TopKPlanner>},
     {"window", make<WindowPlanner>},

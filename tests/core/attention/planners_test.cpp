@@ -216,8 +216,13 @@ class EveryPlanner : public testing::TestWithParam<std::string> {
  protected:
   static Json options(bool everything) {
     const std::string name = GetParam();
-    if (name == "topk")
+    if (name == "topk" || name == "sla")
       return {{"density", everything ? 1.0 : 0.4}, {"block_q", 16}, {"block_kv", 16}};
+    if (name == "psa") {
+      return {{"thresholds", everything ? Json{1.0} : Json{0.3, 0.5, 0.7, 0.9}},
+              {"block_q", 16},
+              {"block_kv", 16}};
+    }
     if (name == "sparge" || name == "xattention") {
       return {{"top_p", everything ? 1.0 : 0.5}, {"block_q", 16}, {"block_kv", 16}};
     }
