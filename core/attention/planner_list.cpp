@@ -6,6 +6,7 @@
 #include "core/attention/planners/schedule.h"
 #include "core/attention/planners/sla.h"
 #include "core/attention/planners/sparge.h"
+#include "core/attention/planners/svg2.h"
 #include "core/attention/planners/topk.h"
 #include "core/attention/planners/window.h"
 #include "core/attention/planners/xattention.h"
@@ -37,6 +38,7 @@ constexpr Entry kPlanners[] = {
     {"radial", make<RadialPlanner>},
     {"sla", make<SlaPlanner>},
     {"sparge", make<SpargePlanner>},
+    {"svg2", make<Svg2Planner>},
     {"topk", make<TopKPlanner>},
     {"window", make<WindowPlanner>},
     {"xattention", make<XAttentionPlanner>},

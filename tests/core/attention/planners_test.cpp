@@ -223,6 +223,9 @@ class EveryPlanner : public testing::TestWithParam<std::string> {
               {"block_q", 16},
               {"block_kv", 16}};
     }
+    if (name == "svg2") {
+      return {{"top_p", everything ? 1.0 : 0.5}, {"q_clusters", 4}, {"kv_clusters", 7}};
+    }
     if (name == "sparge" || name == "xattention") {
       return {{"top_p", everything ? 1.0 : 0.5}, {"block_q", 16}, {"block_kv", 16}};
     }
