@@ -126,6 +126,7 @@ std::optional<std::string> CpuExecutor::why_not(const AttentionPlan& plan,
   }
   const SoftmaxBranch& branch = branch_of(plan);
   if (branch.keys) return "takes no given keys";
+  if (!branch.precision.is_storage()) return "computes in the storage type";
   if (!branch.selection.summaries.empty()) return "takes no summary blocks";
   if (!plan.group_weights.empty()) return "takes no group weights";
   const at::ScalarType dtype = call.q.scalar_type();

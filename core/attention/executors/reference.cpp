@@ -23,6 +23,12 @@ at::Tensor per_head(const at::Tensor& x, int64_t heads) {
   return own == 1 || own == heads ? x : x.repeat_interleave(heads / own, 1);
 }
 
+// bool [batch, seq_len], or undefined where all tokens are valid.
+at::Tensor valid_rows(const TokenLayout& layout) {
+  const at::Tensor valid = layout.valid_mask();
+  return valid.defined() ? valid.squeeze(1).squeeze(1) : valid;
+}
+
 // The positions and blocks of the tokens of one side, by row.
 struct Side {
   at::Tensor position;  // int64 [batch or 1, heads or 1, seq_len]
@@ -71,6 +77,24 @@ at::Tensor at_blocks(const at::Tensor& map, const at::Tensor& q_block, const at:
   return whole.gather(2, rows).gather(3, keys);
 }
 
+// The number of the piece of `size` positions of its block that each token is in, by row.
+struct Pieces {
+  at::Tensor of_row;  // int64 [batch or 1, heads or 1, seq_len]
+  int64_t per_block = 1;
+
+  Pieces(const Problem& problem, const Side& side, const BlockAxis& axis, int64_t size)
+      : of_row(side.blocks(axis, problem.heads)) {
+    if (size == 0) return;
+    per_block = std::max<int64_t>(1, (axis.max_size() + size - 1) / size);
+    const at::Tensor& block = of_row;
+    const at::Tensor start = per_head(axis.offsets(problem.device), problem.heads);
+    const auto common = at::infer_size(start.sizes().slice(0, 2), block.sizes().slice(0, 2));
+    const at::Tensor first = start.expand({common[0], common[1], start.size(2)})
+                                 .gather(2, block.expand({common[0], common[1], block.size(2)}));
+    of_row = block * per_block + (side.position - first).floor_divide(size);
+  }
+};
+
 // One pooled key and value for each piece of `pool` positions of each block.
 struct Pooled {
   at::Tensor k, v;   // [batch, heads, pieces, dim]
@@ -79,19 +103,11 @@ struct Pooled {
 };
 
 Pooled pool(const Problem& problem, const BlockAxis& axis, int64_t size) {
-  const at::Tensor block = problem.kv_side.blocks(axis, problem.heads);
+  const Pieces cut(problem, problem.kv_side, axis, size);
+  const at::Tensor& piece = cut.of_row;
   Pooled out;
-  at::Tensor piece = block;
-  if (size > 0) {
-    out.pieces_per_block = std::max<int64_t>(1, (axis.max_size() + size - 1) / size);
-    const at::Tensor start = per_head(axis.offsets(problem.device), problem.heads);
-    const auto common = at::infer_size(start.sizes().slice(0, 2), block.sizes().slice(0, 2));
-    const at::Tensor first = start.expand({common[0], common[1], start.size(2)})
-                                 .gather(2, block.expand({common[0], common[1], block.size(2)}));
-    piece = block * out.pieces_per_block + (problem.kv_side.position - first).floor_divide(size);
-  }
-  at::Tensor valid = problem.call.kv_layout.valid_mask();
-  if (valid.defined()) valid = valid.squeeze(1).squeeze(1);
+  out.pieces_per_block = cut.per_block;
+  const at::Tensor valid = valid_rows(problem.call.kv_layout);
   const int64_t pieces = axis.num_blocks() * out.pieces_per_block;
   const PooledTokens keys = pool_tokens(problem.keys(), piece, pieces, valid);
   out.k = keys.mean;
@@ -158,6 +174,26 @@ struct Partial {
   at::Tensor lse;  // [batch, heads, q_len], or undefined
 };
 
+// exp(logits - the largest of the row), and what normalises them.
+struct Weights {
+  at::Tensor p;         // [batch, heads, q_len, keys]
+  at::Tensor safe_sum;  // [batch, heads, q_len, 1], 1 for rows without a key
+  at::Tensor lse;       // [batch, heads, q_len]
+};
+
+Weights weights_of(const at::Tensor& logits) {
+  // Rows without a key get no gradient, and no NaN from -inf - -inf.
+  at::Tensor top = logits.detach().amax(3, /*keepdim=*/true);
+  top = top.masked_fill(top.eq(-kInfinity), 0);
+  Weights out;
+  out.p = (logits - top).exp();
+  const at::Tensor sum = out.p.sum(3, /*keepdim=*/true);
+  const at::Tensor empty = sum.eq(0);
+  out.safe_sum = sum.masked_fill(empty, 1);
+  out.lse = (out.safe_sum.log() + top).masked_fill(empty, -kInfinity).squeeze(3);
+  return out;
+}
+
 Partial softmax(const std::vector<Columns>& parts) {
   std::vector<at::Tensor> logits, values;
   for (const Columns& part : parts) {
@@ -173,19 +209,85 @@ Partial softmax(const std::vector<Columns>& parts) {
     result.out = at::matmul(all, at::cat(values, 2));
     return result;
   }
-  // Rows without a key get no gradient, and no NaN from -inf - -inf.
-  at::Tensor top = all.detach().amax(3, /*keepdim=*/true);
-  top = top.masked_fill(top.eq(-kInfinity), 0);
-  const at::Tensor weights = (all - top).exp();
-  const at::Tensor sum = weights.sum(3, /*keepdim=*/true);
-  const at::Tensor empty = sum.eq(0);
-  const at::Tensor safe = sum.masked_fill(empty, 1);
-  result.out = at::matmul(weights / safe, at::cat(values, 2));
-  result.lse = (safe.log() + top).masked_fill(empty, -kInfinity).squeeze(3);
+  const Weights weights = weights_of(all);
+  result.out = at::matmul(weights.p / weights.safe_sum, at::cat(values, 2));
+  result.lse = weights.lse;
   return result;
 }
 
+// Magnitudes without padding, which may hold anything.
+at::Tensor magnitudes(const at::Tensor& x, const TokenLayout& layout) {
+  const at::Tensor valid = layout.valid_mask();
+  const at::Tensor size = x.detach().abs();
+  return valid.defined() ? size.masked_fill(valid.logical_not().transpose(2, 3), 0) : size;
+}
+
+// The largest entry of each piece at each of its rows; x is [batch, heads, seq_len, columns].
+at::Tensor largest_of_pieces(const at::Tensor& x, const at::Tensor& piece, int64_t pieces) {
+  const at::Tensor where =
+      piece.expand({x.size(0), x.size(1), x.size(2)}).unsqueeze(3).expand_as(x);
+  return at::zeros({x.size(0), x.size(1), pieces, x.size(3)}, x.options())
+      .scatter_reduce(2, where, x, "amax")
+      .gather(2, where);
+}
+
+// x [batch, heads, seq_len, dim] of one side in the numbers of an operand.
+at::Tensor operand(const Problem& problem, const at::Tensor& x, const Quantized& how,
+                   const Side& side, const BlockAxis& axis) {
+  if (how.format == NumberFormat::storage || x.size(2) == 0) return x;
+  const bool is_query = &side == &problem.q_side;
+  const at::Tensor size = magnitudes(x, is_query ? problem.call.q_layout : problem.call.kv_layout);
+  if (how.unit == ScaleUnit::channel) return quantize(x, how.format, size.amax(2, true));
+  if (how.unit == ScaleUnit::head) return quantize(x, how.format, size.amax({2, 3}, true));
+  const at::Tensor of_token = size.amax(3, /*keepdim=*/true);
+  if (how.unit == ScaleUnit::token) return quantize(x, how.format, of_token);
+  const Pieces pieces(problem, side, axis, how.group);
+  return quantize(x, how.format,
+                  largest_of_pieces(of_token, pieces.of_row, axis.num_blocks() * pieces.per_block));
+}
+
+// The same as a softmax over the own keys, in the numbers of the branch: see `Precision`.
+Partial quantized_softmax(const Problem& problem, const SoftmaxBranch& branch) {
+  const Precision& precision = branch.precision;
+  const Selection& selection = branch.selection;
+  const double scale =
+      problem.call.sm_scale.value_or(1 / std::sqrt(static_cast<double>(problem.call.q.size(3))));
+  at::Tensor k = problem.keys(), lost;
+  if (precision.smooth_k) {
+    const PooledTokens all =
+        pool_tokens(k, at::zeros({1, 1, k.size(2)}, at::device(problem.device).dtype(at::kLong)), 1,
+                    valid_rows(problem.call.kv_layout));
+    k = k - all.mean;
+    lost = at::matmul(problem.q, all.mean.transpose(2, 3));
+  }
+  const at::Tensor q =
+      operand(problem, widened(problem.call.q), precision.q, problem.q_side, selection.q_blocks);
+  k = operand(problem, k, precision.k, problem.kv_side, selection.kv_blocks);
+  const at::Tensor v =
+      operand(problem, problem.values(), precision.v, problem.kv_side, selection.kv_blocks);
+  at::Tensor logits = at::matmul(q, k.transpose(2, 3)) * scale;
+  if (lost.defined()) logits = logits + lost;
+  if (problem.call.bias.defined()) logits = logits + widened(problem.call.bias);
+  logits =
+      logits.masked_fill(exact_pairs(problem.plan, branch, problem.call).logical_not(), -kInfinity);
+  const Weights weights = weights_of(logits);
+  at::Tensor p = weights.p;
+  if (precision.p.unit == ScaleUnit::head) {
+    p = quantize(p, precision.p.format, at::ones({1}, p.options()));
+  } else {
+    const Pieces rows(problem, problem.q_side, selection.q_blocks, 0);
+    const Pieces keys(problem, problem.kv_side, selection.kv_blocks, 0);
+    at::Tensor amax = largest_of_pieces(p.detach(), rows.of_row, selection.q_blocks.num_blocks());
+    amax = largest_of_pieces(amax.transpose(2, 3), keys.of_row, selection.kv_blocks.num_blocks());
+    p = quantize(p, precision.p.format, amax.transpose(2, 3));
+  }
+  return {at::matmul(p, v) / weights.safe_sum, weights.lse};
+}
+
 Partial run_branch(const Problem& problem, const SoftmaxBranch& branch) {
+  if (!branch.precision.is_storage() && problem.call.k.size(2) > 0) {
+    return quantized_softmax(problem, branch);
+  }
   if (branch.keys) return softmax({given_keys(problem, branch)});
   std::vector<Columns> parts = {own_keys(problem, branch)};
   for (size_t i = 0; i < branch.selection.summaries.size(); ++i) {
