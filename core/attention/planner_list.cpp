@@ -1,6 +1,8 @@
 #include "core/attention/planner.h"
 #include "core/attention/planners/dense.h"
+#include "core/attention/planners/fps.h"
 #include "core/attention/planners/neighborhood.h"
+#include "core/attention/planners/paro.h"
 #include "core/attention/planners/psa.h"
 #include "core/attention/planners/radial.h"
 #include "core/attention/planners/schedule.h"
@@ -33,7 +35,9 @@ std::unique_ptr<Planner> make(Config& options) {
 // One line per planner, sorted.
 constexpr Entry kPlanners[] = {
     {"dense", make<DensePlanner>},  //
+    {"fps", make<FpsPlanner>},
     {"neighborhood", make<NeighborhoodPlanner>},
+    {"paro", make<ParoPlanner>},
     {"psa", make<PsaPlanner>},
     {"radial", make<RadialPlanner>},
     {"sla", make<SlaPlanner>},
@@ -70,6 +74,7 @@ std::unique_ptr<Planner> make_planner(const std::string& name, const Json& optio
     try {
       return make_from(entry, options);
     } catch (const Error& error) {
+      if (error.where() != entry.name) throw;  // a file that an option names
       // Options are the user's, not a file's.
       throw Error(ErrorCode::usage, "attention " + name, error.reason());
     }

@@ -35,9 +35,9 @@ struct Quantized {
 /// In what numbers a softmax branch is computed. All arithmetic on them is that of the inputs'
 /// wide type: fp32, or fp64 where q is; an executor may add up in another order.
 ///
-/// With q̂, k̂, v̂ the quantized operands, logits are s = sm_scale · q̂·k̂ + bias; p = exp(s − m) with
-/// m the largest logit of the row over all keys that it sees; p̂ is p quantized; and
-/// out = Σ p̂·v̂ / Σ p, lse = m + ln Σ p. Gradients go straight through the rounding.
+/// With q', k', v' the quantized operands, logits are s = sm_scale · q'·k' + bias; p = exp(s − m)
+/// with m the largest logit of the row over all keys that it sees; p' is p quantized; and
+/// out = Σ p'·v' / Σ p, lse = m + ln Σ p. Gradients go straight through the rounding.
 struct Precision {
   Quantized q, k;  ///< per head, block or token
   Quantized v;     ///< per head, block or channel

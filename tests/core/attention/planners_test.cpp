@@ -226,6 +226,12 @@ class EveryPlanner : public testing::TestWithParam<std::string> {
     if (name == "svg2") {
       return {{"top_p", everything ? 1.0 : 0.5}, {"q_clusters", 4}, {"kv_clusters", 7}};
     }
+    if (name == "fps") {
+      return {{"tile", {1, 4, 4}},
+              {"window", {9, everything ? 99 : 1, everything ? 99 : 1}},
+              {"precision", "storage"}};
+    }
+    if (name == "paro") return {{"axes", "HWF"}, {"precision", everything ? "storage" : "int8"}};
     if (name == "sparge" || name == "xattention") {
       return {{"top_p", everything ? 1.0 : 0.5}, {"block_q", 16}, {"block_kv", 16}};
     }
