@@ -53,10 +53,11 @@ at::Tensor centred_keys(const AttentionCall& call) {
 at::Tensor mean_scores(const AttentionCall& call, const AttentionPlan& plan,
                        const Selection& selection) {
   const PooledTokens q = pool_blocks(call.q, selection.q_blocks, plan.q_order, call.q_layout);
-  const PooledTokens k =
-      pool_blocks(centred_keys(call), selection.kv_blocks, plan.kv_order, call.kv_layout);
+  const PooledTokens k = pool_blocks(call.k, selection.kv_blocks, plan.kv_order, call.kv_layout);
+  const at::Tensor all = k.count.sum(2, /*keepdim=*/true).clamp_min(1).unsqueeze(3);
+  const at::Tensor centre = (k.mean * k.count.unsqueeze(3)).sum(2, /*keepdim=*/true) / all;
   const at::Tensor empty = per_q_head(k.count.eq(0), call).unsqueeze(2);
-  return at::matmul(q.mean, per_q_head(k.mean, call).transpose(2, 3))
+  return at::matmul(q.mean, per_q_head(k.mean - centre, call).transpose(2, 3))
       .mul(sm_scale_of(call))
       .masked_fill(empty, -std::numeric_limits<double>::infinity());
 }

@@ -12,8 +12,9 @@
 namespace fovea {
 namespace {
 
-constexpr int64_t kRun = 4;              // tokens of which one is sampled
-constexpr int64_t kMaxLogits = 1 << 24;  // at once
+constexpr int64_t kRun = 4;  // tokens of which one is sampled
+// Logits at once: of a CPU's cache, of a GPU's memory.
+constexpr int64_t kMaxCpuLogits = 1 << 20, kMaxLogits = 1 << 26;
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // One token of each run of a side.
@@ -52,9 +53,13 @@ Sample sample(const at::Tensor& x, const BlockAxis& blocks, const TokenOrder& or
   bound = upto.index_select(1, start + bound) - upto.index_select(1, start);  // [batch, runs]
   out.valid = bound.gt(0);
   const at::Tensor at = start + random_below(start.expand_as(bound), seed, bound.clamp_min(1));
-  const at::Tensor row = rows.index_select(0, at.flatten()).view({-1, 1, at.size(1), 1});
-  out.tokens = ops::widened(x).gather(2, row.expand({x.size(0), x.size(1), -1, x.size(3)}));
-  out.tokens = out.tokens.masked_fill(out.valid.logical_not().unsqueeze(1).unsqueeze(3), 0);
+  std::vector<at::Tensor> items;
+  for (int64_t item = 0; item < x.size(0); ++item) {
+    const at::Tensor row = rows.index_select(0, at[at.size(0) == 1 ? 0 : item]);
+    items.push_back(x[item].index_select(1, row));
+  }
+  out.tokens = ops::widened(at::stack(items))
+                   .masked_fill(out.valid.logical_not().unsqueeze(1).unsqueeze(3), 0);
   return out;
 }
 
@@ -70,34 +75,37 @@ at::Tensor block_max(const at::Tensor& x, const std::vector<int64_t>& first_run,
       run.push_back(std::min(first_run[i] + at, first_run[i + 1] - 1));
     }
   }
-  const at::Tensor index = at::tensor(run, at::kLong).to(x.device());
-  return x.index_select(axis, index).unflatten(axis, {-1, longest}).amax(axis + 1);
+  const bool is_whole = static_cast<int64_t>(run.size()) == first_run.back();
+  const at::Tensor padded =
+      is_whole ? x : x.index_select(axis, at::tensor(run, at::kLong).to(x.device()));
+  return padded.unflatten(axis, {-1, longest}).amax(axis + 1);
 }
 
 // [batch, heads, q blocks, kv blocks], rows with sum 1, a few blocks of queries after the others.
 at::Tensor importance(const Sample& q, const Sample& k, const AttentionCall& call) {
   const at::Tensor keys = per_q_head(k.tokens, call).transpose(2, 3) * sm_scale_of(call);
   const int64_t row = q.tokens.size(0) * q.tokens.size(1) * std::max<int64_t>(keys.size(3), 1);
+  const int64_t limit = keys.is_cpu() ? kMaxCpuLogits : kMaxLogits;
   std::vector<at::Tensor> parts;
   for (size_t begin = 0; begin + 1 < q.first_run.size();) {
     size_t end = begin + 1;
     while (end + 1 < q.first_run.size() &&
-           (q.first_run[end + 1] - q.first_run[begin]) * row <= kMaxLogits) {
+           (q.first_run[end + 1] - q.first_run[begin]) * row <= limit) {
       ++end;
     }
     const int64_t first = q.first_run[begin], last = q.first_run[end];
     at::Tensor logits = at::matmul(q.tokens.slice(2, first, last), keys);
     if (k.valid.defined()) {
-      logits.masked_fill_(k.valid.logical_not().unsqueeze(1).unsqueeze(2), -kInfinity);
+      logits = logits.masked_fill(k.valid.logical_not().unsqueeze(1).unsqueeze(2), -kInfinity);
     }
-    at::Tensor shares = shares_of(logits);
+    at::Tensor shares = k.valid.defined() ? shares_of(logits) : at::softmax(logits, 3);
     if (q.valid.defined()) {
       shares = shares * q.valid.slice(1, first, last).unsqueeze(1).unsqueeze(3);
     }
     std::vector<int64_t> own(q.first_run.begin() + static_cast<int64_t>(begin),
                              q.first_run.begin() + static_cast<int64_t>(end) + 1);
     for (int64_t& run : own) run -= first;
-    parts.push_back(block_max(block_max(shares, k.first_run, 3), own, 2));
+    parts.push_back(block_max(block_max(shares, own, 2), k.first_run, 3));
     begin = end;
   }
   const at::Tensor whole = at::cat(parts, 2);

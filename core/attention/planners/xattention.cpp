@@ -40,23 +40,31 @@ Pieces cut(const at::Tensor& x, const BlockAxis& blocks, const TokenOrder& order
   const at::Tensor rows = order.rows(layout, device)[0][0];
   const auto pieces = static_cast<int64_t>(first.size());
   at::Tensor count = size;
-  if (const at::Tensor valid = layout.valid_mask(); valid.defined()) {
+  const at::Tensor valid = layout.valid_mask();
+  if (valid.defined()) {
     const at::Tensor whole = (start + phase.remainder(size)).flatten();
     const at::Tensor seen =
         valid.squeeze(1).squeeze(1).index_select(1, rows.index_select(0, whole));
     count = seen.view({-1, pieces, stride}).logical_and(phase.lt(size)).sum(2, /*keepdim=*/true);
   }
+  Pieces out;
+  out.count = count.squeeze(2).unsqueeze(1);
+  out.block = tensor(block);
+  const bool is_whole =
+      std::all_of(length.begin(), length.end(), [&](int64_t tokens) { return tokens == stride; });
+  if (is_whole && order.is_identity() && !valid.defined()) {
+    out.tokens = ops::widened(x).unflatten(2, {pieces, stride});
+    return out;
+  }
   // Padding comes last in a segment, so the tokens of a piece that count are its first ones.
   const at::Tensor position = start + phase.remainder(count.clamp_min(1));  // [batch or 1, ..]
-  const at::Tensor row = rows.index_select(0, position.flatten()).view({-1, 1, pieces * stride, 1});
-  const at::Tensor wide = ops::widened(x);
-  const int64_t batch = x.size(0), heads = x.size(1), dim = x.size(3);
-  Pieces out;
-  out.tokens = wide.gather(2, row.expand({batch, heads, pieces * stride, dim}))
-                   .view({batch, heads, pieces, stride, dim});
-  out.count = count.squeeze(2).unsqueeze(1);
+  std::vector<at::Tensor> items;
+  for (int64_t item = 0; item < x.size(0); ++item) {
+    const at::Tensor at = position[position.size(0) == 1 ? 0 : item].flatten();
+    items.push_back(x[item].index_select(1, rows.index_select(0, at)));
+  }
+  out.tokens = ops::widened(at::stack(items)).unflatten(2, {pieces, stride});
   out.tokens = out.tokens.masked_fill(out.count.eq(0).unsqueeze(3).unsqueeze(4), 0);
-  out.block = tensor(block);
   return out;
 }
 
