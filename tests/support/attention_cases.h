@@ -16,7 +16,8 @@
 
 namespace fovea::test {
 
-/// Ragged grids alone, with text in front or behind, with padding, of one frame and of one token.
+/// Ragged grids alone, with text in front or behind, with padding, of one frame and of one token,
+/// and a sequence that ends in padding.
 inline std::vector<TokenLayout> awkward_layouts() {
   const at::Tensor valid = at::tensor({11, 3}, at::kLong);
   TokenLayout before = TokenLayout::text(20);
@@ -25,7 +26,12 @@ inline std::vector<TokenLayout> awkward_layouts() {
   behind.append(TokenLayout::text(23, valid));
   TokenLayout both = TokenLayout::text(18, valid);
   both.append(TokenLayout::grid(1, 6, 11)).append(TokenLayout::extra(2));
-  return {TokenLayout::grid(1, 1, 1), TokenLayout::grid(3, 5, 7), before, behind, both};
+  return {TokenLayout::grid(1, 1, 1),
+          TokenLayout::grid(3, 5, 7),
+          before,
+          behind,
+          both,
+          TokenLayout::sequence(41, at::tensor({37, 20}, at::kLong))};
 }
 
 /// Two items, four heads that share the keys of two, 8 channels, values of 6, fp64.

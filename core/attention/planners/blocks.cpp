@@ -36,11 +36,6 @@ double sm_scale_of(const AttentionCall& call) {
   return call.sm_scale.value_or(1 / std::sqrt(static_cast<double>(call.q.size(3))));
 }
 
-at::Tensor per_q_head(const at::Tensor& x, const AttentionCall& call) {
-  const int64_t heads = call.q.size(1), own = x.size(1);
-  return own == 1 || own == heads ? x : x.repeat_interleave(heads / own, 1);
-}
-
 at::Tensor centred_keys(const AttentionCall& call) {
   const at::Tensor k = ops::widened(call.k);
   const at::Tensor valid = call.kv_layout.valid_mask();
@@ -56,8 +51,8 @@ at::Tensor mean_scores(const AttentionCall& call, const AttentionPlan& plan,
   const PooledTokens k = pool_blocks(call.k, selection.kv_blocks, plan.kv_order, call.kv_layout);
   const at::Tensor all = k.count.sum(2, /*keepdim=*/true).clamp_min(1).unsqueeze(3);
   const at::Tensor centre = (k.mean * k.count.unsqueeze(3)).sum(2, /*keepdim=*/true) / all;
-  const at::Tensor empty = per_q_head(k.count.eq(0), call).unsqueeze(2);
-  return at::matmul(q.mean, per_q_head(k.mean - centre, call).transpose(2, 3))
+  const at::Tensor empty = per_head(k.count.eq(0), call.q.size(1)).unsqueeze(2);
+  return at::matmul(q.mean, per_head(k.mean - centre, call.q.size(1)).transpose(2, 3))
       .mul(sm_scale_of(call))
       .masked_fill(empty, -std::numeric_limits<double>::infinity());
 }

@@ -30,9 +30,6 @@ struct BlockSizes {
 /// What `AttentionCall::sm_scale` stands for.
 double sm_scale_of(const AttentionCall& call);
 
-/// A tensor per kv head [batch or 1, kv_heads or 1, ...] as one per head of queries.
-at::Tensor per_q_head(const at::Tensor& x, const AttentionCall& call);
-
 /// k minus its mean over all valid tokens of a head: the softmax is the same, the means of blocks
 /// tell more (SageAttention, Zhang et al., 2025, section 3.2). In fp32 at least.
 at::Tensor centred_keys(const AttentionCall& call);

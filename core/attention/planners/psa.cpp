@@ -5,6 +5,7 @@
 
 #include <ATen/ATen.h>
 
+#include "core/attention/block_pool.h"
 #include "core/attention/planners/sampling.h"
 #include "core/attention/select.h"
 #include "core/ops/widened.h"
@@ -83,7 +84,7 @@ at::Tensor block_max(const at::Tensor& x, const std::vector<int64_t>& first_run,
 
 // [batch, heads, q blocks, kv blocks], rows with sum 1, a few blocks of queries after the others.
 at::Tensor importance(const Sample& q, const Sample& k, const AttentionCall& call) {
-  const at::Tensor keys = per_q_head(k.tokens, call).transpose(2, 3) * sm_scale_of(call);
+  const at::Tensor keys = per_head(k.tokens, call.q.size(1)).transpose(2, 3) * sm_scale_of(call);
   const int64_t row = q.tokens.size(0) * q.tokens.size(1) * std::max<int64_t>(keys.size(3), 1);
   const int64_t limit = keys.is_cpu() ? kMaxCpuLogits : kMaxLogits;
   std::vector<at::Tensor> parts;

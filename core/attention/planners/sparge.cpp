@@ -40,9 +40,9 @@ AttentionPlan SpargePlanner::plan(const AttentionCall& call) {
   Selection& selection = blocks_.cut(plan, call);
   const at::Tensor q_alike =
       alike(call.q, selection.q_blocks, plan.q_order, call.q_layout, similarity_).unsqueeze(3);
-  const at::Tensor k_alike = per_q_head(alike(centred_keys(call), selection.kv_blocks,
-                                              plan.kv_order, call.kv_layout, similarity_),
-                                        call)
+  const at::Tensor k_alike = per_head(alike(centred_keys(call), selection.kv_blocks, plan.kv_order,
+                                            call.kv_layout, similarity_),
+                                      call.q.size(1))
                                  .unsqueeze(2);
   const at::Tensor scores =
       mean_scores(call, plan, selection)

@@ -6,6 +6,7 @@
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
 
+#include "core/attention/block_pool.h"
 #include "core/attention/planners/blocks.h"
 #include "core/attention/select.h"
 
@@ -28,24 +29,19 @@ Svg2Planner::Svg2Planner(Config& options)
   if (!(min_kept_ >= 0 && min_kept_ <= 1)) options.refuse("min_kept", "expected a share up to 1");
 }
 
-Clusters Svg2Planner::cluster(const at::Tensor& x, const AttentionCall& call, Which which,
-                              Kept& kept, size_t grid) const {
+// centroids: those of the step before, or undefined; becomes those of this one.
+Clusters Svg2Planner::cluster(const at::Tensor& x, const at::Tensor& valid_len, int64_t stream,
+                              Which which, at::Tensor& centroids) const {
   const int64_t wanted = clusters_[static_cast<size_t>(which)];
   const int64_t per = kTokensPerCluster[static_cast<size_t>(which)];
   const int64_t tokens = x.size(2);
   const int64_t count = std::min(wanted > 0 ? wanted : (tokens + per - 1) / per, tokens);
-  at::Tensor begin = grid < kept.before.size() ? kept.before[grid] : at::Tensor();
   const std::vector<int64_t> shape = {x.size(0), x.size(1), count, x.size(3)};
-  const bool is_warm =
-      begin.defined() && begin.sizes() == at::IntArrayRef(shape) && begin.device() == x.device();
-  if (!is_warm) {
-    // Layers, sides and grids draw other tokens.
-    const int64_t stream = ((seed_ * 1021 + call.layer) * 2 + static_cast<int64_t>(which)) * 16;
-    begin = first_centroids(x, count, stream + static_cast<int64_t>(grid));
-  }
-  const Clusters out = k_means(x, begin, is_warm ? later_iterations_ : iterations_);
-  if (kept.after.size() <= grid) kept.after.resize(grid + 1);
-  kept.after[grid] = out.centroid;
+  const bool is_warm = centroids.defined() && centroids.sizes() == at::IntArrayRef(shape) &&
+                       centroids.device() == x.device();
+  if (!is_warm) centroids = first_centroids(x, count, stream, valid_len);
+  const Clusters out = k_means(x, centroids, is_warm ? later_iterations_ : iterations_, valid_len);
+  centroids = out.centroid;
   return out;
 }
 
@@ -63,7 +59,8 @@ Svg2Planner::Sorted Svg2Planner::sorted(const AttentionCall& call, Which which) 
   std::vector<at::Tensor> centroids, counts;
   int64_t first = 0, blocks = 0, largest = 0;
   Sorted out;
-  for (const Segment& segment : layout.segments()) {
+  for (size_t number = 0; number < layout.segments().size(); ++number) {
+    const Segment& segment = layout.segments()[number];
     const int64_t tokens = segment.capacity;
     largest = std::max(largest, tokens);
     if (segment.kind != Segment::Kind::grid) {
@@ -71,12 +68,18 @@ Svg2Planner::Sorted Svg2Planner::sorted(const AttentionCall& call, Which which) 
       sizes.push_back(at::full({batch, heads, 1}, tokens, options));
       ++blocks;
     } else {
+      const size_t grid = centroids.size();
+      // Layers, sides and grids draw other tokens.
+      const int64_t side = (seed_ * 1021 + call.layer) * 2 + (queries ? 0 : 1);
+      kept.after.resize(std::max(kept.after.size(), grid + 1));
+      kept.after[grid] = grid < kept.before.size() ? kept.before[grid] : at::Tensor();
       const Clusters clusters =
-          cluster(x.slice(2, first, first + tokens), call, which, kept, centroids.size());
+          cluster(x.slice(2, first, first + tokens), layout.valid_len()[number],
+                  side * 16 + static_cast<int64_t>(grid), which, kept.after[grid]);
       rows.push_back(first + at::argsort(clusters.label, /*stable=*/true, 2, false));
       sizes.push_back(clusters.count);
       centroids.push_back(clusters.centroid);
-      counts.push_back(clusters.count);
+      counts.push_back(clusters.valid);
       for (int64_t i = 0; i < clusters.count.size(2); ++i) out.cluster_blocks.push_back(blocks++);
     }
     first += tokens;
@@ -85,7 +88,7 @@ Svg2Planner::Sorted Svg2Planner::sorted(const AttentionCall& call, Which which) 
   out.blocks = BlockAxis::from_offsets(at::cat(sizes, 2).cumsum(2), largest);
   if (centroids.empty()) return out;
   out.centroid = at::cat(centroids, 2);
-  out.count = at::cat(counts, 2);
+  out.valid = at::cat(counts, 2);
   return out;
 }
 
@@ -100,9 +103,11 @@ AttentionPlan Svg2Planner::plan(const AttentionCall& call) {
   selection.q_blocks = q.blocks;
   selection.kv_blocks = k.blocks;
   const at::Tensor logits =
-      at::matmul(q.centroid, per_q_head(k.centroid, call).transpose(2, 3)) * sm_scale_of(call);
+      at::matmul(q.centroid, per_head(k.centroid, call.q.size(1)).transpose(2, 3)) *
+      sm_scale_of(call);
   // ln 0 = -inf: an empty cluster weighs nothing.
-  const at::Tensor weights = per_q_head(k.count, call).to(logits.scalar_type()).log().unsqueeze(2);
+  const at::Tensor weights =
+      per_head(k.valid, call.q.size(1)).to(logits.scalar_type()).log().unsqueeze(2);
   const auto clusters = static_cast<double>(k.cluster_blocks.size());
   const auto least = std::max<int64_t>(1, static_cast<int64_t>(min_kept_ * clusters + 1e-9));
   const at::Tensor kept =

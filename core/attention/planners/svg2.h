@@ -49,12 +49,12 @@ class Svg2Planner : public Planner {
   struct Sorted {
     TokenOrder order;
     BlockAxis blocks;
-    at::Tensor centroid, count;  // of all clusters; [batch, heads, clusters, dim], [.., clusters]
+    at::Tensor centroid, valid;  // of all clusters; [batch, heads, clusters, dim], [.., clusters]
     std::vector<int64_t> cluster_blocks;
   };
   Sorted sorted(const AttentionCall& call, Which which);
-  Clusters cluster(const at::Tensor& x, const AttentionCall& call, Which which, Kept& kept,
-                   size_t grid) const;
+  Clusters cluster(const at::Tensor& x, const at::Tensor& valid_len, int64_t stream, Which which,
+                   at::Tensor& centroids) const;
 
   double top_p_, min_kept_;
   int64_t clusters_[2], iterations_, later_iterations_, seed_;

@@ -84,7 +84,8 @@ AttentionPlan XAttentionPlanner::plan(const AttentionCall& call) {
   const Pieces q = cut(call.q, selection.q_blocks, plan.q_order, call.q_layout, stride_);
   const Pieces k = cut(call.k, selection.kv_blocks, plan.kv_order, call.kv_layout, stride_);
   const at::Tensor scores =
-      at::matmul(q.tokens.flip(3).flatten(3), per_q_head(k.tokens.flatten(3), call).transpose(2, 3))
+      at::matmul(q.tokens.flip(3).flatten(3),
+                 per_head(k.tokens.flatten(3), call.q.size(1)).transpose(2, 3))
           .mul(sm_scale_of(call) / static_cast<double>(stride_));
   // ln 0 = -inf keeps pieces of padding out.
   const at::Tensor weight = k.count.to(scores.scalar_type()).log().unsqueeze(2);

@@ -25,7 +25,10 @@ const Selection& selection_of(const AttentionPlan& plan) {
 }
 
 // Lloyd's algorithm on tokens [tokens, dim] of one head, one distance after the other.
-std::vector<int64_t> nearest(const at::Tensor& x, at::Tensor& centroid, int64_t iterations) {
+//
+// valid  tokens that count in the means, the first ones
+std::vector<int64_t> nearest(const at::Tensor& x, at::Tensor& centroid, int64_t iterations,
+                             int64_t valid) {
   std::vector<int64_t> label(static_cast<size_t>(x.size(0)));
   for (int64_t iteration = 0; iteration < iterations; ++iteration) {
     const at::Tensor distances =
@@ -38,7 +41,7 @@ std::vector<int64_t> nearest(const at::Tensor& x, at::Tensor& centroid, int64_t 
         if (d[i][c] < d[i][best]) best = c;
       }
       label[static_cast<size_t>(i)] = best;
-      members[static_cast<size_t>(best)].push_back(i);
+      if (i < valid) members[static_cast<size_t>(best)].push_back(i);
     }
     for (size_t c = 0; c < members.size(); ++c) {
       if (!members[c].empty()) {
@@ -58,7 +61,7 @@ TEST(KMeans, IsLloydsAlgorithm) {
     for (int64_t b = 0; b < 2; ++b) {
       for (int64_t h = 0; h < 3; ++h) {
         at::Tensor centroid = begin[b][h].clone();
-        const std::vector<int64_t> label = nearest(x[b][h], centroid, iterations);
+        const std::vector<int64_t> label = nearest(x[b][h], centroid, iterations, 61);
         EXPECT_TRUE(got.label[b][h].equal(at::tensor(label, at::kLong)));
         EXPECT_LE(relative_error(got.centroid[b][h], centroid), 1e-14);
         EXPECT_TRUE(got.count[b][h].equal(at::bincount(got.label[b][h], {}, 7)));
@@ -91,15 +94,37 @@ TEST(KMeans, BeginsWithOneTokenOfEachRun) {
   EXPECT_TRUE(first_centroids(x, 100, 0).equal(x));
 }
 
+TEST(KMeans, PaddingIsInNoMean) {
+  at::manual_seed(7);
+  at::Tensor x = at::randn({3, 2, 20, 4}, at::kDouble);
+  const at::Tensor valid = at::tensor({20, 6, 0}, at::kLong);
+  const Clusters whole = k_means(x, first_centroids(x, 5, 1), 4);
+  x[1].slice(1, 6).fill_(std::numeric_limits<double>::quiet_NaN());
+  x[2].fill_(1e30);
+  const at::Tensor begin = first_centroids(x, 5, 1, valid);
+  const Clusters got = k_means(x, begin, 4, valid);
+  EXPECT_TRUE(got.centroid[0].equal(whole.centroid[0]));
+  const at::Tensor alone = x.slice(0, 1, 2).slice(2, 0, 6);
+  EXPECT_LE(
+      relative_error(got.centroid[1], k_means(alone, first_centroids(alone, 5, 1), 4).centroid[0]),
+      1e-14);
+  EXPECT_TRUE(got.count.sum(2).eq(20).all().item<bool>());
+  EXPECT_TRUE(got.valid.sum(2).eq(valid.unsqueeze(1)).all().item<bool>());
+  // One of six tokens is drawn twice for seven clusters, and never a padded one.
+  EXPECT_TRUE(first_centroids(x, 7, 1, valid)[1].isfinite().all().item<bool>());
+}
+
 struct Side {
   std::vector<int64_t> label;  // by row of the grid
   at::Tensor centroid;
+  int64_t valid;  // tokens that are no padding, the first ones
 };
 
-Side cluster(const at::Tensor& x, const at::Tensor& begin, int64_t iterations) {
-  Side out;
-  out.centroid = begin.clone();
-  out.label = nearest(x, out.centroid, iterations);
+Side cluster(const at::Tensor& tokens, const at::Tensor& begin, int64_t iterations, int64_t valid) {
+  Side out{{}, begin.clone(), valid};
+  at::Tensor x = tokens.clone();
+  x.slice(0, valid).fill_(0);  // padding may hold anything, and counts as 0
+  out.label = nearest(x, out.centroid, iterations, valid);
   return out;
 }
 
@@ -109,7 +134,8 @@ std::vector<std::vector<bool>> kept_of(const Side& q, const Side& k, double top_
   std::vector<std::vector<bool>> out;
   for (int64_t i = 0; i < q.centroid.size(0); ++i) {
     std::vector<double> weight(clusters, 0);
-    for (const int64_t j : k.label) {
+    for (int64_t at = 0; at < k.valid; ++at) {
+      const int64_t j = k.label[static_cast<size_t>(at)];
       weight[static_cast<size_t>(j)] +=
           std::exp(at::dot(q.centroid[i], k.centroid[j]).item<double>() / std::sqrt(8.0));
     }
@@ -151,12 +177,14 @@ TEST(Svg2Planner, IsItsFormula) {
     const at::Tensor q = call.q.slice(2, first, first + tokens);
     const at::Tensor k = call.k.slice(2, first, first + tokens);
     // The planner's streams: seed 1, layer 0, queries or keys, grid 0.
-    const at::Tensor q_begin = first_centroids(q, nq, 1021 * 2 * 16);
-    const at::Tensor k_begin = first_centroids(k, nk, (1021 * 2 + 1) * 16);
+    const at::Tensor valid = layout.segments().size() == 1 ? layout.valid_len()[0] : at::Tensor();
+    const at::Tensor q_begin = first_centroids(q, nq, 1021 * 2 * 16, valid);
+    const at::Tensor k_begin = first_centroids(k, nk, (1021 * 2 + 1) * 16, valid);
     at::Tensor pairs = at::ones({2, 4, layout.seq_len(), layout.seq_len()}, at::kBool);
     test::for_each_head(call, [&](int64_t b, int64_t h, int64_t g) {
-      const Side queries = cluster(q[b][h], q_begin[b][h], 4);
-      const Side keys = cluster(k[b][g], k_begin[b][g], 4);
+      const int64_t count = valid.defined() ? valid[b].item<int64_t>() : tokens;
+      const Side queries = cluster(q[b][h], q_begin[b][h], 4, count);
+      const Side keys = cluster(k[b][g], k_begin[b][g], 4, count);
       const auto kept =
           kept_of(queries, keys, 0.5, static_cast<size_t>(std::max<int64_t>(1, nk / 4)));
       auto seen = pairs.accessor<bool, 4>();
