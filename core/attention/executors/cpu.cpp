@@ -128,6 +128,10 @@ std::optional<std::string> CpuExecutor::why_not(const AttentionPlan& plan,
   }
   if (wants_gradient(plan, call)) return "has no gradients";
   for (const Branch& branch : plan.branches) {
+    const auto* softmax = std::get_if<SoftmaxBranch>(&branch.kind);
+    if (softmax != nullptr && !softmax->precision.is_storage()) {
+      return "computes in the storage type";
+    }
     if (const auto* linear = std::get_if<LinearBranch>(&branch.kind)) {
       if (const auto reason = why_not_block_linear(plan, *linear, call)) return reason;
     }
