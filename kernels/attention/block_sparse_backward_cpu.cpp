@@ -205,7 +205,7 @@ void load_tile(const Tile& tile, int64_t head_of_wave) {
   const BlockSparseArgs& f = tile.args;
   BackwardTileMemory& m = tile.memory;
   load_queries(head_view<T>(f.q, f.q_order, tile.batch, tile.head), tile.begin, tile.rows, f.dim,
-               double{f.sm_scale} * kLog2E, m.q);
+               f.sm_scale * kLog2E, m.q);
   load_rows(head_view<T>(tile.job.args.grad_out, f.q_order, tile.batch, tile.head), tile.begin,
             tile.rows, f.value_dim, m.grad_out, [](const Floats& x) { return x; });
   const float* lse = f.lse + (tile.batch * f.heads + tile.head) * f.q_len;
@@ -310,11 +310,11 @@ void chunk_task(const Job& job, int64_t task, int64_t worker) {
   for (int64_t k = 0; k < count; ++k) {
     const int64_t row = keys.row(chunk.begin + k);
     if (args.grad_k.data) {
-      store_row(m.grad_k + k * kRowStride, f.dim, static_cast<float>(kLn2),
+      store_row(m.grad_k + k * kRowStride, f.dim, kLn2,
                 head_of<T>(args.grad_k, batch, kv_head) + row * args.grad_k.row_stride);
     }
     if (args.grad_v.data) {
-      store_row(m.grad_v + k * kRowStride, f.value_dim, 1.0f,
+      store_row(m.grad_v + k * kRowStride, f.value_dim, 1.0,
                 head_of<T>(args.grad_v, batch, kv_head) + row * args.grad_v.row_stride);
     }
   }
@@ -350,8 +350,9 @@ void prepare_task(const Job& job, int64_t task) {
     Doubles products;
     for (int64_t c = 0; c < f.value_dim; c += kUnit) {
       const int64_t left = std::min(kUnit, f.value_dim - c);
-      products = products + widen(left == kUnit ? load(x + c) * load(y + c)
-                                                : load_tail(x + c, left) * load_tail(y + c, left));
+      const bool whole = left == kUnit;
+      products = products + widen(whole ? load(x + c) : load_tail(x + c, left)) *
+                                widen(whole ? load(y + c) : load_tail(y + c, left));
     }
     // Rows without keys have nothing to hand on, whatever came for them.
     const double lse_gradient = job.args.grad_lse ? job.args.grad_lse[row] : 0.0;

@@ -81,7 +81,7 @@ void store_results(const Tile& tile) {
     const int64_t position = tile.begin + r;
     const int64_t row = tile.q_order ? tile.q_order[position] : position;
     const float sum = m.row_sum[r];
-    store_row(m.out + r * kRowStride, args.value_dim, sum == 0.0f ? 0.0f : 1.0f / sum,
+    store_row(m.out + r * kRowStride, args.value_dim, sum == 0.0f ? 0.0 : 1.0 / sum,
               out + row * args.out.row_stride);
     if (lse) lse[row] = static_cast<float>(m.row_max[r] * kLn2 + std::log(double{sum}));
   }
@@ -151,7 +151,7 @@ void tile_task(const Job& job, int64_t task, WorkerMemory& memory) {
                job.values(pair),
                memory};
   load_queries(head_view<T>(args.q, args.q_order, batch, head), begin, t.rows, args.dim,
-               double{args.sm_scale} * kLog2E, memory.q);
+               args.sm_scale * kLog2E, memory.q);
   std::fill_n(memory.row_max, t.rows, -kInfinity);
   std::fill_n(memory.row_sum, t.rows, 0.0f);
   const int64_t width = (args.value_dim + kUnit - 1) / kUnit * kUnit;

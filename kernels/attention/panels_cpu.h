@@ -108,23 +108,32 @@ inline void load_rows(const HeadView<T>& view, int64_t begin, int64_t rows, int6
   }
 }
 
-/// load_rows() times the scale. The scale is given as a sum of two floats: one float's rounding
-/// error would be that of every logit.
+/// Times a factor that is kept as a sum of two floats: one float's rounding error would be that of
+/// every product.
+class Scaled {
+ public:
+  explicit Scaled(double factor)
+      : high_(broadcast(static_cast<float>(factor))),
+        low_(broadcast(static_cast<float>(factor - static_cast<float>(factor)))) {}
+  Floats operator()(const Floats& x) const { return x * low_ + x * high_; }
+
+ private:
+  Floats high_, low_;
+};
+
+/// load_rows() times the scale.
 template <typename T>
 inline void load_queries(const HeadView<T>& queries, int64_t begin, int64_t rows, int64_t dim,
                          double scale, float* to) {
-  const float coarse = static_cast<float>(scale);
-  const Floats high = broadcast(coarse);
-  const Floats low = broadcast(static_cast<float>(scale - coarse));
-  load_rows(queries, begin, rows, dim, to, [&](const Floats& x) { return x * low + x * high; });
+  load_rows(queries, begin, rows, dim, to, Scaled(scale));
 }
 
 /// One row times a factor, rounded.
 template <typename T>
-inline void store_row(const float* from, int64_t channels, float factor, T* to) {
-  const Floats factors = broadcast(factor);
+inline void store_row(const float* from, int64_t channels, double factor, T* to) {
+  const Scaled scaled(factor);
   for (int64_t c = 0; c < channels; c += kUnit) {
-    const Floats values = load(from + c) * factors;
+    const Floats values = scaled(load(from + c));
     const int64_t left = std::min(kUnit, channels - c);
     if (left == kUnit) {
       store(to + c, values);
