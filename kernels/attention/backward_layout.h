@@ -15,9 +15,11 @@ constexpr int64_t kPairStride = kPairKeys + kUnit;
 struct BackwardTileMemory {
   float q[kTileRows * kRowStride];         ///< queries times the scale, base 2
   float grad_out[kTileRows * kRowStride];  ///< gradients of the output
-  float grad_q[kTileRows * kRowStride];    ///< sums of dS k
-  float p[kTileRows * kPairStride];        ///< base-2 logits, then probabilities
-  float ds[kTileRows * kPairStride];       ///< gradients of the probabilities, then of the logits
+  float q_panels[kTileRows * kMaxDim];     ///< the same, [panels][kTileRows][16]
+  float grad_out_panels[kTileRows * kMaxDim];
+  float grad_q[kTileRows * kRowStride];  ///< sums of dS k
+  float p[kTileRows * kPairStride];      ///< base-2 logits, then probabilities
+  float ds[kTileRows * kPairStride];     ///< gradients of the probabilities, then of the logits
   float ones[kPairKeys];
   float lse_high[kTileRows];  ///< base-2 lse, as a sum of two floats
   float lse_low[kTileRows];

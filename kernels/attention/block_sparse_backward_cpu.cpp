@@ -150,17 +150,18 @@ void run_step(const Tile& tile, Step& step) {
   }
   pair_gradients(m, tile.rows, step.num_slots * kUnit);
   const Run all_rows{0, 0, tile.rows};
-  using KeySums = Strides<1, kPairStride, kRowStride, kRowStride>;
+  using KeySums = Strides<1, kPairStride, kUnit, kRowStride>;
   for (int64_t i = 0; i < step.num_runs; ++i) {
     Run& run = step.runs[i];
     run.row -= tile.chunk.begin;
     if (args.grad_v.data) {
-      add_product<KeySums>(run.count, m.p + run.column, {m.grad_out, kUnit, f.value_dim},
-                           {&all_rows, 1}, tile.keys.grad_v + run.row * kRowStride, m.ones);
+      add_product<KeySums>(run.count, m.p + run.column,
+                           {m.grad_out_panels, kTileRows * kUnit, f.value_dim}, {&all_rows, 1},
+                           tile.keys.grad_v + run.row * kRowStride, m.ones);
     }
     if (args.grad_k.data) {
-      add_product<KeySums>(run.count, m.ds + run.column, {m.q, kUnit, f.dim}, {&all_rows, 1},
-                           tile.keys.grad_k + run.row * kRowStride, m.ones);
+      add_product<KeySums>(run.count, m.ds + run.column, {m.q_panels, kTileRows * kUnit, f.dim},
+                           {&all_rows, 1}, tile.keys.grad_k + run.row * kRowStride, m.ones);
     }
   }
   if (args.grad_key_bias) add_bias_gradients(tile, step);
@@ -199,6 +200,15 @@ Visit visit_of(const BlockLists& lists, int64_t map, int64_t block, Span chunk,
   return visit;
 }
 
+/// Rows of a tile, kRowStride apart, to panels [16 channels][kTileRows][16]: products that sum over
+/// rows would otherwise touch a page for every few of them.
+void to_panels(int64_t rows, int64_t channels, const float* from, float* to) {
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < channels; c += kUnit)
+      store(to + c * kTileRows + r * kUnit, load(from + r * kRowStride + c));
+  }
+}
+
 /// The tile's queries, and what belongs to them.
 template <typename T>
 void load_tile(const Tile& tile, int64_t head_of_wave) {
@@ -208,6 +218,8 @@ void load_tile(const Tile& tile, int64_t head_of_wave) {
                f.sm_scale * kLog2E, m.q);
   load_rows(head_view<T>(tile.job.args.grad_out, f.q_order, tile.batch, tile.head), tile.begin,
             tile.rows, f.value_dim, m.grad_out, [](const Floats& x) { return x; });
+  to_panels(tile.rows, f.dim, m.q, m.q_panels);
+  to_panels(tile.rows, f.value_dim, m.grad_out, m.grad_out_panels);
   const float* lse = f.lse + (tile.batch * f.heads + tile.head) * f.q_len;
   for (int64_t r = 0; r < tile.rows; ++r) {
     const int64_t position = tile.begin + r;

@@ -8,7 +8,7 @@
 namespace fovea::kernels {
 namespace {
 
-constexpr int64_t kMaxChunkKeys = 1024, kMinChunkKeys = 256;
+constexpr int64_t kMaxChunkKeys = 512, kMinChunkKeys = 256;
 constexpr int64_t kTasks = 64;                     // worth smaller chunks
 constexpr int64_t kWaveBytes = int64_t{64} << 20;  // of sums for queries
 
