@@ -94,27 +94,6 @@ AttentionRole role_of(int64_t text_len) {
 
 }  // namespace
 
-const c10::IValue& Arguments::value(const char* name) const {
-  const auto index = schema_.argumentIndexWithName(name);
-  FOVEA_ASSERT(index.has_value(), "no argument ", name);
-  return values_[static_cast<size_t>(*index)];
-}
-
-at::Tensor Arguments::tensor(const char* name) const {
-  const c10::IValue& found = value(name);
-  return found.isNone() ? at::Tensor() : found.toTensor();
-}
-
-std::vector<bool> Arguments::flags(const char* name) const {
-  const c10::List<bool> list = value(name).toBoolList();
-  return {list.begin(), list.end()};
-}
-
-std::optional<double> Arguments::number(const char* name) const {
-  const c10::IValue& found = value(name);
-  return found.isNone() ? std::nullopt : std::optional<double>(found.toDouble());
-}
-
 AttentionProblem block_attention_problem(const Arguments& arguments) {
   AttentionProblem problem;
   AttentionCall& call = problem.call = call_of(arguments);

@@ -29,8 +29,8 @@ def close(got, expected, bound):
     assert error <= bound, error
 
 
-def draw(q_len, kv_len, dtype=torch.float64, grad=False, heads=4, kv_heads=2, dim=8):
-    shapes = ((2, heads, q_len, dim), (2, kv_heads, kv_len, dim), (2, kv_heads, kv_len, dim))
+def draw(q_len, kv_len, dtype=torch.float64, grad=False, heads=4, dim=8):
+    shapes = ((2, heads, q_len, dim), *[(2, heads // 2, kv_len, dim)] * 2)
     return [torch.randn(*shape, dtype=dtype).requires_grad_(grad) for shape in shapes]
 
 
@@ -121,6 +121,45 @@ def check_neighborhood():
                               torch.cat([visible, everywhere], 1))[0], 1e-12)
 
 
+def large_kernel_weights(channels, local, dilated):
+    draw_one = lambda *shape: torch.randn(*shape, dtype=torch.float64).requires_grad_()
+    return (draw_one(channels, 1, local, local), draw_one(channels),
+            draw_one(channels, 1, dilated, dilated), draw_one(channels),
+            draw_one(channels, channels, 1, 1), draw_one(channels))
+
+
+def depthwise(x, weight, bias, dilation):
+    """Sum over shifted pictures; what lies outside is 0."""
+    reach = weight.shape[2] // 2 * dilation
+    wide, out = F.pad(x, (reach,) * 4), bias[:, None, None].expand_as(x)
+    for i, j in itertools.product(range(weight.shape[2]), repeat=2):
+        shifted = wide[:, :, i * dilation:, j * dilation:][:, :, :x.shape[2], :x.shape[3]]
+        out = out + weight[:, 0, i, j][:, None, None] * shifted
+    return out
+
+
+def check_large_kernel():
+    op = torch.ops.fovea.large_kernel_attention
+    for channels, local, dilated, dilation, size in ((3, 5, 7, 3, (9, 7)), (1, 1, 3, 1, (1, 4))):
+        x = torch.randn(2, channels, *size, dtype=torch.float64).requires_grad_()
+        w1, b1, w2, b2, w3, b3 = large_kernel_weights(channels, local, dilated)
+        a = depthwise(depthwise(x, w1, b1, 1), w2, b2, dilation)
+        a = torch.einsum("nchw,dc->ndhw", a, w3[:, :, 0, 0]) + b3[:, None, None]
+        args = (x, w1, b1, w2, b2, dilation, w3, b3)
+        close(op(*args), x * a, 1e-12)
+    torch.library.opcheck(op.default, args, test_utils=CHECKS)
+    assert torch.autograd.gradcheck(op, args)
+    for bad, name in ((1, "w_local"), (4, "b_dilated"), (6, "w_point")):
+        broken = list(args)
+        broken[bad] = torch.randn(2, 2, dtype=torch.float64)
+        try:
+            op(*broken)
+        except RuntimeError as error:
+            assert f"tensor '{name}'" in str(error), error
+        else:
+            raise AssertionError(f"{name}: accepted")
+
+
 def check_plan():
     q, k, v = draw(128 + 10, 128 + 10, torch.float32)
     options = "density=0.25,block_q=32,block_kv=16"
@@ -145,11 +184,11 @@ def check_plan():
 def check_gradients():
     ops = torch.ops.fovea
     mask = torch.tensor([[1, 0, 2], [0, 2, 1]]).byte()[None, None]
-    q, k, v = draw(9, 12, grad=True)
-    bias = torch.randn(1, 4, 9, 12).double().requires_grad_()
-    near = draw(12, 12, grad=True)
-    extra = [torch.randn(2, 2, 2, 8).double().requires_grad_() for _ in range(2)]
-    projection = [torch.randn(*size).double().requires_grad_() for size in ((8, 8), (8,))]
+    q, k, v = draw(9, 12, grad=True, heads=2, dim=3)
+    bias = torch.randn(1, 2, 9, 12).double().requires_grad_()
+    near = draw(12, 12, grad=True, heads=2, dim=3)
+    extra = [torch.randn(2, 1, 2, 3).double().requires_grad_() for _ in range(2)]
+    projection = [torch.randn(*size).double().requires_grad_() for size in ((3, 3), (3,))]
     cases = [
         (ops.attention, (q, k, v), {}),
         (ops.attention, (q, k, v, mask, [5, 4], 0.4), {"bias": bias, "is_causal": True}),
@@ -210,7 +249,8 @@ def check_refusals():
             q, k, v, [7], [3], [1], [1], [False])),
         ("unknown planner", lambda: ops.planned_attention(q, k, v, [], "abacus", grid)),
         ("its layout", lambda: ops.planned_attention(q, k, v, [], "dense", [1, 1, 7])),
-        ("takes 0 parameters or none, got 1", lambda: ops.planned_attention(q, k, v, [q], "dense", grid)),
+        ("takes 0 parameters or none, got 1", lambda:
+         ops.planned_attention(q, k, v, [q], "dense", grid)),
     ):
         try:
             call()
@@ -225,6 +265,7 @@ def main():
     torch.ops.load_library(sys.argv[1])
     check_attention()
     check_neighborhood()
+    check_large_kernel()
     check_plan()
     check_refusals()
     check_gradients()
