@@ -188,6 +188,7 @@ def check_gradients():
     bias = torch.randn(1, 2, 9, 12).double().requires_grad_()
     near = draw(12, 12, grad=True, heads=2, dim=3)
     extra = [torch.randn(2, 1, 2, 3).double().requires_grad_() for _ in range(2)]
+    projection = [torch.randn(*size).double().requires_grad_() for size in ((3, 3), (3,))]
     cases = [
         (ops.attention, (q, k, v), {}),
         (ops.attention, (q, k, v, mask, [5, 4], 0.4), {"bias": bias, "is_causal": True}),
@@ -195,6 +196,8 @@ def check_gradients():
          {"extra_k": extra[0], "extra_v": extra[1]}),
         (ops.planned_attention, (*near, [], "window", [1, 3, 4], 0, False,
                                  "tile=1,2,2,window=1,1,1"), {}),
+        (ops.planned_attention, (*near, projection, "sla", [1, 3, 4], 0, False,
+                                 "density=0.3,tile=1,2,2"), {}),
     ]
     for op, args, kwargs in cases:
         torch.library.opcheck(op.default, args, kwargs, test_utils=CHECKS)
@@ -208,6 +211,9 @@ def check_gradients():
             return op(*positional, **{name: swap(x) for name, x in kwargs.items()})
 
         assert torch.autograd.gradcheck(run, inputs), op
+    sla = lambda *params: ops.planned_attention(*near, params, "sla", [1, 3, 4], 0, False,
+                                                "density=0.3,tile=1,2,2")
+    assert torch.autograd.gradcheck(sla, projection)
     out, _ = ops.attention(q, k, v)
     gradient, = torch.autograd.grad(out.sum(), q, create_graph=True)
     try:
@@ -243,7 +249,8 @@ def check_refusals():
             q, k, v, [7], [3], [1], [1], [False])),
         ("unknown planner", lambda: ops.planned_attention(q, k, v, [], "abacus", grid)),
         ("its layout", lambda: ops.planned_attention(q, k, v, [], "dense", [1, 1, 7])),
-        ("takes no parameters", lambda: ops.planned_attention(q, k, v, [q], "dense", grid)),
+        ("takes 0 parameters or none, got 1", lambda:
+         ops.planned_attention(q, k, v, [q], "dense", grid)),
     ):
         try:
             call()
