@@ -32,6 +32,12 @@ TokenLayout TokenLayout::extra(int64_t capacity) {
   return out;
 }
 
+TokenLayout TokenLayout::sequence(int64_t length, at::Tensor valid_len) {
+  TokenLayout out = length == 0 ? extra(0) : grid(1, 1, length);
+  out.valid_len_[0] = std::move(valid_len);
+  return out;
+}
+
 TokenLayout& TokenLayout::append(const TokenLayout& other) {
   segments_.insert(segments_.end(), other.segments_.begin(), other.segments_.end());
   valid_len_.insert(valid_len_.end(), other.valid_len_.begin(), other.valid_len_.end());

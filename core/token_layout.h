@@ -33,6 +33,9 @@ class TokenLayout {
   /// all
   static TokenLayout text(int64_t capacity, at::Tensor valid_len = {});
   static TokenLayout extra(int64_t capacity);
+  /// Tokens one after the other: a grid of one row, so that predicates apply; may be empty.
+  /// valid_len  as of text
+  static TokenLayout sequence(int64_t length, at::Tensor valid_len = {});
 
   /// The tokens of `other` after those of this layout.
   TokenLayout& append(const TokenLayout& other);

@@ -7,6 +7,7 @@
 
 #include "apps/fovea/prompt_list.h"
 #include "apps/fovea/run_report.h"
+#include "core/attention/planner.h"
 #include "core/check.h"
 #include "core/device.h"
 #include "core/interrupt.h"
@@ -22,22 +23,6 @@ namespace {
 constexpr double kSecondsBetweenSaves = 5;
 
 // One run of the command: what all its videos share.
-// KEY=VALUE as the JSON object that planners read: numbers, booleans, lists of them with commas.
-Json parse_attention_options(const std::vector<std::string>& texts) {
-  Json out = Json::object();
-  for (const std::string& text : texts) {
-    const size_t equals = text.find('=');
-    require(equals != std::string::npos && equals > 0 && equals + 1 < text.size(), ErrorCode::usage,
-            "--attn", "expected KEY=VALUE, got '", text, "'");
-    const std::string value = text.substr(equals + 1);
-    const bool is_list = value.find(',') != std::string::npos;
-    const Json json = Json::parse(is_list ? "[" + value + "]" : value, nullptr,
-                                  /*allow_exceptions=*/false);
-    out[text.substr(0, equals)] = json.is_discarded() ? Json(value) : json;
-  }
-  return out;
-}
-
 class GenerateRun {
  public:
   GenerateRun(const GenerateOptions& options, std::vector<Job> jobs)
@@ -87,7 +72,7 @@ class GenerateRun {
             .scheduler = {.name = options_.scheduler, .flow_shift = options_.flow_shift},
             .vae_tiling = options_.vae_tiling,
             .attention = options_.attention,
-            .attention_options = parse_attention_options(options_.attention_options)};
+            .attention_options = parse_planner_options(options_.attention_options, "--attn")};
   }
 
   void load_latents_option() {
@@ -123,7 +108,7 @@ class GenerateRun {
     out["device"] = device_.is_cuda() ? "cuda" : "cpu";
     out["vae_tiling"] = options_.vae_tiling;
     out["attention"] = options_.attention;
-    out["attention_options"] = parse_attention_options(options_.attention_options);
+    out["attention_options"] = parse_planner_options(options_.attention_options, "--attn");
     out["model"] = fs::path(options_.model).lexically_normal().filename().string();
     out["model_fingerprint"] = fingerprint_;
     if (!options_.latents.empty()) out["latents_sha256"] = sha256_file(options_.latents);

@@ -52,21 +52,13 @@ at::Tensor Attention::run(const AttentionCall& call) {
   Planned& planned = plan_of(call);
   const AttentionPlan& plan = planned.plan;
   validate(plan, call);
-  std::string reasons;
-  for (const auto& executor : executors_) {
-    if (const auto reason = executor->why_not(plan, call)) {
-      reasons += str(" ", executor->name(), ": ", *reason, ";");
-      continue;
-    }
-    ++counts_[str(role_name(call.role), ": ", plan.planner, " on ", executor->name())];
-    if (planned.is_kept && planned.lowered_by != executor.get()) {
-      planned.lowered = executor->lower(plan, call);
-      planned.lowered_by = executor.get();
-    }
-    return executor->run(plan, call, planned.lowered.get()).out;
+  Executor& executor = pick_executor(executors_, plan, call);
+  ++counts_[str(role_name(call.role), ": ", plan.planner, " on ", executor.name())];
+  if (planned.is_kept && planned.lowered_by != &executor) {
+    planned.lowered = executor.lower(plan, call);
+    planned.lowered_by = &executor;
   }
-  throw Error(ErrorCode::device, "attention",
-              str("no executor runs the plan of ", plan.planner, ":", reasons));
+  return executor.run(plan, call, planned.lowered.get()).out;
 }
 
 }  // namespace fovea

@@ -1,5 +1,7 @@
 #include "core/attention/block_pool.h"
 
+#include <algorithm>
+
 #include <ATen/ATen.h>
 
 #include "core/ops/widened.h"
@@ -26,6 +28,11 @@ PooledTokens pool_tokens(const at::Tensor& x, const at::Tensor& group, int64_t n
   return out;
 }
 
+at::Tensor per_head(const at::Tensor& x, int64_t heads) {
+  const int64_t own = x.size(1);
+  return own == 1 || own == heads ? x : x.repeat_interleave(heads / own, 1);
+}
+
 at::Tensor positions_of_rows(const at::Tensor& rows) {
   const at::Tensor position = at::arange(rows.size(2), rows.options()).expand_as(rows);
   return at::empty_like(rows).scatter_(2, rows, position);
@@ -38,6 +45,10 @@ at::Tensor block_of_row(const BlockAxis& axis, const TokenOrder& order, const To
   const at::Tensor position = positions_of_rows(order.rows(layout, device));
   const auto common = at::infer_size(block.sizes(), position.sizes());
   return block.expand(common).gather(2, position.expand(common));
+}
+
+int64_t pieces_per_block(const BlockAxis& axis, int64_t pool) {
+  return pool == 0 ? 1 : std::max<int64_t>(1, (axis.max_size() + pool - 1) / pool);
 }
 
 PooledTokens pool_blocks(const at::Tensor& x, const BlockAxis& axis, const TokenOrder& order,

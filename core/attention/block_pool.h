@@ -20,12 +20,19 @@ struct PooledTokens {
 PooledTokens pool_tokens(const at::Tensor& x, const at::Tensor& group, int64_t num_groups,
                          const at::Tensor& valid);
 
+/// A tensor per kv head [.., kv_heads, ...] as one per head; one for all heads stays.
+at::Tensor per_head(const at::Tensor& x, int64_t heads);
+
 /// The inverse of an order's rows: int64, the position of each row.
 at::Tensor positions_of_rows(const at::Tensor& rows);
 
 /// int64 [batch or 1, heads or 1, seq_len]: the block of each row, by the positions of the order.
 at::Tensor block_of_row(const BlockAxis& axis, const TokenOrder& order, const TokenLayout& layout,
                         at::Device device);
+
+/// Pieces that the largest block of an axis has, and so every block: of `pool` tokens each, or one
+/// where that is 0.
+int64_t pieces_per_block(const BlockAxis& axis, int64_t pool);
 
 /// x's tokens block by block.
 PooledTokens pool_blocks(const at::Tensor& x, const BlockAxis& axis, const TokenOrder& order,

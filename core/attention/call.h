@@ -40,6 +40,7 @@ struct AttentionCall {
   std::optional<double> sm_scale;  ///< default 1 / sqrt(head_dim)
   StepContext context;
   int64_t layer = 0;
+  bool needs_lse = false;  ///< executors that give no log-sum-exp are passed over
 };
 
 }  // namespace fovea

@@ -43,6 +43,14 @@ class Executor {
                               const LoweredPlan* lowered) = 0;
 };
 
+/// The first of `executors` that can run the plan, or the one of that name if it can.
+///
+/// name    "auto" for any
+/// throws  Error device with the reasons when none can, usage for a name that is not there
+Executor& pick_executor(const std::vector<std::unique_ptr<Executor>>& executors,
+                        const AttentionPlan& plan, const AttentionCall& call,
+                        const std::string& name = "auto");
+
 /// All executors in order of preference; the first without a `why_not` runs.
 std::vector<std::unique_ptr<Executor>> make_executors();
 

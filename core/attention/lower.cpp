@@ -5,6 +5,7 @@
 
 #include <ATen/ATen.h>
 
+#include "core/attention/block_pool.h"
 #include "core/check.h"
 
 namespace fovea {
@@ -89,6 +90,14 @@ int64_t num_maps(const AttentionPlan& plan, const Selection& selection, const At
   return per_head ? call.q.size(1) : 1;
 }
 
+// The first key, or pooled key, of each block, and the number of keys.
+at::Tensor key_offsets(const Selection& selection, const BlockAxis& blocks, uint8_t keys,
+                       int64_t item, int64_t head, int64_t heads) {
+  if (keys == block_class::exact) return of(blocks.offsets(at::kCPU), item, head, heads);
+  const Summary& summary = selection.summaries[keys - block_class::first_summary];
+  return at::arange(blocks.num_blocks() + 1, at::kLong) * pieces_per_block(blocks, summary.pool);
+}
+
 void append(std::vector<int32_t>& to, const std::vector<int64_t>& from) {
   for (const int64_t value : from) to.push_back(static_cast<int32_t>(value));
 }
@@ -114,13 +123,14 @@ bool lists_differ(const AttentionPlan& plan, const SoftmaxBranch& branch) {
 }
 
 HostLists lower_to_lists(const AttentionPlan& plan, const SoftmaxBranch& branch,
-                         const AttentionCall& call, int64_t item) {
+                         const AttentionCall& call, int64_t item, uint8_t keys) {
   const Selection& selection = branch.selection;
   const bool mapped = selection.classes.defined();
+  const TokenLayout kv_layout =
+      branch.keys ? TokenLayout::extra(branch.keys->k.size(2)) : call.kv_layout;
   const BlockAxis q_blocks =
       mapped ? selection.q_blocks : BlockAxis::uniform(call.q_layout, kBlock);
-  const BlockAxis kv_blocks =
-      mapped ? selection.kv_blocks : BlockAxis::uniform(call.kv_layout, kBlock);
+  const BlockAxis kv_blocks = mapped ? selection.kv_blocks : BlockAxis::uniform(kv_layout, kBlock);
   const int64_t heads = call.q.size(1);
   HostLists out;
   out.maps = num_maps(plan, selection, call, q_blocks, kv_blocks);
@@ -130,19 +140,20 @@ HostLists lower_to_lists(const AttentionPlan& plan, const SoftmaxBranch& branch,
   bool any_bits = false;
   for (int64_t head = 0; head < out.maps; ++head) {
     const auto q_offsets = numbers(of(q_blocks.offsets(at::kCPU), item, head, heads));
-    const auto kv_offsets = numbers(of(kv_blocks.offsets(at::kCPU), item, head, heads));
+    const auto kv_offsets = numbers(key_offsets(selection, kv_blocks, keys, item, head, heads));
     append(out.q_offsets, q_offsets);
     append(out.kv_offsets, kv_offsets);
     at::Tensor classes;
     if (mapped) classes = of(selection.classes, item, head, heads).to(at::kCPU).contiguous();
     std::optional<PairTest> test;
-    if (!selection.predicates.empty()) test.emplace(plan, branch, call, item, head);
+    if (!selection.predicates.empty() && keys == block_class::exact) {
+      test.emplace(plan, branch, call, item, head);
+    }
     for (int64_t i = 0; i < out.num_q_blocks; ++i) {
       out.row_ptr.push_back(static_cast<int64_t>(out.kv_index.size()));
       const auto row = static_cast<size_t>(i);
       for (int64_t j = 0; j < out.num_kv_blocks; ++j) {
-        if (mapped &&
-            classes.const_data_ptr<uint8_t>()[i * out.num_kv_blocks + j] != block_class::exact) {
+        if (mapped && classes.const_data_ptr<uint8_t>()[i * out.num_kv_blocks + j] != keys) {
           continue;
         }
         int64_t first_word = -1;

@@ -29,7 +29,10 @@ struct HostLists {
 bool lists_differ(const AttentionPlan& plan, const SoftmaxBranch& branch);
 
 /// item  of the batch; tensors of the plan are on the CPU
+/// keys  `exact`: the branch's keys, given ones too; number i of its summaries: blocks of
+///       `pieces_per_block` pooled keys each
 HostLists lower_to_lists(const AttentionPlan& plan, const SoftmaxBranch& branch,
-                         const AttentionCall& call, int64_t item);
+                         const AttentionCall& call, int64_t item,
+                         uint8_t keys = block_class::exact);
 
 }  // namespace fovea

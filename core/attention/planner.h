@@ -28,6 +28,13 @@ class Planner {
   virtual AttentionPlan plan(const AttentionCall& call) = 0;
 };
 
+/// Options as a user writes them: KEY=VALUE with numbers, true, false, words, and lists of them
+/// with commas between.
+///
+/// where   what the options were given to, for messages, such as "--attn"
+/// throws  Error usage for a text without a key, "=" and a value
+Json parse_planner_options(const std::vector<std::string>& texts, const std::string& where);
+
 /// Names of all planners, in the order of `planner_list.cpp`.
 std::vector<std::string> planner_names();
 /// options  JSON object; the keys are those of the planner's header, and all of them have defaults

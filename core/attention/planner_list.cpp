@@ -44,6 +44,21 @@ std::unique_ptr<Planner> make_from(const Entry& entry, const Json& options) {
 
 }  // namespace
 
+Json parse_planner_options(const std::vector<std::string>& texts, const std::string& where) {
+  Json out = Json::object();
+  for (const std::string& text : texts) {
+    const size_t equals = text.find('=');
+    require(equals != std::string::npos && equals > 0 && equals + 1 < text.size(), ErrorCode::usage,
+            where, "expected KEY=VALUE, got '", text, "'");
+    const std::string value = text.substr(equals + 1);
+    const bool is_list = value.find(',') != std::string::npos;
+    const Json json = Json::parse(is_list ? "[" + value + "]" : value, nullptr,
+                                  /*allow_exceptions=*/false);
+    out[text.substr(0, equals)] = json.is_discarded() ? Json(value) : json;
+  }
+  return out;
+}
+
 std::vector<std::string> planner_names() {
   std::vector<std::string> names;
   for (const Entry& entry : kPlanners) names.emplace_back(entry.name);

@@ -1,11 +1,14 @@
 #pragma once
 
-#include "core/attention/executor.h"
+#include <vector>
+
+#include "core/attention/executors/cpu_softmax.h"
 
 namespace fovea {
 
-/// One softmax branch on the CPU with the kernel of kernels/attention/block_sparse.h: fp32
-/// arithmetic from fp32, fp16 or bf16, time in proportion to the blocks that a plan keeps.
+/// Plans on the CPU: softmax branches with the kernel of kernels/attention/block_sparse.h, linear
+/// ones in linear time. fp32 arithmetic from fp32, fp16 or bf16; time in proportion to the blocks
+/// that a plan keeps.
 class CpuExecutor : public Executor {
  public:
   std::string name() const override { return "cpu"; }
@@ -17,6 +20,9 @@ class CpuExecutor : public Executor {
                       const LoweredPlan* lowered) override;
 
  private:
+  Partial run_softmax(const AttentionPlan& plan, const SoftmaxBranch& branch,
+                      const AttentionCall& call, const std::vector<SoftmaxLists>& lists);
+
   at::Tensor workspace_;  // kept from call to call
 };
 

@@ -7,6 +7,8 @@
 #include <ATen/ATen.h>
 
 #include "core/attention/block_pool.h"
+#include "core/attention/executors/block_linear.h"
+#include "core/attention/executors/key_pieces.h"
 #include "core/check.h"
 #include "core/ops/widened.h"
 
@@ -16,12 +18,6 @@ namespace {
 using ops::widened;
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-
-// A tensor per kv head [.., kv_heads, ...] as one per head.
-at::Tensor per_head(const at::Tensor& x, int64_t heads) {
-  const int64_t own = x.size(1);
-  return own == 1 || own == heads ? x : x.repeat_interleave(heads / own, 1);
-}
 
 // The positions and blocks of the tokens of one side, by row.
 struct Side {
@@ -56,8 +52,18 @@ struct Problem {
         q_side(plan.q_order, call.q_layout, device, heads),
         kv_side(plan.kv_order, call.kv_layout, device, heads) {}
 
-  at::Tensor keys() const { return per_head(widened(call.k), heads); }
-  at::Tensor values() const { return per_head(widened(call.v), heads); }
+  // In the type that the problem is computed in.
+  at::Tensor wide(const at::Tensor& x) const { return x.to(q.scalar_type()); }
+  at::Tensor keys() const { return of_tokens(call.k); }
+  at::Tensor values() const { return of_tokens(call.v); }
+
+ private:
+  // Padding may hold anything, also NaN.
+  at::Tensor of_tokens(const at::Tensor& x) const {
+    const at::Tensor valid = call.kv_layout.valid_mask();
+    const at::Tensor wide = per_head(widened(x), heads);
+    return valid.defined() ? wide.masked_fill(valid.logical_not().transpose(2, 3), 0) : wide;
+  }
 };
 
 // A map of blocks [.., nq, nk] at the blocks of each row and column: [.., q_len, kv_len].
@@ -71,35 +77,6 @@ at::Tensor at_blocks(const at::Tensor& map, const at::Tensor& q_block, const at:
   return whole.gather(2, rows).gather(3, keys);
 }
 
-// One pooled key and value for each piece of `pool` positions of each block.
-struct Pooled {
-  at::Tensor k, v;   // [batch, heads, pieces, dim]
-  at::Tensor count;  // [batch or 1, heads or 1, pieces]: keys in each mean
-  int64_t pieces_per_block = 1;
-};
-
-Pooled pool(const Problem& problem, const BlockAxis& axis, int64_t size) {
-  const at::Tensor block = problem.kv_side.blocks(axis, problem.heads);
-  Pooled out;
-  at::Tensor piece = block;
-  if (size > 0) {
-    out.pieces_per_block = std::max<int64_t>(1, (axis.max_size() + size - 1) / size);
-    const at::Tensor start = per_head(axis.offsets(problem.device), problem.heads);
-    const auto common = at::infer_size(start.sizes().slice(0, 2), block.sizes().slice(0, 2));
-    const at::Tensor first = start.expand({common[0], common[1], start.size(2)})
-                                 .gather(2, block.expand({common[0], common[1], block.size(2)}));
-    piece = block * out.pieces_per_block + (problem.kv_side.position - first).floor_divide(size);
-  }
-  at::Tensor valid = problem.call.kv_layout.valid_mask();
-  if (valid.defined()) valid = valid.squeeze(1).squeeze(1);
-  const int64_t pieces = axis.num_blocks() * out.pieces_per_block;
-  const PooledTokens keys = pool_tokens(problem.keys(), piece, pieces, valid);
-  out.k = keys.mean;
-  out.count = keys.count;
-  out.v = pool_tokens(problem.values(), piece, pieces, valid).mean;
-  return out;
-}
-
 // Keys of one softmax: logits, which of them are seen, and values.
 struct Columns {
   at::Tensor logits;   // [batch, heads, q_len, keys]
@@ -110,7 +87,7 @@ struct Columns {
 Columns own_keys(const Problem& problem, const SoftmaxBranch& branch) {
   Columns out;
   out.logits = at::matmul(problem.q, problem.keys().transpose(2, 3));
-  if (problem.call.bias.defined()) out.logits = out.logits + widened(problem.call.bias);
+  if (problem.call.bias.defined()) out.logits = out.logits + problem.wide(problem.call.bias);
   out.visible = exact_pairs(problem.plan, branch, problem.call);
   out.values = problem.values();
   return out;
@@ -119,10 +96,10 @@ Columns own_keys(const Problem& problem, const SoftmaxBranch& branch) {
 Columns given_keys(const Problem& problem, const SoftmaxBranch& branch) {
   const GivenKeys& keys = *branch.keys;
   Columns out;
-  const at::Tensor k = per_head(widened(keys.k), problem.heads);
+  const at::Tensor k = per_head(problem.wide(keys.k), problem.heads);
   out.logits = at::matmul(problem.q, k.transpose(2, 3));
-  if (keys.bias.defined()) out.logits = out.logits + widened(keys.bias).unsqueeze(2);
-  out.values = per_head(widened(keys.v), problem.heads);
+  if (keys.bias.defined()) out.logits = out.logits + problem.wide(keys.bias).unsqueeze(2);
+  out.values = per_head(problem.wide(keys.v), problem.heads);
   const Selection& selection = branch.selection;
   if (selection.classes.defined()) {
     const at::Tensor kv_block =
@@ -136,27 +113,24 @@ Columns given_keys(const Problem& problem, const SoftmaxBranch& branch) {
 
 Columns summary_keys(const Problem& problem, const Selection& selection, size_t number) {
   const Summary& summary = selection.summaries[number];
-  const Pooled pooled = pool(problem, selection.kv_blocks, summary.pool);
+  const KeyPieces pooled = pool_keys(problem.plan, problem.call, selection.kv_blocks, summary.pool);
+  const at::Tensor count = per_head(pooled.count, problem.heads);
+  const int64_t per_block = pieces_per_block(selection.kv_blocks, summary.pool);
   Columns out;
-  out.logits = at::matmul(problem.q, pooled.k.transpose(2, 3));
-  if (summary.log_count) out.logits = out.logits + pooled.count.clamp_min(1).log().unsqueeze(2);
+  out.logits = at::matmul(problem.q, per_head(pooled.k, problem.heads).transpose(2, 3));
+  if (summary.log_count) out.logits = out.logits + count.clamp_min(1).log().unsqueeze(2);
   const at::Tensor block_of_piece =
       at::arange(pooled.k.size(2), at::device(problem.device).dtype(at::kLong))
-          .floor_divide(pooled.pieces_per_block)
+          .floor_divide(per_block)
           .view({1, 1, -1});
   const auto value = static_cast<int64_t>(block_class::first_summary + number);
   out.visible = at_blocks(selection.classes,
                           problem.q_side.blocks(selection.q_blocks, problem.heads), block_of_piece)
                     .eq(value)
-                    .logical_and(pooled.count.gt(0).unsqueeze(2));
-  out.values = pooled.v;
+                    .logical_and(count.gt(0).unsqueeze(2));
+  out.values = per_head(pooled.v, problem.heads);
   return out;
 }
-
-struct Partial {
-  at::Tensor out;  // [batch, heads, q_len, value_dim]
-  at::Tensor lse;  // [batch, heads, q_len], or undefined
-};
 
 Partial softmax(const std::vector<Columns>& parts) {
   std::vector<at::Tensor> logits, values;
@@ -194,12 +168,6 @@ Partial run_branch(const Problem& problem, const SoftmaxBranch& branch) {
   return softmax(parts);
 }
 
-at::Tensor features(const at::Tensor& x, FeatureMap map) {
-  if (map == FeatureMap::softmax) return at::softmax(x, 3);
-  if (map == FeatureMap::relu) return at::relu(x);
-  return at::elu(x) + 1;
-}
-
 Partial run_branch(const Problem& problem, const LinearBranch& branch) {
   const at::Tensor q = features(widened(problem.call.q), branch.feature_map);
   const at::Tensor k = features(problem.keys(), branch.feature_map);
@@ -220,40 +188,16 @@ Partial run_branch(const Problem& problem, const LinearBranch& branch) {
     }
     weights = weights.masked_fill(taken, 0);
   }
-  const at::Tensor sum = weights.sum(3, /*keepdim=*/true);
-  const at::Tensor safe = (sum + branch.epsilon).masked_fill(sum.eq(0), 1);
-  Partial result;
-  result.out = at::matmul(weights, problem.values()) / safe;
-  if (branch.proj_weight.defined()) {
-    result.out = at::matmul(result.out, widened(branch.proj_weight).t());
-  }
-  if (branch.proj_bias.defined()) result.out = result.out + widened(branch.proj_bias);
-  return result;
+  return finish_linear(branch, at::matmul(weights, problem.values()),
+                       weights.sum(3, /*keepdim=*/true));
 }
 
 Partial run_branch(const Problem& problem, const PooledValuesBranch& branch) {
-  const Pooled pooled = pool(problem, branch.kv_blocks, 0);
-  const at::Tensor blocks = at::matmul(widened(branch.weights), pooled.v);
-  const at::Tensor q_block = problem.q_side.blocks(branch.q_blocks, problem.heads);
-  const auto rows = q_block.unsqueeze(3).expand(
-      {blocks.size(0), blocks.size(1), q_block.size(2), blocks.size(3)});
-  return {blocks.gather(2, rows), {}};
+  return run_pooled_values(problem.plan, branch, problem.call);
 }
 
-Partial run_branch(const Problem&, const ReuseBranch& branch) {
-  return {widened(branch.out), branch.lse.defined() ? widened(branch.lse) : at::Tensor()};
-}
-
-// As if the keys of both had been in one softmax.
-Partial merge(const Partial& a, const Partial& b) {
-  at::Tensor top = at::maximum(a.lse, b.lse).detach();
-  top = top.masked_fill(top.eq(-kInfinity), 0);
-  const at::Tensor wa = (a.lse - top).exp(), wb = (b.lse - top).exp();
-  const at::Tensor sum = wa + wb;
-  const at::Tensor empty = sum.eq(0);
-  const at::Tensor safe = sum.masked_fill(empty, 1);
-  return {(a.out * wa.unsqueeze(3) + b.out * wb.unsqueeze(3)) / safe.unsqueeze(3),
-          (safe.log() + top).masked_fill(empty, -kInfinity)};
+Partial run_branch(const Problem& problem, const ReuseBranch& branch) {
+  return {problem.wide(branch.out), branch.lse.defined() ? problem.wide(branch.lse) : at::Tensor()};
 }
 
 }  // namespace
@@ -285,22 +229,12 @@ std::optional<std::string> ReferenceExecutor::why_not(const AttentionPlan&,
 AttentionResult ReferenceExecutor::run(const AttentionPlan& plan, const AttentionCall& call,
                                        const LoweredPlan*) {
   const Problem problem(plan, call);
-  std::vector<Partial> groups(plan.num_groups());
+  std::vector<Partial> parts;
   for (const Branch& branch : plan.branches) {
-    const Partial part =
-        std::visit([&](const auto& kind) { return run_branch(problem, kind); }, branch.kind);
-    Partial& group = groups[branch.group];
-    group = group.out.defined() ? merge(group, part) : part;
+    parts.push_back(
+        std::visit([&](const auto& kind) { return run_branch(problem, kind); }, branch.kind));
   }
-  at::Tensor out;
-  for (size_t i = 0; i < groups.size(); ++i) {
-    at::Tensor part = groups[i].out;
-    if (i < plan.group_weights.size() && plan.group_weights[i].defined()) {
-      part = part * widened(plan.group_weights[i]);
-    }
-    out = out.defined() ? out + part : part;
-  }
-  return {out.to(call.q.scalar_type()), groups[0].lse};
+  return combine(plan, parts, call.q.scalar_type());
 }
 
 }  // namespace fovea

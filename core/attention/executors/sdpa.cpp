@@ -40,8 +40,9 @@ class CudnnFirst {
 }  // namespace
 
 std::optional<std::string> SdpaExecutor::why_not(const AttentionPlan& plan,
-                                                 const AttentionCall&) const {
+                                                 const AttentionCall& call) const {
   if (!plan.is_dense()) return "runs dense plans only";
+  if (call.needs_lse) return "gives no log-sum-exp";
   return std::nullopt;
 }
 

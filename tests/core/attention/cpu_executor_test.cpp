@@ -7,62 +7,19 @@
 #include "core/attention/attention.h"
 #include "core/attention/executors/reference.h"
 #include "core/check.h"
-#include "tests/support/golden.h"
+#include "tests/core/attention/executor_case.h"
 
 // The CPU's executor against the reference in fp64 on the same rounded inputs.
 
 namespace fovea {
 namespace {
 
-using test::relative_error;
-
-struct Case {
-  TokenLayout layout;
-  int64_t batch = 2, heads = 4, kv_heads = 2, dim = 40;
-  at::ScalarType dtype = at::kFloat;
-  double bound = 2e-6;
-};
-
-AttentionCall make_call(const Case& c) {
-  const int64_t length = c.layout.seq_len();
-  AttentionCall call;
-  call.q_layout = call.kv_layout = c.layout;
-  const auto draw = [&](int64_t heads) {
-    // As projections give it: tokens before heads.
-    return at::randn({c.batch, length, heads, c.dim}).to(c.dtype).transpose(1, 2);
-  };
-  call.q = draw(c.heads);
-  call.k = draw(c.kv_heads);
-  call.v = draw(c.kv_heads);
-  return call;
-}
-
-AttentionCall widened(AttentionCall call) {
-  for (at::Tensor* x : {&call.q, &call.k, &call.v, &call.bias}) {
-    if (x->defined()) *x = x->to(at::kDouble);
-  }
-  return call;
-}
-
-void expect_reference(const AttentionPlan& plan, const AttentionCall& call, double bound) {
-  validate(plan, call);
-  CpuExecutor cpu;
-  ASSERT_EQ(cpu.why_not(plan, call), std::nullopt);
-  const AttentionResult got = cpu.run(plan, call, nullptr);
-  const AttentionResult expected = ReferenceExecutor().run(plan, widened(call));
-  EXPECT_EQ(got.out.scalar_type(), call.q.scalar_type());
-  EXPECT_LE(relative_error(got.out, expected.out), bound) << plan.describe();
-  EXPECT_TRUE(at::allclose(got.lse, expected.lse.to(at::kFloat), 1e-5, 1e-5)) << plan.describe();
-}
-
-Selection& selection_of(AttentionPlan& plan) {
-  return std::get<SoftmaxBranch>(plan.branches[0].kind).selection;
-}
-
-TokenLayout video_and_text() {
-  TokenLayout layout = TokenLayout::grid(3, 7, 9);
-  return layout.append(TokenLayout::text(30, at::tensor({11, 30}, at::kLong)));
-}
+using test::Case;
+using test::expect_reference;
+using test::make_call;
+using test::selection_of;
+using test::video_and_text;
+using test::widened;
 
 // Uniform blocks, classes per item and head, text with padding.
 TEST(CpuExecutor, TakesTheBlocksOfAClassMap) {
@@ -177,11 +134,10 @@ TEST(CpuExecutor, SaysWhatItDoesNotTake) {
   selection_of(plan).predicates = {BandPredicate{1}};
   EXPECT_EQ(cpu.why_not(plan, call), std::nullopt);
   AttentionPlan linear = plan;
-  linear.branches.push_back({LinearBranch{}, 1});
-  EXPECT_NE(reason(linear).find("one softmax"), std::string::npos);
-  AttentionPlan weighted = plan;
-  weighted.group_weights = {at::ones({1})};
-  EXPECT_NE(reason(weighted).find("weights"), std::string::npos);
+  LinearBranch complement;
+  complement.complement_of = 0;
+  linear.branches.push_back({complement, 1});
+  EXPECT_NE(reason(linear).find("complement of predicates"), std::string::npos);
   call.q.requires_grad_();
   EXPECT_NE(reason(plan).find("gradients"), std::string::npos);
   call.q = call.q.detach().to(at::kDouble);
@@ -198,8 +154,9 @@ TEST(CpuExecutor, KeptListsTakeEachCallsPadding) {
     const AttentionCall call = make_call({.layout = layout});
     const AttentionPlan plan =
         make_planner("window", {{"tile", {1, 4, 4}}, {"window", {1, 1, 1}}})->plan(call);
-    EXPECT_LE(relative_error(attention.run(call), ReferenceExecutor().run(plan, widened(call)).out),
-              2e-6);
+    EXPECT_LE(
+        test::relative_error(attention.run(call), ReferenceExecutor().run(plan, widened(call)).out),
+        2e-6);
   }
   EXPECT_EQ(attention.counts().at("self: window on cpu"), 3);
 }

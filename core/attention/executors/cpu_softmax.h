@@ -1,0 +1,41 @@
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include "core/attention/executors/partial.h"
+#include "core/attention/lower.h"
+
+namespace fovea {
+
+/// Lists and orders of one softmax on the CPU.
+struct SoftmaxLists {
+  std::vector<HostLists> items;  ///< one, or one for each item of the batch
+  /// int32 [batch or 1, heads or 1, tokens], kv_rows of kv heads; undefined: identity
+  at::Tensor q_rows, kv_rows;
+};
+
+/// Tensors of one softmax: fp32, fp16 or bf16, of one type, on the CPU, any strides.
+struct SoftmaxInputs {
+  at::Tensor q;         ///< [batch, heads, q_len, dim], dim up to `kMaxCpuChannels`
+  at::Tensor k;         ///< [batch, kv_heads, kv_len, dim]
+  at::Tensor v;         ///< [batch, kv_heads, kv_len, value_dim]
+  at::Tensor bias;      ///< [batch or 1, heads or 1, q_len or 1, kv_len or 1], or undefined
+  at::Tensor key_bias;  ///< [batch or 1, heads or 1, kv_len], or undefined; -inf hides a key
+  double sm_scale = 1;
+  /// Of the keys: what of each segment is valid. None: all of them. With `kv_rows` only for orders
+  /// that leave padding at the end of its segment.
+  std::optional<TokenLayout> padding;
+};
+
+constexpr int64_t kMaxCpuChannels = 256;
+
+/// The kernel of kernels/attention/block_sparse.h for each item of a batch.
+///
+/// workspace  kept by the caller from call to call
+/// returns    out in q's type, lse fp32
+Partial cpu_softmax(const SoftmaxInputs& inputs, const SoftmaxLists& lists, at::Tensor& workspace);
+
+}  // namespace fovea
