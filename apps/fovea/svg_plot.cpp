@@ -172,7 +172,7 @@ std::string point_plot(const std::vector<Series>& series, const std::string& x_n
 
 std::string bar_plot(const std::vector<Series>& series, const std::vector<std::string>& parts,
                      const std::string& unit) {
-  constexpr double kBar = 18, kPitch = 42, kEnd = kWidth - 64;
+  constexpr double kBar = 18, kPitch = 42, kEnd = kWidth - 88;
   double longest = 1e-9;
   for (const Series& bar : series) {
     double sum = 0;
