@@ -17,11 +17,12 @@ struct OpTensor {
   bool required = true;
 };
 
-/// A number that `--set NAME=VALUE` gives.
+/// An argument that `--set NAME=VALUE` gives, of the type that the operator's schema says.
 struct OpOption {
   std::string name;
   std::string help;
-  std::string default_value;  ///< as text; "none" where absence means something of its own
+  /// As text; "none" where absence means something of its own, nothing where it must be given.
+  std::string default_value;
 };
 
 /// One operator of TORCH_LIBRARY(fovea) as `fovea op` offers it.
@@ -29,7 +30,7 @@ struct OpEntry {
   std::string name;
   std::string help;
   std::vector<OpTensor> inputs;
-  OpTensor output;
+  std::vector<OpTensor> outputs;  ///< in the order of the schema
   std::vector<OpOption> options;
 };
 
@@ -44,7 +45,7 @@ Json list_ops_json();
 struct OpRun {
   std::string name;
   fs::path in;                        ///< safetensors file with the inputs by name
-  fs::path out;                       ///< safetensors file that gets the output
+  fs::path out;                       ///< safetensors file that gets the outputs
   std::vector<std::string> settings;  ///< "key=value"
   bool overwrite = false;
   c10::Device device = c10::kCPU;

@@ -1,4 +1,4 @@
-// TORCH_LIBRARY(fovea): the operators of core/ops and dense attention for LibTorch and Python.
+// TORCH_LIBRARY(fovea): the operators of core/ops for LibTorch and Python.
 //
 // CPU, CUDA and Meta run the functions of core/ops. Autograd runs their compositions when a
 // gradient is asked for, and otherwise hands the call on.
@@ -11,7 +11,6 @@
 #include <c10/core/GradMode.h>
 #include <torch/library.h>
 
-#include "core/attention/attention.h"
 #include "core/check.h"
 #include "core/ops/modulate.h"
 #include "core/ops/norm.h"
@@ -49,48 +48,6 @@ Tensor run_gate_residual(const Tensor& x, const Tensor& y, const Tensor& gate) {
   return gate_residual(x, y, gate).contiguous();
 }
 
-void check_attention(const Tensor& q, const Tensor& k, const Tensor& v) {
-  constexpr const char* kOp = "attention";
-  const auto shape = [](const char* name, const Tensor& tensor, bool good,
-                        const auto&... expected) {
-    require(good, ErrorCode::bad_data, kOp, "tensor '", name, "': expected ", expected...,
-            ", got shape ", tensor.sizes(), " of ", tensor.scalar_type());
-  };
-  const auto dtype = q.scalar_type();
-  shape("q", q, q.dim() == 4 && at::isFloatingType(dtype), "[batch, num_heads, q_len, head_dim]");
-  shape("k", k, k.dim() == 4 && k.scalar_type() == dtype,
-        "[batch, num_kv_heads, kv_len, head_dim] of ", dtype);
-  shape("v", v, v.dim() == 4 && v.scalar_type() == dtype,
-        "[batch, num_kv_heads, kv_len, value_dim] of ", dtype);
-  shape("k", k, k.size(0) == q.size(0) && k.size(3) == q.size(3), "batch and head_dim of q ",
-        q.sizes());
-  shape("k", k, k.size(1) > 0 && q.size(1) % k.size(1) == 0, "heads that divide those of q ",
-        q.sizes());
-  shape("v", v, v.size(0) == k.size(0) && v.size(1) == k.size(1) && v.size(2) == k.size(2),
-        "batch, heads and kv_len of k ", k.sizes());
-  shape("q", q, q.size(2) > 0 && k.size(2) > 0, "at least one query and one key");
-  require(k.device() == q.device() && v.device() == q.device(), ErrorCode::bad_data, kOp,
-          "expected q, k and v on one device, got ", q.device(), ", ", k.device(), ", ",
-          v.device());
-}
-
-Tensor run_attention(const Tensor& q, const Tensor& k, const Tensor& v,
-                     std::optional<double> sm_scale) {
-  check_attention(q, k, v);
-  AttentionCall call{.q_layout = TokenLayout::extra(q.size(2)),
-                     .kv_layout = TokenLayout::extra(k.size(2)),
-                     .q = q,
-                     .k = k,
-                     .v = v,
-                     .sm_scale = sm_scale};
-  return Attention().run(call).contiguous();
-}
-
-Tensor meta_attention(const Tensor& q, const Tensor& k, const Tensor& v, std::optional<double>) {
-  check_attention(q, k, v);
-  return at::empty({q.size(0), q.size(1), q.size(2), v.size(3)}, q.options());
-}
-
 /// Hands a call on to the backend's kernel, which has the signature of `backend`.
 template <typename... Parameters>
 Tensor below_autograd(const char* name, Tensor (* /*backend*/)(Parameters...),
@@ -117,10 +74,9 @@ TORCH_LIBRARY(fovea, m) {
       "rms_norm_rope(Tensor x, Tensor? weight, Tensor cos, Tensor sin, float eps=1e-06) -> Tensor");
   m.def("layer_norm_modulate(Tensor x, Tensor scale, Tensor shift, float eps=1e-06) -> Tensor");
   m.def("gate_residual(Tensor x, Tensor y, Tensor gate) -> Tensor");
-  m.def("attention(Tensor q, Tensor k, Tensor v, float? sm_scale=None) -> Tensor");
 }
 
-#define FOVEA_REGISTER_BACKEND(key, attention_function)     \
+#define FOVEA_REGISTER_BACKEND(key)                         \
   TORCH_LIBRARY_IMPL(fovea, key, m) {                       \
     m.impl("rms_norm", run_rms_norm);                       \
     m.impl("layer_norm", run_layer_norm);                   \
@@ -128,12 +84,11 @@ TORCH_LIBRARY(fovea, m) {
     m.impl("rms_norm_rope", run_rms_norm_rope);             \
     m.impl("layer_norm_modulate", run_layer_norm_modulate); \
     m.impl("gate_residual", run_gate_residual);             \
-    m.impl("attention", attention_function);                \
   }
 
-FOVEA_REGISTER_BACKEND(CPU, run_attention)
-FOVEA_REGISTER_BACKEND(CUDA, run_attention)
-FOVEA_REGISTER_BACKEND(Meta, meta_attention)
+FOVEA_REGISTER_BACKEND(CPU)
+FOVEA_REGISTER_BACKEND(CUDA)
+FOVEA_REGISTER_BACKEND(Meta)
 
 // The functions of core/ops check their arguments and take their composition by themselves when a
 // gradient is asked for.
@@ -172,12 +127,6 @@ TORCH_LIBRARY_IMPL(fovea, Autograd, m) {
                ? run_gate_residual(x, y, gate)
                : below_autograd("fovea::gate_residual", run_gate_residual, x, y, gate);
   });
-  m.impl("attention",
-         [](const Tensor& q, const Tensor& k, const Tensor& v, std::optional<double> sm_scale) {
-           return wants_gradient(q, k, v)
-                      ? run_attention(q, k, v, sm_scale)
-                      : below_autograd("fovea::attention", run_attention, q, k, v, sm_scale);
-         });
 }
 
 }  // namespace fovea::apps

@@ -26,6 +26,7 @@ struct StepContext {
   int64_t num_steps = 1;
   double timestep = 0;  ///< the network's time value
   GuidanceBranch guidance_branch = GuidanceBranch::conditional;
+  int64_t seed = 0;  ///< of planners that draw samples
 };
 
 /// One attention that is asked for.

@@ -104,6 +104,8 @@ void append(std::vector<int32_t>& to, const std::vector<int64_t>& from) {
 
 }  // namespace
 
+BlockAxis default_blocks(const TokenLayout& layout) { return BlockAxis::uniform(layout, kBlock); }
+
 bool lists_differ(const AttentionPlan& plan, const SoftmaxBranch& branch) {
   const Selection& selection = branch.selection;
   const auto has_items = [](const at::Tensor& x) { return x.defined() && x.size(0) > 1; };
@@ -128,9 +130,8 @@ HostLists lower_to_lists(const AttentionPlan& plan, const SoftmaxBranch& branch,
   const bool mapped = selection.classes.defined();
   const TokenLayout kv_layout =
       branch.keys ? TokenLayout::extra(branch.keys->k.size(2)) : call.kv_layout;
-  const BlockAxis q_blocks =
-      mapped ? selection.q_blocks : BlockAxis::uniform(call.q_layout, kBlock);
-  const BlockAxis kv_blocks = mapped ? selection.kv_blocks : BlockAxis::uniform(kv_layout, kBlock);
+  const BlockAxis q_blocks = mapped ? selection.q_blocks : default_blocks(call.q_layout);
+  const BlockAxis kv_blocks = mapped ? selection.kv_blocks : default_blocks(kv_layout);
   const int64_t heads = call.q.size(1);
   HostLists out;
   out.maps = num_maps(plan, selection, call, q_blocks, kv_blocks);

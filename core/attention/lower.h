@@ -25,6 +25,9 @@ struct HostLists {
   std::vector<uint64_t> bits;
 };
 
+/// The blocks of a branch that has no class map.
+BlockAxis default_blocks(const TokenLayout& layout);
+
 /// Whether items of a batch have lists of their own.
 bool lists_differ(const AttentionPlan& plan, const SoftmaxBranch& branch);
 

@@ -33,13 +33,9 @@ class AttentionScope {
   /// Calls so far, as `Attention::counts`; and "left alone" for those that ran as without a scope.
   std::map<std::string, int64_t> counts() const;
 
-  /// What `at::scaled_dot_product_attention` does in this thread; its arguments.
-  static at::Tensor dispatch(const at::Tensor& query, const at::Tensor& key,
-                             const at::Tensor& value, const std::optional<at::Tensor>& attn_mask,
-                             double dropout_p, bool is_causal, std::optional<double> scale,
-                             bool enable_gqa);
-
  private:
+  friend struct ScopedSdpa;
+
   ScopeOptions options_;
   Attention attention_;
   StepContext context_;

@@ -92,7 +92,20 @@ TEST_F(OpCommandTest, RunsEveryOperatorInTheStoredDtype) {
   const at::Tensor q = at::randn({1, 2, 5, 8}), kv = at::randn({1, 2, 7, 8});
   const at::Tensor expected = at::scaled_dot_product_attention(q, kv, kv, {}, 0.0, false, 0.3);
   EXPECT_TRUE(at::allclose(
-      result(run("attention", {{"q", q}, {"k", kv}, {"v", kv}}, {"sm_scale=0.3"})), expected));
+      result(run("attention", {{"q", q}, {"k", kv}, {"v", kv}}, {"scale=0.3"})), expected));
+  // Two blocks of queries, the first of which sees the first three keys.
+  const at::Tensor mask = at::tensor({1, 0, 0, 1, 1, 1}, at::kByte).view({1, 1, 2, 3});
+  const at::Tensor rows = at::arange(5).view({5, 1}), keys = at::arange(7).view({1, 7});
+  EXPECT_TRUE(
+      at::allclose(result(run("attention", {{"q", q}, {"k", kv}, {"v", kv}, {"block_mask", mask}},
+                              {"block=4,3", "executor=cpu"})),
+                   at::scaled_dot_product_attention(q, kv, kv, rows.ge(4).logical_or(keys.lt(3)))));
+  const std::vector<std::string> window = {"size=5", "window=3", "stride=1", "dilation=1",
+                                           "causal=true"};
+  const at::Tensor near = (rows - rows.t()).abs().lt(3).tril();
+  EXPECT_TRUE(
+      at::allclose(result(run("neighborhood_attention", {{"q", q}, {"k", q}, {"v", q}}, window)),
+                   at::scaled_dot_product_attention(q, q, q, near)));
 }
 
 TEST_F(OpCommandTest, BadInputIsRefusedByName) {
@@ -102,7 +115,13 @@ TEST_F(OpCommandTest, BadInputIsRefusedByName) {
   expect_error(run("rms_norm", {{"x", x}, {"wieght", x}}), ErrorCode::bad_data, "'wieght'");
   expect_error(run("rms_norm", {{"x", x}, {"weight", x}}), ErrorCode::bad_data, "'weight'");
   expect_error(run("rms_norm", {{"x", x.to(at::kLong)}}), ErrorCode::bad_data, "'x'");
-  expect_error(run("attention", {{"q", x}, {"k", x}, {"v", x}}), ErrorCode::bad_data, "'q'");
+  expect_error(run("attention", {{"q", x}, {"k", x}, {"v", x}}), ErrorCode::bad_data, "got [2, 8]");
+  const at::Tensor q = at::randn({1, 1, 4, 8});
+  const TensorMap qkv = {{"q", q}, {"k", q}, {"v", q}};
+  for (const char* setting : {"block=4", "block=4,x", "is_causal=1", "executor=abacus"}) {
+    expect_error(run("attention", qkv, {setting}), ErrorCode::usage, "");
+  }
+  expect_error(run("neighborhood_attention", qkv), ErrorCode::usage, "needs size=");
   for (const char* setting : {"eps", "=1", "eps=", "eps=1x", "eps=nan", "epsilon=1", "eps=1e999"}) {
     expect_error(run("rms_norm", {{"x", x}}, {setting}), ErrorCode::usage, "--set");
   }
