@@ -1,12 +1,36 @@
 #include "core/attention/block_pool.h"
 
 #include <algorithm>
+#include <vector>
 
 #include <ATen/ATen.h>
 
 #include "core/ops/widened.h"
 
 namespace fovea {
+namespace {
+
+// Consecutive blocks of one size, which are added up without scattering.
+struct Run {
+  int64_t first, blocks, size;  // position of its first token
+};
+
+constexpr size_t kMaxRuns = 64;  // beyond, scattering is as fast
+
+// Empty where the host does not know the blocks, or one of them is empty.
+std::vector<Run> runs_of(const BlockAxis& axis) {
+  const std::vector<int64_t>& offsets = axis.host_offsets();
+  std::vector<Run> out;
+  for (size_t i = 0; i + 1 < offsets.size(); ++i) {
+    const int64_t size = offsets[i + 1] - offsets[i];
+    if (size == 0) return {};
+    if (out.empty() || out.back().size != size) out.push_back({offsets[i], 0, size});
+    ++out.back().blocks;
+  }
+  return out;
+}
+
+}  // namespace
 
 PooledTokens pool_tokens(const at::Tensor& x, const at::Tensor& group, int64_t num_groups,
                          const at::Tensor& valid) {
@@ -51,11 +75,53 @@ int64_t pieces_per_block(const BlockAxis& axis, int64_t pool) {
   return pool == 0 ? 1 : std::max<int64_t>(1, (axis.max_size() + pool - 1) / pool);
 }
 
+at::Tensor piece_of_row(const BlockAxis& axis, int64_t pool, const TokenOrder& order,
+                        const TokenLayout& layout, at::Device device, int64_t heads) {
+  const at::Tensor rows = per_head(order.rows(layout, device), heads);
+  const at::Tensor own = per_head(axis.block_of_position(rows.size(2), device), heads);
+  const auto common = at::infer_size(rows.sizes(), own.sizes());
+  const at::Tensor position = positions_of_rows(rows).expand(common);
+  const at::Tensor block = own.expand(common).gather(2, position);
+  if (pool == 0) return block;
+  const at::Tensor first = per_head(axis.offsets(device), heads);
+  const at::Tensor begin = first.expand({common[0], common[1], first.size(2)}).gather(2, block);
+  return block * pieces_per_block(axis, pool) + (position - begin).floor_divide(pool);
+}
+
 PooledTokens pool_blocks(const at::Tensor& x, const BlockAxis& axis, const TokenOrder& order,
                          const TokenLayout& layout) {
-  const at::Tensor valid = layout.valid_mask();
-  return pool_tokens(x, block_of_row(axis, order, layout, x.device()), axis.num_blocks(),
-                     valid.defined() ? valid.squeeze(1).squeeze(1) : valid);
+  at::Tensor valid = layout.valid_mask();
+  if (valid.defined()) valid = valid.squeeze(1).squeeze(1);
+  const std::vector<Run> runs = runs_of(axis);
+  const bool is_shared = order.kind() != TokenOrder::Kind::index &&
+                         order.kind() != TokenOrder::Kind::axes;  // one order for all heads
+  if (runs.empty() || runs.size() > kMaxRuns || !is_shared) {
+    return pool_tokens(x, block_of_row(axis, order, layout, x.device()), axis.num_blocks(), valid);
+  }
+  at::Tensor sorted = x;
+  if (!order.is_identity()) {
+    const at::Tensor rows = order.rows(layout, x.device())[0][0];
+    sorted = x.index_select(2, rows);
+    if (valid.defined()) valid = valid.index_select(1, rows);
+  }
+  std::vector<at::Tensor> sums, counts;
+  for (const Run& run : runs) {
+    const int64_t end = run.first + run.blocks * run.size;
+    at::Tensor part = ops::widened(sorted.slice(2, run.first, end));
+    at::Tensor count = at::full({1, 1, run.blocks}, run.size, part.options());
+    if (valid.defined()) {
+      const at::Tensor seen = valid.slice(1, run.first, end);
+      // Padding may hold anything, also NaN.
+      part = part.masked_fill(seen.logical_not().unsqueeze(1).unsqueeze(3), 0);
+      count = seen.unflatten(1, {run.blocks, run.size}).sum(2).unsqueeze(1).to(part.scalar_type());
+    }
+    sums.push_back(part.unflatten(2, {run.blocks, run.size}).sum(3));
+    counts.push_back(count.expand({x.size(0), x.size(1), run.blocks}));
+  }
+  PooledTokens out;
+  out.count = at::cat(counts, 2);
+  out.mean = at::cat(sums, 2) / out.count.clamp_min(1).unsqueeze(3);
+  return out;
 }
 
 }  // namespace fovea

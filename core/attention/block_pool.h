@@ -34,6 +34,14 @@ at::Tensor block_of_row(const BlockAxis& axis, const TokenOrder& order, const To
 /// where that is 0.
 int64_t pieces_per_block(const BlockAxis& axis, int64_t pool);
 
+/// int64 [batch or 1, heads or 1, seq_len]: the piece of each row: pieces are `pool` consecutive
+/// positions of a block, or all of it where pool is 0, and `pieces_per_block` of them are counted
+/// for each block, also where it is shorter.
+///
+/// heads  that both blocks and order are for, or are spread to where they have fewer
+at::Tensor piece_of_row(const BlockAxis& axis, int64_t pool, const TokenOrder& order,
+                        const TokenLayout& layout, at::Device device, int64_t heads);
+
 /// x's tokens block by block.
 PooledTokens pool_blocks(const at::Tensor& x, const BlockAxis& axis, const TokenOrder& order,
                          const TokenLayout& layout);

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 #include <ATen/core/Tensor.h>
 
@@ -42,6 +43,8 @@ struct AttentionCall {
   StepContext context;
   int64_t layer = 0;
   bool needs_lse = false;  ///< executors that give no log-sum-exp are passed over
+  /// Learned tensors of the planner for this layer, those of `Planner::param_names`; empty: none.
+  std::vector<at::Tensor> params;
 };
 
 }  // namespace fovea

@@ -47,8 +47,42 @@ void check_selection(const AttentionPlan& plan, const Selection& selection,
   check_blocks(plan, selection.kv_blocks, "key", kv_len);
 }
 
+void check_scale(const AttentionPlan& plan, const Quantized& operand, const BlockAxis& axis,
+                 bool allowed, const char* name) {
+  if (operand.format == NumberFormat::storage) return;
+  need(allowed, plan, name, " cannot have scales of this unit");
+  need(operand.group >= 0, plan, name, ": a scale for ", operand.group, " positions");
+  need(operand.unit != ScaleUnit::block || axis.num_blocks() > 0, plan, name,
+       " has scales per block, but no blocks");
+}
+
+void check_precision(const AttentionPlan& plan, const SoftmaxBranch& branch,
+                     const AttentionCall& call) {
+  const Precision& precision = branch.precision;
+  if (precision.is_storage()) return;
+  const Selection& selection = branch.selection;
+  need(!branch.keys && selection.summaries.empty(), plan,
+       "quantized branches take the call's own keys only");
+  const auto is_channel = [](const Quantized& x) { return x.unit == ScaleUnit::channel; };
+  const auto is_token = [](const Quantized& x) { return x.unit == ScaleUnit::token; };
+  check_scale(plan, precision.q, selection.q_blocks, !is_channel(precision.q), "q");
+  check_scale(plan, precision.k, selection.kv_blocks, !is_channel(precision.k), "k");
+  check_scale(plan, precision.v, selection.kv_blocks, !is_token(precision.v), "v");
+  const bool p_fits = !is_channel(precision.p) && !is_token(precision.p) && precision.p.group == 0;
+  check_scale(plan, precision.p, selection.q_blocks, p_fits, "p");
+  check_scale(plan, precision.p, selection.kv_blocks, p_fits, "p");
+  // Without a class map nothing else has looked at the blocks.
+  if (selection.q_blocks.num_blocks() > 0) {
+    check_blocks(plan, selection.q_blocks, "query", call.q.size(2));
+  }
+  if (selection.kv_blocks.num_blocks() > 0) {
+    check_blocks(plan, selection.kv_blocks, "key", call.k.size(2));
+  }
+}
+
 void check_branch(const AttentionPlan& plan, const SoftmaxBranch& branch,
                   const AttentionCall& call) {
+  check_precision(plan, branch, call);
   int64_t kv_len = call.k.size(2);
   if (branch.keys) {
     const GivenKeys& keys = *branch.keys;
@@ -134,6 +168,7 @@ std::string describe_branch(const Branch& branch) {
     if (!selection.predicates.empty()) {
       out += str(", ", selection.predicates.size(), " predicates");
     }
+    if (!softmax->precision.is_storage()) out += ", " + softmax->precision.describe();
     return out;
   }
   if (const auto* linear = std::get_if<LinearBranch>(&branch.kind)) {
@@ -156,7 +191,8 @@ bool AttentionPlan::is_dense() const {
   if (branches.size() != 1) return false;
   const auto* softmax = std::get_if<SoftmaxBranch>(&branches[0].kind);
   const bool weighted = !group_weights.empty() && group_weights[0].defined();
-  return softmax != nullptr && !softmax->keys && softmax->selection.is_everything() && !weighted;
+  return softmax != nullptr && !softmax->keys && softmax->selection.is_everything() &&
+         softmax->precision.is_storage() && !weighted;
 }
 
 size_t AttentionPlan::num_groups() const {

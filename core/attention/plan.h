@@ -10,6 +10,7 @@
 
 #include "core/attention/block_mask.h"
 #include "core/attention/call.h"
+#include "core/attention/precision.h"
 #include "core/attention/predicate.h"
 #include "core/attention/token_order.h"
 
@@ -52,6 +53,8 @@ struct SoftmaxBranch {
   Selection selection;
   /// With them the selection's kv side, its classes too, speak of these keys.
   std::optional<GivenKeys> keys;
+  /// A quantized branch has no summaries and no given keys.
+  Precision precision;
 };
 
 enum class FeatureMap { softmax, elu_plus_one, relu };
@@ -111,7 +114,8 @@ struct AttentionPlan {
 
 /// Refuses by name what the host can see is wrong: no branch, groups that are not 0, 1, 2 ..., more
 /// weights than groups, branches of one group without a log-sum-exp, shapes of class maps,
-/// summaries that are not there, a complement of a branch that is no softmax.
+/// summaries that are not there, a complement of a branch that is no softmax, scales per block
+/// without blocks.
 ///
 /// throws  Error usage
 void validate(const AttentionPlan& plan, const AttentionCall& call);

@@ -19,6 +19,9 @@ class Planner {
   virtual bool plans(AttentionRole role) const {
     return role == AttentionRole::self || role == AttentionRole::joint;
   }
+  /// What learned tensors `AttentionCall::params` holds for it; the planner's header says their
+  /// shapes and what a call without any means.
+  virtual std::vector<std::string> param_names() const { return {}; }
   /// Calls with equal keys have equal plans, so that one is made for all of them; empty: each call
   /// has its own. Depends on what the host knows.
   virtual std::string cache_key(const AttentionCall&) const { return ""; }

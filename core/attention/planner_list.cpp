@@ -1,10 +1,17 @@
 #include "core/attention/planner.h"
 #include "core/attention/planners/dense.h"
+#include "core/attention/planners/fps.h"
 #include "core/attention/planners/neighborhood.h"
+#include "core/attention/planners/paro.h"
+#include "core/attention/planners/psa.h"
 #include "core/attention/planners/radial.h"
 #include "core/attention/planners/schedule.h"
+#include "core/attention/planners/sla.h"
+#include "core/attention/planners/sparge.h"
+#include "core/attention/planners/svg2.h"
 #include "core/attention/planners/topk.h"
 #include "core/attention/planners/window.h"
+#include "core/attention/planners/xattention.h"
 #include "core/check.h"
 #include "core/config.h"
 
@@ -27,9 +34,18 @@ std::unique_ptr<Planner> make(Config& options) {
 
 // One line per planner, sorted.
 constexpr Entry kPlanners[] = {
-    {"dense", make<DensePlanner>},   {"neighborhood", make<NeighborhoodPlanner>},
-    {"radial", make<RadialPlanner>}, {"topk", make<TopKPlanner>},
+    {"dense", make<DensePlanner>},  //
+    {"fps", make<FpsPlanner>},
+    {"neighborhood", make<NeighborhoodPlanner>},
+    {"paro", make<ParoPlanner>},
+    {"psa", make<PsaPlanner>},
+    {"radial", make<RadialPlanner>},
+    {"sla", make<SlaPlanner>},
+    {"sparge", make<SpargePlanner>},
+    {"svg2", make<Svg2Planner>},
+    {"topk", make<TopKPlanner>},
     {"window", make<WindowPlanner>},
+    {"xattention", make<XAttentionPlanner>},
 };
 
 std::unique_ptr<Planner> make_from(const Entry& entry, const Json& options) {
@@ -73,6 +89,7 @@ std::unique_ptr<Planner> make_planner(const std::string& name, const Json& optio
     try {
       return make_from(entry, options);
     } catch (const Error& error) {
+      if (error.where() != entry.name) throw;  // a file that an option names
       // Options are the user's, not a file's.
       throw Error(ErrorCode::usage, "attention " + name, error.reason());
     }

@@ -48,6 +48,8 @@ at::Tensor keep_top_k(const at::Tensor& scores, int64_t count) {
 
 at::Tensor keep_top_p(const at::Tensor& probabilities, double p, Crossing crossing,
                       int64_t min_count) {
+  // A rounded sum may pass 1 before the last block.
+  if (p >= 1) return at::ones_like(probabilities, probabilities.options().dtype(at::kBool));
   const at::Tensor rank = ranks(probabilities);
   const auto [sorted, order] = at::sort(probabilities, /*stable=*/true, -1, /*descending=*/true);
   const at::Tensor sum = sorted.cumsum(-1);

@@ -18,7 +18,7 @@ at::Tensor keep_top_k(const at::Tensor& scores, int64_t count);
 enum class Crossing { kept, excluded };
 
 /// bool as probabilities [.., blocks], rows with sum 1: the highest ones until their sum reaches p,
-/// at least `min_count` of each row; of equal ones the lower index.
+/// at least `min_count` of each row; of equal ones the lower index. All where p is 1 or above.
 at::Tensor keep_top_p(const at::Tensor& probabilities, double p, Crossing crossing,
                       int64_t min_count);
 

@@ -78,7 +78,7 @@ struct BlockSparseArgs {
   RowOrder q_order;                ///< of heads; each row once
   RowOrder kv_order;               ///< of kv_heads
   BlockLists lists;
-  float sm_scale = 1;
+  double sm_scale = 1;
   LogitBias key_bias;  ///< [batch, heads, kv_len] by row of k; row_stride is not used
   LogitBias bias;      ///< [batch, heads, q_len, kv_len] by rows of q and k
 };

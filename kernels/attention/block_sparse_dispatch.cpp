@@ -10,7 +10,18 @@ namespace {
 constexpr int64_t kPackedBytes = int64_t{8} << 20;  // what a wave packs where that is enough
 constexpr int64_t kTasksPerThread = 8;
 
-constexpr int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+}  // namespace
+
+void count_tiles(const BlockLists& lists, int32_t* starts) {
+  for (int64_t map = 0; map < lists.maps; ++map) {
+    const int64_t at = map * (lists.num_q_blocks + 1);
+    starts[at] = 0;
+    for (int64_t i = at; i < at + lists.num_q_blocks; ++i) {
+      const int64_t rows = lists.q_offsets[i + 1] - lists.q_offsets[i];
+      starts[i + 1] = static_cast<int32_t>(starts[i] + tiles_of(rows));
+    }
+  }
+}
 
 int64_t most_tiles(const BlockLists& lists) {
   int64_t most = 0;
@@ -23,7 +34,15 @@ int64_t most_tiles(const BlockLists& lists) {
   return most;
 }
 
-}  // namespace
+Status check_run(const Workspace& workspace, int64_t bytes, Isa isa) {
+  if (!isa_available(isa))
+    return {StatusCode::unsupported, "this processor lacks the instruction set"};
+  if (!workspace.data || workspace.bytes < bytes)
+    return {StatusCode::invalid, "the workspace is smaller than it must be"};
+  if (reinterpret_cast<uintptr_t>(workspace.data) % 64 != 0)
+    return {StatusCode::invalid, "the workspace is not aligned to 64 bytes"};
+  return {};
+}
 
 WorkLayout work_layout(const BlockSparseArgs& args, int threads) {
   WorkLayout layout;
@@ -55,13 +74,8 @@ int64_t attention_workspace_bytes(const BlockSparseArgs& args, int threads) {
 Status block_sparse_cpu(const BlockSparseArgs& args, Workspace workspace, const Parallel& parallel,
                         Isa isa) {
   if (const Status status = check(args); !status.ok()) return status;
-  if (!isa_available(isa))
-    return {StatusCode::unsupported, "this processor lacks the instruction set"};
   const WorkLayout layout = work_layout(args, parallel.threads);
-  if (!workspace.data || workspace.bytes < layout.bytes)
-    return {StatusCode::invalid, "the workspace is smaller than attention_workspace_bytes"};
-  if (reinterpret_cast<uintptr_t>(workspace.data) % 64 != 0)
-    return {StatusCode::invalid, "the workspace is not aligned to 64 bytes"};
+  if (const Status s = check_run(workspace, layout.bytes, isa); !s.ok()) return s;
   auto* kernel = baseline::block_sparse;
 #if FOVEA_X86_VARIANTS
   if (isa == Isa::avx2) kernel = avx2::block_sparse;

@@ -2,6 +2,7 @@
 
 // The attention kernel once per instruction set. It is called with checked arguments.
 
+#include "kernels/attention/backward_layout.h"
 #include "kernels/attention/block_sparse.h"
 #include "kernels/attention/work_layout.h"
 
@@ -9,6 +10,8 @@
   namespace fovea::kernels::isa {                                                                 \
   void block_sparse(const BlockSparseArgs& args, const WorkLayout& layout, unsigned char* memory, \
                     const Parallel& parallel);                                                    \
+  void block_sparse_backward(const BlockSparseBackwardArgs& args, const BackwardLayout& layout,   \
+                             unsigned char* memory, const Parallel& parallel);                    \
   }
 
 FOVEA_DECLARE_ATTENTION_VARIANT(baseline)

@@ -13,6 +13,11 @@ namespace {
 
 typedef float Quad __attribute__((vector_size(16)));
 
+/// Positions [begin, end) of an order.
+struct Span {
+  int64_t begin = 0, end = 0;
+};
+
 /// One head of a tensor, its rows reached through an order.
 template <typename T>
 struct HeadView {
@@ -74,35 +79,66 @@ void pack_key_unit(const HeadView<T>& keys, int64_t kv_len, int64_t dim, int64_t
   }
 }
 
-/// Values of positions [begin, end) to panels [16 channels][kv_len][16]; channels beyond the last
-/// become 0.
+/// Values of the positions of a span to panels [16 channels][panel_rows][16], the first position to
+/// row 0; channels beyond the last become 0.
 template <typename T>
-void pack_values(const HeadView<T>& values, const BlockSparseArgs& args, int64_t begin, int64_t end,
+void pack_values(const HeadView<T>& values, int64_t channels, int64_t panel_rows, Span span,
                  float* to) {
-  for (int64_t position = begin; position < end; ++position) {
-    const T* from = values.at(position);
-    for (int64_t c = 0; c < args.value_dim; c += kUnit) {
-      const int64_t channels = std::min(kUnit, args.value_dim - c);
-      store(to + c * args.kv_len + position * kUnit,
-            channels == kUnit ? load(from + c) : load_tail(from + c, channels));
+  for (int64_t row = 0; row < span.end - span.begin; ++row) {
+    const T* from = values.at(span.begin + row);
+    for (int64_t c = 0; c < channels; c += kUnit) {
+      const int64_t left = std::min(kUnit, channels - c);
+      store(to + c * panel_rows + row * kUnit,
+            left == kUnit ? load(from + c) : load_tail(from + c, left));
     }
   }
 }
 
-/// `rows` queries from position `begin` on, times the scale, to rows kRowStride apart. The scale is
-/// given as a sum of two floats: one float's rounding error would be that of every logit.
-template <typename T>
-void load_queries(const HeadView<T>& queries, int64_t begin, int64_t rows, int64_t dim,
-                  double scale, float* to) {
-  const float coarse = static_cast<float>(scale);
-  const Floats high = broadcast(coarse);
-  const Floats low = broadcast(static_cast<float>(scale - coarse));
+/// `rows` rows from position `begin` on, each unit of their channels through f, to rows kRowStride
+/// apart; channels beyond the last become f(0).
+template <typename T, typename F>
+inline void load_rows(const HeadView<T>& view, int64_t begin, int64_t rows, int64_t channels,
+                      float* to, F f) {
   for (int64_t r = 0; r < rows; ++r) {
-    const T* from = queries.at(begin + r);
-    for (int64_t d = 0; d < dim; d += kUnit) {
-      const int64_t channels = std::min(kUnit, dim - d);
-      const Floats x = channels == kUnit ? load(from + d) : load_tail(from + d, channels);
-      store(to + r * kRowStride + d, x * low + x * high);
+    const T* from = view.at(begin + r);
+    for (int64_t c = 0; c < channels; c += kUnit) {
+      const int64_t left = std::min(kUnit, channels - c);
+      store(to + r * kRowStride + c, f(left == kUnit ? load(from + c) : load_tail(from + c, left)));
+    }
+  }
+}
+
+/// Times a factor that is kept as a sum of two floats: one float's rounding error would be that of
+/// every product.
+class Scaled {
+ public:
+  explicit Scaled(double factor)
+      : high_(broadcast(static_cast<float>(factor))),
+        low_(broadcast(static_cast<float>(factor - static_cast<float>(factor)))) {}
+  Floats operator()(const Floats& x) const { return x * low_ + x * high_; }
+
+ private:
+  Floats high_, low_;
+};
+
+/// load_rows() times the scale.
+template <typename T>
+inline void load_queries(const HeadView<T>& queries, int64_t begin, int64_t rows, int64_t dim,
+                         double scale, float* to) {
+  load_rows(queries, begin, rows, dim, to, Scaled(scale));
+}
+
+/// One row times a factor, rounded.
+template <typename T>
+inline void store_row(const float* from, int64_t channels, double factor, T* to) {
+  const Scaled scaled(factor);
+  for (int64_t c = 0; c < channels; c += kUnit) {
+    const Floats values = scaled(load(from + c));
+    const int64_t left = std::min(kUnit, channels - c);
+    if (left == kUnit) {
+      store(to + c, values);
+    } else {
+      store_tail(to + c, values, left);
     }
   }
 }

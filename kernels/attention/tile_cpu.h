@@ -31,6 +31,13 @@ constexpr int64_t kChunkKeys = 256;
 #endif
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
+/// Distances between elements of a product C = A B: of A's rows and of its columns, of the panels'
+/// rows, of C's rows. Constants, so that they become displacements.
+template <int64_t kRowA, int64_t kColumnA, int64_t kRowB, int64_t kRowC>
+struct Strides {
+  static constexpr int64_t row_a = kRowA, column_a = kColumnA, row_b = kRowB, row_c = kRowC;
+};
+
 /// The inner dimension of a product: `count` columns of A from `column` on against as many rows of
 /// the panels from `row` on.
 struct Run {
@@ -43,7 +50,7 @@ struct Runs {
   int64_t count;
 };
 
-/// `count` panels of [row][16]; `panel[u]` begins with row 0.
+/// `count` panels of 16 columns; `panel[u]` begins with row 0.
 struct Panels {
   const float* panel[kGroupUnits];
   int64_t count;
@@ -52,26 +59,26 @@ struct Panels {
 
 /// C = A B (rescale null) or C = C * rescale + A B, for kRows rows, kUnits panels and kVectors
 /// vectors of each; panel u is columns u * 16 and on of C.
-template <int kRows, int kUnits, int kVectors, int64_t kStrideA, int64_t kStrideC>
+template <typename S, int kRows, int kUnits, int kVectors>
 [[gnu::noinline]] void multiply(const float* a, const Panels& b, Runs runs, float* c,
                                 const float* rescale) {
   Float sum[kRows][kUnits][kVectors] = {};
   for (int64_t i = 0; i < runs.count; ++i) {
     const Run& run = runs.data[i];
-    const float* left = a + run.column;
+    const float* left = a + run.column * S::column_a;
     const float* panel[kUnits];
-    for (int u = 0; u < kUnits; ++u) panel[u] = b.panel[u] + run.row * kUnit;
+    for (int u = 0; u < kUnits; ++u) panel[u] = b.panel[u] + run.row * S::row_b;
     for (int64_t k = 0; k < run.count; ++k) {
       Float right[kUnits][kVectors];
 #pragma GCC unroll 4
       for (int u = 0; u < kUnits; ++u) {
 #pragma GCC unroll 4
         for (int p = 0; p < kVectors; ++p)
-          std::memcpy(&right[u][p], panel[u] + k * kUnit + p * kWidth, sizeof(Float));
+          std::memcpy(&right[u][p], panel[u] + k * S::row_b + p * kWidth, sizeof(Float));
       }
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
-        const Float factor = left[r * kStrideA + k] - Float{};
+        const Float factor = left[r * S::row_a + k * S::column_a] - Float{};
 #pragma GCC unroll 4
         for (int u = 0; u < kUnits; ++u) {
 #pragma GCC unroll 4
@@ -86,7 +93,7 @@ template <int kRows, int kUnits, int kVectors, int64_t kStrideA, int64_t kStride
     for (int u = 0; u < kUnits; ++u) {
 #pragma GCC unroll 4
       for (int p = 0; p < kVectors; ++p) {
-        float* at = c + r * kStrideC + u * kUnit + p * kWidth;
+        float* at = c + r * S::row_c + u * kUnit + p * kWidth;
         Float value = sum[r][u][p];
         if (rescale) {
           Float before;
@@ -100,48 +107,45 @@ template <int kRows, int kUnits, int kVectors, int64_t kStrideA, int64_t kStride
 }
 
 /// multiply() for 1 .. kMaxRows rows.
-template <int kUnits, int kVectors, int64_t kStrideA, int64_t kStrideC, int kRows = kMaxRows>
+template <typename S, int kUnits, int kVectors, int kRows = kMaxRows>
 inline void multiply_rows(int64_t rows, const float* a, const Panels& b, Runs runs, float* c,
                           const float* rescale) {
   if constexpr (kRows > 1) {
     if (rows < kRows)
-      return multiply_rows<kUnits, kVectors, kStrideA, kStrideC, kRows - 1>(rows, a, b, runs, c,
-                                                                            rescale);
+      return multiply_rows<S, kUnits, kVectors, kRows - 1>(rows, a, b, runs, c, rescale);
   }
-  multiply<kRows, kUnits, kVectors, kStrideA, kStrideC>(a, b, runs, c, rescale);
+  multiply<S, kRows, kUnits, kVectors>(a, b, runs, c, rescale);
 }
 
 /// multiply() for all rows of a tile, split evenly among the calls.
-template <int kUnits, int kVectors, int64_t kStrideA, int64_t kStrideC>
+template <typename S, int kUnits, int kVectors>
 inline void multiply_all(int64_t rows, const float* a, const Panels& b, Runs runs, float* c,
                          const float* rescale) {
   const int64_t groups = (rows + kMaxRows - 1) / kMaxRows;
   int64_t row = 0;
   for (int64_t g = 0; g < groups; ++g) {
     const int64_t end = rows * (g + 1) / groups;
-    multiply_rows<kUnits, kVectors, kStrideA, kStrideC>(end - row, a + row * kStrideA, b, runs,
-                                                        c + row * kStrideC,
-                                                        rescale ? rescale + row : nullptr);
+    multiply_rows<S, kUnits, kVectors>(end - row, a + row * S::row_a, b, runs, c + row * S::row_c,
+                                       rescale ? rescale + row : nullptr);
     row = end;
   }
 }
 
 /// multiply_all() for 1 .. kGroupUnits panels, as many vectors of them as hold wanted columns.
-template <int64_t kStrideA, int64_t kStrideC, int kUnits = kGroupUnits>
+template <typename S, int kUnits = kGroupUnits>
 inline void multiply_tile(int64_t rows, const float* a, const Panels& b, Runs runs, float* c,
                           const float* rescale) {
   if constexpr (kUnits > 1) {
-    if (b.count < kUnits)
-      return multiply_tile<kStrideA, kStrideC, kUnits - 1>(rows, a, b, runs, c, rescale);
+    if (b.count < kUnits) return multiply_tile<S, kUnits - 1>(rows, a, b, runs, c, rescale);
   }
   for (int part = 0; part * kWidth < b.columns; part += kGroupParts) {
     Panels panels = b;
     for (int u = 0; u < kUnits; ++u) panels.panel[u] += part * kWidth;
     float* to = c + part * kWidth;
     if (kGroupParts > 1 && b.columns <= (part + 1) * kWidth) {
-      multiply_all<kUnits, 1, kStrideA, kStrideC>(rows, a, panels, runs, to, rescale);
+      multiply_all<S, kUnits, 1>(rows, a, panels, runs, to, rescale);
     } else {
-      multiply_all<kUnits, kGroupParts, kStrideA, kStrideC>(rows, a, panels, runs, to, rescale);
+      multiply_all<S, kUnits, kGroupParts>(rows, a, panels, runs, to, rescale);
     }
   }
 }

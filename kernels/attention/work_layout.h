@@ -39,6 +39,17 @@ struct WorkLayout {
 /// Tiles of the blocks of queries: blocks longer than a tile are split evenly.
 constexpr int64_t tiles_of(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
 
+/// Index of the first tile of each block of queries: starts [maps, num_q_blocks + 1].
+void count_tiles(const BlockLists& lists, int32_t* starts);
+
+/// Most tiles of any map.
+int64_t most_tiles(const BlockLists& lists);
+
+constexpr int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+/// Whether the processor has `isa` and the workspace is aligned and has `bytes` bytes.
+Status check_run(const Workspace& workspace, int64_t bytes, Isa isa);
+
 WorkLayout work_layout(const BlockSparseArgs& args, int threads);
 
 }  // namespace fovea::kernels

@@ -75,6 +75,12 @@ inline Doubles operator-(const Doubles& a, double b) {
   return out;
 }
 
+inline Doubles operator*(const Doubles& a, const Doubles& b) {
+  Doubles out;
+  for (int i = 0; i < 2 * kParts; ++i) out.part[i] = a.part[i] * b.part[i];
+  return out;
+}
+
 inline Doubles square(const Doubles& a) {
   Doubles out;
   for (int i = 0; i < 2 * kParts; ++i) out.part[i] = a.part[i] * a.part[i];

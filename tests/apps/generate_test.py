@@ -90,6 +90,13 @@ class Outputs(Case):
             ("radial", ["block=16", "sink_frames=0"]),
             ("window", ["tile=1,2,2", "window=1,1,1"]),
             ("neighborhood", ["window=3,3,3"]),
+            ("sparge", ["top_p=0.5", "block_q=16", "block_kv=16"]),
+            ("xattention", ["top_p=0.5", "stride=4", "block_q=16", "block_kv=16"]),
+            ("psa", ["thresholds=0.3,0.5,0.7,0.9", "block_q=16", "block_kv=16"]),
+            ("sla", ["density=0.3", "projection=identity", "block_q=16", "block_kv=16"]),
+            ("svg2", ["top_p=0.5", "q_clusters=4", "kv_clusters=8"]),
+            ("fps", ["tile=1,2,2", "window=1,2,2"]),
+            ("paro", ["axes=HWF", "block=16"]),
         ):
             report = self.folder / f"{name}.json"
             words = [word for option in options for word in ("--attn", option)]

@@ -2,14 +2,15 @@
 // beside the rate of fused multiply-adds that this processor reaches in registers:
 //
 //   cmake --build build --target attention_bench
-//   build/tests/attention_bench [--long] [--threads N] [--isa baseline|avx2|avx512]
+//   build/tests/attention_bench [--long] [--backward] [--threads N] [baseline|AVX2|AVX-512]
 //
 // The two are timed in turns, the best of several rounds counts: other programs only take time.
+// --backward leaves the forward out.
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <cstring>
+#include <ctime>
 #include <functional>
 #include <numeric>
 #include <random>
@@ -21,17 +22,23 @@
 #include <ATen/Parallel.h>
 #include <c10/core/InferenceMode.h>
 
-#include "kernels/attention/block_sparse.h"
+#include "kernels/attention/block_sparse_backward.h"
 
 namespace fovea::kernels {
 namespace {
 
 constexpr int64_t kBlock = 128, kDim = 128, kHeads = 8;
 
+/// With one thread its time on a core, which leaves out what other programs take of it.
 double seconds(const std::function<void()>& call) {
-  const auto start = std::chrono::steady_clock::now();
+  const auto now = [] {
+    timespec time{};
+    clock_gettime(at::get_num_threads() == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC, &time);
+    return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+  };
+  const double start = now();
   call();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return now() - start;
 }
 
 /// Fresh threads for each call: at::parallel_for runs serially in files compiled without OpenMP,
@@ -138,8 +145,7 @@ class Bench {
     out = at::empty_like(q);
   }
 
-  /// One call, its workspace included.
-  double ours(const Lists& lists) {
+  BlockSparseArgs make_args(const Lists& lists) {
     BlockSparseArgs args;
     args.batch = 1, args.heads = args.kv_heads = kHeads, args.q_len = args.kv_len = len_;
     args.dim = args.value_dim = kDim;
@@ -147,6 +153,11 @@ class Bench {
     args.out = {out.data_ptr(), dtype_, out.stride(0), out.stride(1), out.stride(2)};
     args.lists = lists.view();
     args.sm_scale = 0.08838834764831845f;
+    return args;
+  }
+  /// One call, its workspace included.
+  double ours(const Lists& lists) {
+    const BlockSparseArgs args = make_args(lists);
     return seconds([&] {
       const Parallel parallel{run_on_threads, nullptr, at::get_num_threads()};
       const int64_t bytes = attention_workspace_bytes(args, parallel.threads);
@@ -158,17 +169,56 @@ class Bench {
   double theirs() {
     return seconds([&] { reference = at::scaled_dot_product_attention(q, k, v); });
   }
+  /// What the backward pass starts from.
+  void prepare_backward() {
+    grad_out = at::randn(q.sizes()).to(q.scalar_type());
+    std::tie(reference, reference_lse) =
+        at::_scaled_dot_product_flash_attention_for_cpu(q, k, v, 0, false);
+    for (at::Tensor* gradient : {&grad_q, &grad_k, &grad_v}) *gradient = at::empty_like(q);
+  }
+  double ours_backward(const Lists& lists) {
+    // The lse belongs to all keys; fewer of them change no time.
+    const at::Tensor lse = reference_lse.contiguous();
+    BlockSparseBackwardArgs args;
+    args.forward = make_args(lists);
+    const auto written = [&](at::Tensor& t) -> MutableHeadRows {
+      return {t.data_ptr(), dtype_, t.stride(0), t.stride(1), t.stride(2)};
+    };
+    args.forward.out = written(reference);
+    args.forward.lse = lse.data_ptr<float>();
+    args.grad_out = view(grad_out, dtype_);
+    args.grad_q = written(grad_q), args.grad_k = written(grad_k), args.grad_v = written(grad_v);
+    return seconds([&] {
+      const Parallel parallel{run_on_threads, nullptr, at::get_num_threads()};
+      const int64_t bytes = attention_backward_workspace_bytes(args, parallel.threads);
+      const at::Tensor memory = at::empty({bytes}, at::kByte);
+      const Status status =
+          block_sparse_backward_cpu(args, {memory.data_ptr(), bytes}, parallel, isa_);
+      TORCH_CHECK(status.ok(), status.message);
+    });
+  }
+  double theirs_backward() {
+    return seconds([&] {
+      their_gradients = at::_scaled_dot_product_flash_attention_for_cpu_backward(
+          grad_out, q, k, v, reference, reference_lse, 0, false);
+    });
+  }
   double flops(double density) const {
     return 4.0 * density * static_cast<double>(kHeads * len_ * len_ * kDim);
   }
 
-  at::Tensor q, k, v, out, reference;
+  at::Tensor q, k, v, out, reference, reference_lse, grad_out, grad_q, grad_k, grad_v;
+  std::tuple<at::Tensor, at::Tensor, at::Tensor> their_gradients;
 
  private:
   int64_t len_;
   DType dtype_;
   Isa isa_;
 };
+
+double distance(const at::Tensor& x, const at::Tensor& r) {
+  return ((x - r).to(at::kDouble).norm() / r.to(at::kDouble).norm()).item<double>();
+}
 
 void run(int64_t len, at::ScalarType type, Isa isa, double machine) {
   Bench bench(len, type, isa);
@@ -179,14 +229,12 @@ void run(int64_t len, at::ScalarType type, Isa isa, double machine) {
     theirs = std::min(theirs, bench.theirs());
     ours = std::min(ours, bench.ours(dense));
   }
-  const double apart = ((bench.out - bench.reference).to(at::kDouble).norm() /
-                        bench.reference.to(at::kDouble).norm())
-                           .item<double>();
   std::printf(
       "%s, %ld tokens, %ld heads of %ld: SDPA %.1f GF/s, ours %.1f (%.2f x; %.3f of peak), "
       "relative distance %.1e\n",
       type == at::kFloat ? "fp32" : "bf16", len, kHeads, kDim, 1e-9 * bench.flops(1) / theirs,
-      1e-9 * bench.flops(1) / ours, theirs / ours, 1e-9 * bench.flops(1) / ours / machine, apart);
+      1e-9 * bench.flops(1) / ours, theirs / ours, 1e-9 * bench.flops(1) / ours / machine,
+      distance(bench.out, bench.reference));
   for (const double density : {0.5, 0.25, 0.1}) {
     const Lists lists(len, density);
     double time = 1e30, again = ours;
@@ -199,6 +247,34 @@ void run(int64_t len, at::ScalarType type, Isa isa, double machine) {
   }
 }
 
+/// Five products of the forward's size each.
+void run_backward(int64_t len, at::ScalarType type, Isa isa, double machine) {
+  Bench bench(len, type, isa);
+  bench.prepare_backward();
+  const int rounds = len > 8192 ? 2 : 5;
+  const Lists dense(len, 1);
+  double ours = 1e30, theirs = 1e30;
+  for (int i = 0; i < rounds; ++i) {
+    ours = std::min(ours, bench.ours_backward(dense));
+    if (i < 2) theirs = std::min(theirs, bench.theirs_backward());
+  }
+  const double flops = 2.5e-9 * bench.flops(1);
+  std::printf(
+      "backward %s, %ld tokens: SDPA %.1f GF/s, ours %.1f (%.2f x; %.3f of peak), relative "
+      "distance of the gradients of q, k, v %.1e %.1e %.1e\n",
+      type == at::kFloat ? "fp32" : "bf16", len, flops / theirs, flops / ours, theirs / ours,
+      flops / ours / machine, distance(bench.grad_q, std::get<0>(bench.their_gradients)),
+      distance(bench.grad_k, std::get<1>(bench.their_gradients)),
+      distance(bench.grad_v, std::get<2>(bench.their_gradients)));
+  for (const double density : {0.5, 0.25, 0.1}) {
+    const Lists lists(len, density);
+    double time = 1e30;
+    for (int i = 0; i < rounds; ++i) time = std::min(time, bench.ours_backward(lists));
+    std::printf("  density %.3f: %.1f ms, %.3f of density x dense, %.2f x SDPA\n", lists.density(),
+                1e3 * time, time / (lists.density() * ours), theirs / time);
+  }
+}
+
 }  // namespace
 }  // namespace fovea::kernels
 
@@ -207,10 +283,11 @@ int main(int argc, char** argv) {
   const c10::InferenceMode guard;
   std::setvbuf(stdout, nullptr, _IOLBF, 0);
   Isa isa = best_isa();
-  bool long_too = false;
+  bool long_too = false, backward_only = false;
   for (int i = 1; i < argc; ++i) {
     const std::string word = argv[i];
     if (word == "--long") long_too = true;
+    if (word == "--backward") backward_only = true;
     if (word == "--threads" && i + 1 < argc) at::set_num_threads(std::stoi(argv[i + 1]));
     for (const Isa other : {Isa::baseline, Isa::avx2, Isa::avx512}) {
       if (word == isa_name(other) && isa_available(other)) isa = other;
@@ -220,8 +297,14 @@ int main(int argc, char** argv) {
   const double machine = peak(isa, at::get_num_threads());
   std::printf("LibTorch %s, ours %s, %d threads: %.1f GF/s of fp32 multiply-adds in registers\n",
               at::get_cpu_capability().c_str(), isa_name(isa), at::get_num_threads(), machine);
-  run(4096, at::kFloat, isa, machine);
-  run(4096, at::kBFloat16, isa, machine);
-  if (long_too) run(13312, at::kFloat, isa, machine);
+  const std::vector<int64_t> lengths =
+      long_too ? std::vector<int64_t>{4096, 13312} : std::vector<int64_t>{4096};
+  for (const int64_t len : lengths) {
+    for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
+      if (len > 4096 && type == at::kBFloat16) continue;
+      if (!backward_only) run(len, type, isa, machine);
+      run_backward(len, type, isa, machine);
+    }
+  }
   return 0;
 }

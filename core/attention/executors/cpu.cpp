@@ -23,7 +23,7 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // Per branch: of a softmax the lists of its keys, then those of each of its summaries.
 struct CpuLists : LoweredPlan {
-  std::vector<std::vector<SoftmaxLists>> branches;
+  std::vector<std::vector<std::shared_ptr<const SoftmaxLists>>> branches;
 };
 
 bool has_padding(const TokenLayout& layout) {
@@ -31,20 +31,6 @@ bool has_padding(const TokenLayout& layout) {
     if (length.defined()) return true;
   }
   return false;
-}
-
-bool wants_gradient(const AttentionPlan& plan, const AttentionCall& call) {
-  if (!c10::GradMode::is_enabled()) return false;
-  const auto any = [](std::initializer_list<at::Tensor> tensors) {
-    return std::any_of(tensors.begin(), tensors.end(),
-                       [](const at::Tensor& x) { return x.defined() && x.requires_grad(); });
-  };
-  if (any({call.q, call.k, call.v, call.bias})) return true;
-  return std::any_of(plan.branches.begin(), plan.branches.end(), [&](const Branch& branch) {
-    const auto* softmax = std::get_if<SoftmaxBranch>(&branch.kind);
-    return softmax != nullptr && softmax->keys &&
-           any({softmax->keys->k, softmax->keys->v, softmax->keys->bias});
-  });
 }
 
 // Whether the kernel's result is the plan's, with nothing to merge or to weigh.
@@ -55,20 +41,21 @@ bool is_one_softmax(const AttentionPlan& plan) {
          softmax->selection.summaries.empty();
 }
 
-SoftmaxLists make_lists(const AttentionPlan& plan, const SoftmaxBranch& branch,
-                        const AttentionCall& call, uint8_t keys) {
-  SoftmaxLists out;
+std::shared_ptr<const SoftmaxLists> make_lists(const AttentionPlan& plan,
+                                               const SoftmaxBranch& branch,
+                                               const AttentionCall& call, uint8_t keys) {
+  auto out = std::make_shared<SoftmaxLists>();
   const int64_t items = lists_differ(plan, branch) ? call.q.size(0) : 1;
   for (int64_t item = 0; item < items; ++item) {
-    out.items.push_back(lower_to_lists(plan, branch, call, item, keys));
+    out->items.push_back(lower_to_lists(plan, branch, call, item, keys));
   }
   const auto rows = [](const TokenOrder& order, const TokenLayout& layout) {
     if (order.is_identity()) return at::Tensor();
     return order.rows(layout, at::kCPU).to(at::kInt).contiguous();
   };
-  out.q_rows = rows(plan.q_order, call.q_layout);
+  out->q_rows = rows(plan.q_order, call.q_layout);
   if (keys == block_class::exact && !branch.keys) {
-    out.kv_rows = rows(plan.kv_order, call.kv_layout);
+    out->kv_rows = rows(plan.kv_order, call.kv_layout);
   }
   return out;
 }
@@ -126,8 +113,14 @@ std::optional<std::string> CpuExecutor::why_not(const AttentionPlan& plan,
   if (call.q.size(3) > kMaxCpuChannels || call.v.size(3) > kMaxCpuChannels) {
     return fovea::str("takes up to ", kMaxCpuChannels, " channels a head");
   }
-  if (wants_gradient(plan, call)) return "has no gradients";
+  if (c10::GradMode::is_enabled() && call.bias.defined() && call.bias.requires_grad()) {
+    return "has no gradient of a bias";
+  }
   for (const Branch& branch : plan.branches) {
+    const auto* softmax = std::get_if<SoftmaxBranch>(&branch.kind);
+    if (softmax != nullptr && !softmax->precision.is_storage()) {
+      return "computes in the storage type";
+    }
     if (const auto* linear = std::get_if<LinearBranch>(&branch.kind)) {
       if (const auto reason = why_not_block_linear(plan, *linear, call)) return reason;
     }
@@ -139,7 +132,7 @@ std::shared_ptr<const LoweredPlan> CpuExecutor::lower(const AttentionPlan& plan,
                                                       const AttentionCall& call) const {
   auto out = std::make_shared<CpuLists>();
   for (const Branch& branch : plan.branches) {
-    std::vector<SoftmaxLists>& parts = out->branches.emplace_back();
+    auto& parts = out->branches.emplace_back();
     const auto* softmax = std::get_if<SoftmaxBranch>(&branch.kind);
     if (softmax == nullptr) continue;
     for (size_t part = 0; part <= softmax->selection.summaries.size(); ++part) {
@@ -152,7 +145,7 @@ std::shared_ptr<const LoweredPlan> CpuExecutor::lower(const AttentionPlan& plan,
 
 Partial CpuExecutor::run_softmax(const AttentionPlan& plan, const SoftmaxBranch& branch,
                                  const AttentionCall& call,
-                                 const std::vector<SoftmaxLists>& lists) {
+                                 const std::vector<std::shared_ptr<const SoftmaxLists>>& lists) {
   // What is merged is rounded once, at the end.
   const bool is_alone = is_one_softmax(plan);
   Partial result;

@@ -8,7 +8,7 @@ namespace fovea {
 
 /// Plans on the CPU: softmax branches with the kernel of kernels/attention/block_sparse.h, linear
 /// ones in linear time. fp32 arithmetic from fp32, fp16 or bf16; time in proportion to the blocks
-/// that a plan keeps.
+/// that a plan keeps. Differentiable once, but for the bias of a call.
 class CpuExecutor : public Executor {
  public:
   std::string name() const override { return "cpu"; }
@@ -21,7 +21,8 @@ class CpuExecutor : public Executor {
 
  private:
   Partial run_softmax(const AttentionPlan& plan, const SoftmaxBranch& branch,
-                      const AttentionCall& call, const std::vector<SoftmaxLists>& lists);
+                      const AttentionCall& call,
+                      const std::vector<std::shared_ptr<const SoftmaxLists>>& lists);
 
   at::Tensor workspace_;  // kept from call to call
 };

@@ -4,11 +4,12 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <torch/csrc/autograd/custom_function.h>
 
 #include "core/check.h"
 #include "core/ops/launch.h"
 #include "core/parallel.h"
-#include "kernels/attention/block_sparse.h"
+#include "kernels/attention/block_sparse_backward.h"
 
 namespace fovea {
 namespace {
@@ -107,9 +108,22 @@ kernels::Workspace aligned(at::Tensor& memory, int64_t bytes) {
   return {data, bytes};
 }
 
-// All but the lists.
+kernels::MutableHeadRows written_rows_of_item(const at::Tensor& x, int64_t item) {
+  if (!x.defined()) return {};
+  const kernels::HeadRows rows = rows_of_item(x, item);
+  return {x[item].mutable_data_ptr(), rows.dtype, 0, rows.head_stride, rows.row_stride};
+}
+
+const HostLists& lists_of_item(const SoftmaxLists& lists, int64_t item) {
+  return lists.items[lists.items.size() == 1 ? 0 : item];
+}
+
+/// What the kernels are told about one item of the batch.
+///
+/// lengths  what the arguments point to
 kernels::BlockSparseArgs args_of_item(const SoftmaxInputs& inputs, const SoftmaxLists& lists,
-                                      const Partial& result, int64_t item) {
+                                      const Partial& result, int64_t item,
+                                      std::vector<int32_t>& lengths) {
   const at::Tensor& q = inputs.q;
   kernels::BlockSparseArgs args;
   args.batch = 1;
@@ -122,37 +136,34 @@ kernels::BlockSparseArgs args_of_item(const SoftmaxInputs& inputs, const Softmax
   args.q = rows_of_item(q, item);
   args.k = rows_of_item(inputs.k, item);
   args.v = rows_of_item(inputs.v, item);
-  const at::Tensor out = result.out[item];
-  args.out = {out.mutable_data_ptr(), ops::kernel_dtype(out.scalar_type()), 0, out.stride(0),
-              out.stride(1)};
+  args.out = written_rows_of_item(result.out, item);
   args.lse = result.lse[item].mutable_data_ptr<float>();
   args.q_order = order_of_item(lists.q_rows, item);
   args.kv_order = order_of_item(lists.kv_rows, item);
-  args.sm_scale = static_cast<float>(inputs.sm_scale);
+  args.sm_scale = inputs.sm_scale;
   args.bias = bias_of_item(inputs.bias, item, args.heads);
-  args.key_bias = bias_of_item(inputs.key_bias, item, args.heads);
+  if (inputs.key_bias.defined()) {
+    args.key_bias = bias_of_item(inputs.key_bias.unsqueeze(2), item, args.heads);
+  }
+  const HostLists& own = lists_of_item(lists, item);
+  lengths.clear();
+  if (inputs.padding) lengths = block_lengths(own, *inputs.padding, item);
+  args.lists = block_lists(own, lengths);
   return args;
 }
 
-}  // namespace
+kernels::Parallel all_threads() { return {run_tasks, nullptr, at::get_num_threads()}; }
 
-Partial cpu_softmax(const SoftmaxInputs& inputs, const SoftmaxLists& lists, at::Tensor& workspace) {
-  SoftmaxInputs whole = inputs;
-  for (at::Tensor* x : {&whole.q, &whole.k, &whole.v}) *x = with_whole_channels(*x);
-  if (whole.bias.defined()) whole.bias = whole.bias.to(at::kFloat);
-  if (whole.key_bias.defined()) whole.key_bias = whole.key_bias.to(at::kFloat).unsqueeze(2);
-  const at::Tensor& q = whole.q;
+Partial run_forward(const SoftmaxInputs& inputs, const SoftmaxLists& lists, at::Tensor& workspace) {
+  const at::Tensor& q = inputs.q;
   const int64_t batch = q.size(0), heads = q.size(1), q_len = q.size(2);
   Partial result;
-  result.out = at::empty({batch, heads, q_len, whole.v.size(3)}, q.options());
+  result.out = at::empty({batch, heads, q_len, inputs.v.size(3)}, q.options());
   result.lse = at::empty({batch, heads, q_len}, q.options().dtype(at::kFloat));
-  const kernels::Parallel parallel{run_tasks, nullptr, at::get_num_threads()};
+  const kernels::Parallel parallel = all_threads();
+  std::vector<int32_t> lengths;
   for (int64_t item = 0; item < batch; ++item) {
-    const HostLists& own_lists = lists.items[lists.items.size() == 1 ? 0 : item];
-    std::vector<int32_t> lengths;
-    if (whole.padding) lengths = block_lengths(own_lists, *whole.padding, item);
-    kernels::BlockSparseArgs args = args_of_item(whole, lists, result, item);
-    args.lists = block_lists(own_lists, lengths);
+    const kernels::BlockSparseArgs args = args_of_item(inputs, lists, result, item, lengths);
     const kernels::Status checked = kernels::check(args);
     FOVEA_ASSERT(checked.ok(), checked.message);
     const int64_t bytes = kernels::attention_workspace_bytes(args, parallel.threads);
@@ -161,6 +172,122 @@ Partial cpu_softmax(const SoftmaxInputs& inputs, const SoftmaxLists& lists, at::
     FOVEA_ASSERT(status.ok(), status.message);
   }
   return result;
+}
+
+// Undefined where not wanted.
+struct SoftmaxGradients {
+  at::Tensor q, k, v;
+  at::Tensor key_bias;  // fp32 [batch, heads, kv_len]
+};
+
+// out     with its gradient
+// lse     the gradient may be undefined
+// wanted  defined tensors of the gradients' shapes
+void run_backward(const SoftmaxInputs& inputs, const SoftmaxLists& lists, const Partial& result,
+                  const Partial& gradient, const SoftmaxGradients& wanted) {
+  const kernels::Parallel parallel = all_threads();
+  std::vector<int32_t> lengths;
+  at::Tensor workspace;
+  for (int64_t item = 0; item < inputs.q.size(0); ++item) {
+    kernels::BlockSparseBackwardArgs args;
+    args.forward = args_of_item(inputs, lists, result, item, lengths);
+    args.grad_out = rows_of_item(gradient.out, item);
+    if (gradient.lse.defined()) args.grad_lse = gradient.lse[item].const_data_ptr<float>();
+    args.grad_q = written_rows_of_item(wanted.q, item);
+    args.grad_k = written_rows_of_item(wanted.k, item);
+    args.grad_v = written_rows_of_item(wanted.v, item);
+    if (wanted.key_bias.defined()) {
+      args.grad_key_bias = wanted.key_bias[item].mutable_data_ptr<float>();
+    }
+    const kernels::Status checked = kernels::check(args);
+    FOVEA_ASSERT(checked.ok(), checked.message);
+    const int64_t bytes = kernels::attention_backward_workspace_bytes(args, parallel.threads);
+    const kernels::Status status = kernels::block_sparse_backward_cpu(
+        args, aligned(workspace, bytes), parallel, kernels::best_isa());
+    FOVEA_ASSERT(status.ok(), status.message);
+  }
+}
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+using SharedLists = std::shared_ptr<const SoftmaxLists>;
+
+// What the forward pass takes beside tensors that may have gradients; those are in `inputs` too.
+struct SoftmaxTask {
+  const SoftmaxInputs& inputs;
+  const SharedLists& lists;
+  at::Tensor& workspace;
+};
+
+// The same for the backward pass, without those tensors.
+struct SavedSoftmax : torch::CustomClassHolder {
+  SoftmaxInputs inputs;
+  SharedLists lists;
+};
+
+class Softmax : public torch::autograd::Function<Softmax> {
+ public:
+  using KeyBias = std::optional<at::Tensor>;  // LibTorch takes no undefined tensor here
+
+  static variable_list forward(AutogradContext* context, const at::Tensor& q, const at::Tensor& k,
+                               const at::Tensor& v, const KeyBias& key_bias,
+                               const SoftmaxTask& task) {
+    const Partial result = run_forward(task.inputs, *task.lists, task.workspace);
+    context->save_for_backward({q, k, v, key_bias.value_or(at::Tensor()), result.out, result.lse});
+    context->set_materialize_grads(false);
+    auto saved = c10::make_intrusive<SavedSoftmax>();
+    saved->inputs = task.inputs;
+    for (at::Tensor SoftmaxInputs::*x : kDifferentiable) (saved->inputs.*x).reset();
+    saved->lists = task.lists;
+    context->saved_data["softmax"] = at::IValue::make_capsule(std::move(saved));
+    return {result.out, result.lse};
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    require(!at::GradMode::is_enabled(), ErrorCode::usage, "attention",
+            "the cpu executor has no second derivatives");
+    const auto saved = c10::static_intrusive_pointer_cast<SavedSoftmax>(
+        context->saved_data["softmax"].toCapsule());
+    const variable_list tensors = context->get_saved_variables();
+    SoftmaxInputs inputs = saved->inputs;
+    for (size_t i = 0; i < std::size(kDifferentiable); ++i) inputs.*kDifferentiable[i] = tensors[i];
+    const Partial result{tensors[4], tensors[5]};
+    Partial gradient;
+    gradient.out =
+        gradients[0].defined() ? with_whole_channels(gradients[0]) : at::zeros_like(result.out);
+    if (gradients[1].defined()) gradient.lse = gradients[1].contiguous();
+    const auto wanted = [&](size_t edge, const at::Tensor& x) {
+      return context->needs_input_grad(edge) ? at::empty(x.sizes(), x.options()) : at::Tensor();
+    };
+    SoftmaxGradients out{wanted(0, inputs.q), wanted(1, inputs.k), wanted(2, inputs.v), {}};
+    if (inputs.key_bias.defined() && context->needs_input_grad(3)) {
+      out.key_bias = at::empty({inputs.q.size(0), inputs.q.size(1), inputs.k.size(2)},
+                               inputs.key_bias.options());
+    }
+    run_backward(inputs, *saved->lists, result, gradient, out);
+    if (out.key_bias.defined()) out.key_bias = out.key_bias.sum_to_size(inputs.key_bias.sizes());
+    return {out.q, out.k, out.v, out.key_bias, {}};
+  }
+
+ private:
+  static constexpr at::Tensor SoftmaxInputs::*kDifferentiable[] = {
+      &SoftmaxInputs::q, &SoftmaxInputs::k, &SoftmaxInputs::v, &SoftmaxInputs::key_bias};
+};
+
+}  // namespace
+
+Partial cpu_softmax(const SoftmaxInputs& inputs, const SharedLists& lists, at::Tensor& workspace) {
+  SoftmaxInputs whole = inputs;
+  for (at::Tensor* x : {&whole.q, &whole.k, &whole.v}) *x = with_whole_channels(*x);
+  for (at::Tensor* x : {&whole.bias, &whole.key_bias}) {
+    if (x->defined()) *x = x->to(at::kFloat);
+  }
+  if (!at::GradMode::is_enabled()) return run_forward(whole, *lists, workspace);
+  const Softmax::KeyBias key_bias =
+      whole.key_bias.defined() ? Softmax::KeyBias(whole.key_bias) : std::nullopt;
+  const variable_list out =
+      Softmax::apply(whole.q, whole.k, whole.v, key_bias, SoftmaxTask{whole, lists, workspace});
+  return {out[0], out[1]};
 }
 
 }  // namespace fovea

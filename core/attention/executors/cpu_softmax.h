@@ -1,5 +1,6 @@
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -32,10 +33,12 @@ struct SoftmaxInputs {
 
 constexpr int64_t kMaxCpuChannels = 256;
 
-/// The kernel of kernels/attention/block_sparse.h for each item of a batch.
+/// The kernel of kernels/attention/block_sparse.h for each item of a batch. Differentiable once, by
+/// q, k, v and key_bias, both results: with block_sparse_backward.h.
 ///
 /// workspace  kept by the caller from call to call
 /// returns    out in q's type, lse fp32
-Partial cpu_softmax(const SoftmaxInputs& inputs, const SoftmaxLists& lists, at::Tensor& workspace);
+Partial cpu_softmax(const SoftmaxInputs& inputs, const std::shared_ptr<const SoftmaxLists>& lists,
+                    at::Tensor& workspace);
 
 }  // namespace fovea

@@ -19,6 +19,12 @@ using ops::widened;
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
+// bool [batch, seq_len], or undefined where all tokens are valid.
+at::Tensor valid_rows(const TokenLayout& layout) {
+  const at::Tensor valid = layout.valid_mask();
+  return valid.defined() ? valid.squeeze(1).squeeze(1) : valid;
+}
+
 // The positions and blocks of the tokens of one side, by row.
 struct Side {
   at::Tensor position;  // int64 [batch or 1, heads or 1, seq_len]
@@ -132,6 +138,26 @@ Columns summary_keys(const Problem& problem, const Selection& selection, size_t 
   return out;
 }
 
+// exp(logits - the largest of the row), and what normalises them.
+struct Weights {
+  at::Tensor p;         // [batch, heads, q_len, keys]
+  at::Tensor safe_sum;  // [batch, heads, q_len, 1], 1 for rows without a key
+  at::Tensor lse;       // [batch, heads, q_len]
+};
+
+Weights weights_of(const at::Tensor& logits) {
+  // Rows without a key get no gradient, and no NaN from -inf - -inf.
+  at::Tensor top = logits.detach().amax(3, /*keepdim=*/true);
+  top = top.masked_fill(top.eq(-kInfinity), 0);
+  Weights out;
+  out.p = (logits - top).exp();
+  const at::Tensor sum = out.p.sum(3, /*keepdim=*/true);
+  const at::Tensor empty = sum.eq(0);
+  out.safe_sum = sum.masked_fill(empty, 1);
+  out.lse = (out.safe_sum.log() + top).masked_fill(empty, -kInfinity).squeeze(3);
+  return out;
+}
+
 Partial softmax(const std::vector<Columns>& parts) {
   std::vector<at::Tensor> logits, values;
   for (const Columns& part : parts) {
@@ -147,19 +173,91 @@ Partial softmax(const std::vector<Columns>& parts) {
     result.out = at::matmul(all, at::cat(values, 2));
     return result;
   }
-  // Rows without a key get no gradient, and no NaN from -inf - -inf.
-  at::Tensor top = all.detach().amax(3, /*keepdim=*/true);
-  top = top.masked_fill(top.eq(-kInfinity), 0);
-  const at::Tensor weights = (all - top).exp();
-  const at::Tensor sum = weights.sum(3, /*keepdim=*/true);
-  const at::Tensor empty = sum.eq(0);
-  const at::Tensor safe = sum.masked_fill(empty, 1);
-  result.out = at::matmul(weights / safe, at::cat(values, 2));
-  result.lse = (safe.log() + top).masked_fill(empty, -kInfinity).squeeze(3);
+  const Weights weights = weights_of(all);
+  result.out = at::matmul(weights.p / weights.safe_sum, at::cat(values, 2));
+  result.lse = weights.lse;
   return result;
 }
 
+// Magnitudes without padding, which may hold anything.
+at::Tensor magnitudes(const at::Tensor& x, const TokenLayout& layout) {
+  const at::Tensor valid = layout.valid_mask();
+  const at::Tensor size = x.detach().abs();
+  return valid.defined() ? size.masked_fill(valid.logical_not().transpose(2, 3), 0) : size;
+}
+
+// The largest entry of each piece at each of its rows; x is [batch, heads, seq_len, columns].
+at::Tensor largest_of_pieces(const at::Tensor& x, const at::Tensor& piece, int64_t pieces) {
+  const at::Tensor where =
+      piece.expand({x.size(0), x.size(1), x.size(2)}).unsqueeze(3).expand_as(x);
+  return at::zeros({x.size(0), x.size(1), pieces, x.size(3)}, x.options())
+      .scatter_reduce(2, where, x, "amax")
+      .gather(2, where);
+}
+
+at::Tensor pieces(const Problem& problem, bool is_query, const BlockAxis& axis, int64_t size) {
+  const AttentionCall& call = problem.call;
+  return piece_of_row(axis, size, is_query ? problem.plan.q_order : problem.plan.kv_order,
+                      is_query ? call.q_layout : call.kv_layout, problem.device, problem.heads);
+}
+
+// x [batch, heads, seq_len, dim] of one side in the numbers of an operand.
+at::Tensor operand(const Problem& problem, const at::Tensor& x, const Quantized& how, bool is_query,
+                   const BlockAxis& axis) {
+  if (how.format == NumberFormat::storage || x.size(2) == 0) return x;
+  const at::Tensor size = magnitudes(x, is_query ? problem.call.q_layout : problem.call.kv_layout);
+  if (how.unit == ScaleUnit::channel) return quantize(x, how.format, size.amax(2, true));
+  if (how.unit == ScaleUnit::head) return quantize(x, how.format, size.amax({2, 3}, true));
+  const at::Tensor of_token = size.amax(3, /*keepdim=*/true);
+  if (how.unit == ScaleUnit::token) return quantize(x, how.format, of_token);
+  const at::Tensor piece = pieces(problem, is_query, axis, how.group);
+  return quantize(
+      x, how.format,
+      largest_of_pieces(of_token, piece, axis.num_blocks() * pieces_per_block(axis, how.group)));
+}
+
+// The same as a softmax over the own keys, in the numbers of the branch: see `Precision`.
+Partial quantized_softmax(const Problem& problem, const SoftmaxBranch& branch) {
+  const Precision& precision = branch.precision;
+  const Selection& selection = branch.selection;
+  const double scale =
+      problem.call.sm_scale.value_or(1 / std::sqrt(static_cast<double>(problem.call.q.size(3))));
+  at::Tensor k = problem.keys(), lost;
+  if (precision.smooth_k) {
+    const PooledTokens all =
+        pool_tokens(k, at::zeros({1, 1, k.size(2)}, at::device(problem.device).dtype(at::kLong)), 1,
+                    valid_rows(problem.call.kv_layout));
+    k = k - all.mean;
+    lost = at::matmul(problem.q, all.mean.transpose(2, 3));
+  }
+  const at::Tensor q =
+      operand(problem, widened(problem.call.q), precision.q, /*is_query=*/true, selection.q_blocks);
+  k = operand(problem, k, precision.k, /*is_query=*/false, selection.kv_blocks);
+  const at::Tensor v =
+      operand(problem, problem.values(), precision.v, /*is_query=*/false, selection.kv_blocks);
+  at::Tensor logits = at::matmul(q, k.transpose(2, 3)) * scale;
+  if (lost.defined()) logits = logits + lost;
+  if (problem.call.bias.defined()) logits = logits + problem.wide(problem.call.bias);
+  logits =
+      logits.masked_fill(exact_pairs(problem.plan, branch, problem.call).logical_not(), -kInfinity);
+  const Weights weights = weights_of(logits);
+  at::Tensor p = weights.p;
+  if (precision.p.unit == ScaleUnit::head) {
+    p = quantize(p, precision.p.format, at::ones({1}, p.options()));
+  } else {
+    const at::Tensor rows = pieces(problem, /*is_query=*/true, selection.q_blocks, 0);
+    const at::Tensor keys = pieces(problem, /*is_query=*/false, selection.kv_blocks, 0);
+    at::Tensor amax = largest_of_pieces(p.detach(), rows, selection.q_blocks.num_blocks());
+    amax = largest_of_pieces(amax.transpose(2, 3), keys, selection.kv_blocks.num_blocks());
+    p = quantize(p, precision.p.format, amax.transpose(2, 3));
+  }
+  return {at::matmul(p, v) / weights.safe_sum, weights.lse};
+}
+
 Partial run_branch(const Problem& problem, const SoftmaxBranch& branch) {
+  if (!branch.precision.is_storage() && problem.call.k.size(2) > 0) {
+    return quantized_softmax(problem, branch);
+  }
   if (branch.keys) return softmax({given_keys(problem, branch)});
   std::vector<Columns> parts = {own_keys(problem, branch)};
   for (size_t i = 0; i < branch.selection.summaries.size(); ++i) {

@@ -2,6 +2,9 @@
 
 #include <algorithm>
 
+#include <ATen/ATen.h>
+
+#include "core/attention/select.h"
 #include "core/check.h"
 
 namespace fovea {
@@ -28,6 +31,22 @@ int64_t first_block(const BlockAxis& axis, int64_t position) {
   const auto found = std::lower_bound(offsets.begin(), offsets.end(), position);
   FOVEA_ASSERT(found != offsets.end() && *found == position);
   return found - offsets.begin();
+}
+
+void set_tile_classes(AttentionPlan& plan, const AttentionCall& call, std::array<int64_t, 3> tile,
+                      const std::array<at::Tensor, 3>& maps) {
+  const GridPlace place = only_grid(call, plan.planner);
+  plan.q_order = plan.kv_order = TokenOrder::tiles(tile);
+  Selection& selection = std::get<SoftmaxBranch>(plan.branches[0].kind).selection;
+  selection.q_blocks = BlockAxis::tiles(call.q_layout, tile);
+  selection.kv_blocks = BlockAxis::tiles(call.kv_layout, tile);
+  at::Tensor map = at::ones({1, 1}, at::kByte);
+  for (const at::Tensor& axis : maps) map = at::kron(map, axis.to(at::kByte));
+  at::Tensor classes = at::zeros(
+      {1, 1, selection.q_blocks.num_blocks(), selection.kv_blocks.num_blocks()}, at::kByte);
+  const int64_t first = first_block(selection.q_blocks, place.first_token);
+  classes.slice(2, first, first + map.size(0)).slice(3, first, first + map.size(1)).copy_(map);
+  set_classes(selection, classes, call);
 }
 
 std::array<int64_t, 3> three(Config& options, const std::string& key,

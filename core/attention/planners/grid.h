@@ -3,8 +3,7 @@
 #include <array>
 #include <string>
 
-#include "core/attention/block_mask.h"
-#include "core/attention/call.h"
+#include "core/attention/plan.h"
 #include "core/config.h"
 
 // What planners that go by the geometry of a video share.
@@ -22,6 +21,14 @@ GridPlace only_grid(const AttentionCall& call, const std::string& planner);
 
 /// Number of the block that begins at a position; the host knows the blocks.
 int64_t first_block(const BlockAxis& axis, int64_t position);
+
+/// Sets tile order and tiles as the blocks of a plan whose first branch is a softmax, and of pairs
+/// of tiles of the only grid those exact that are on in the maps of all three axes.
+///
+/// maps    bool or uint8 [tiles, tiles] of each axis, of the tiles that the axis has
+/// throws  Error usage as `only_grid`
+void set_tile_classes(AttentionPlan& plan, const AttentionCall& call, std::array<int64_t, 3> tile,
+                      const std::array<at::Tensor, 3>& maps);
 
 /// Three integers, 1 or more, under a key.
 std::array<int64_t, 3> three(Config& options, const std::string& key,

@@ -1,7 +1,7 @@
 #pragma once
 
 #include "core/attention/planner.h"
-#include "core/config.h"
+#include "core/attention/planners/blocks.h"
 
 namespace fovea {
 
@@ -14,8 +14,7 @@ namespace fovea {
 ///          block_kv  tokens of a block of keys; default 128
 ///          tile      three sides: blocks are these tiles of the grid instead
 ///          top_p     instead of the share: the fewest blocks whose softmax over block means
-///          reaches
-///                    it
+///                    reaches it
 class TopKPlanner : public Planner {
  public:
   explicit TopKPlanner(Config& options);
@@ -24,8 +23,7 @@ class TopKPlanner : public Planner {
 
  private:
   double density_, top_p_;
-  int64_t block_q_, block_kv_;
-  std::optional<std::array<int64_t, 3>> tile_;
+  BlockSizes blocks_;
 };
 
 }  // namespace fovea

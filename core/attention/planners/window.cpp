@@ -5,7 +5,6 @@
 #include <ATen/ATen.h>
 
 #include "core/attention/planners/grid.h"
-#include "core/attention/select.h"
 
 namespace fovea {
 namespace {
@@ -31,21 +30,13 @@ std::string WindowPlanner::cache_key(const AttentionCall& call) const { return l
 
 AttentionPlan WindowPlanner::plan(const AttentionCall& call) {
   AttentionPlan plan = AttentionPlan::dense(name());
-  plan.q_order = plan.kv_order = TokenOrder::tiles(tile_);
-  Selection& selection = std::get<SoftmaxBranch>(plan.branches[0].kind).selection;
-  selection.q_blocks = BlockAxis::tiles(call.q_layout, tile_);
-  selection.kv_blocks = BlockAxis::tiles(call.kv_layout, tile_);
   const GridPlace place = only_grid(call, name());
-  at::Tensor map = at::ones({1, 1}, at::kByte);
+  std::array<at::Tensor, 3> maps;
   for (size_t axis = 0; axis < 3; ++axis) {
     const int64_t tiles = (place.grid[axis] + tile_[axis] - 1) / tile_[axis];
-    map = at::kron(map, axis_map(tiles, window_[axis]));
+    maps[axis] = axis_map(tiles, window_[axis]);
   }
-  at::Tensor classes = at::zeros(
-      {1, 1, selection.q_blocks.num_blocks(), selection.kv_blocks.num_blocks()}, at::kByte);
-  const auto first = first_block(selection.q_blocks, place.first_token);
-  classes.slice(2, first, first + map.size(0)).slice(3, first, first + map.size(1)).copy_(map);
-  set_classes(selection, classes, call);
+  set_tile_classes(plan, call, tile_, maps);
   return plan;
 }
 

@@ -139,7 +139,9 @@ TEST(CpuExecutor, SaysWhatItDoesNotTake) {
   linear.branches.push_back({complement, 1});
   EXPECT_NE(reason(linear).find("complement of predicates"), std::string::npos);
   call.q.requires_grad_();
-  EXPECT_NE(reason(plan).find("gradients"), std::string::npos);
+  EXPECT_EQ(cpu.why_not(plan, call), std::nullopt);
+  call.bias = at::zeros({1, 1, 8, 8}).requires_grad_();
+  EXPECT_NE(reason(plan).find("gradient of a bias"), std::string::npos);
   call.q = call.q.detach().to(at::kDouble);
   EXPECT_NE(reason(plan).find("fp32"), std::string::npos);
 }

@@ -216,8 +216,25 @@ class EveryPlanner : public testing::TestWithParam<std::string> {
  protected:
   static Json options(bool everything) {
     const std::string name = GetParam();
-    if (name == "topk")
+    if (name == "topk" || name == "sla")
       return {{"density", everything ? 1.0 : 0.4}, {"block_q", 16}, {"block_kv", 16}};
+    if (name == "psa") {
+      return {{"thresholds", everything ? Json{1.0} : Json{0.3, 0.5, 0.7, 0.9}},
+              {"block_q", 16},
+              {"block_kv", 16}};
+    }
+    if (name == "svg2") {
+      return {{"top_p", everything ? 1.0 : 0.5}, {"q_clusters", 4}, {"kv_clusters", 7}};
+    }
+    if (name == "fps") {
+      return {{"tile", {1, 4, 4}},
+              {"window", {9, everything ? 99 : 1, everything ? 99 : 1}},
+              {"precision", "storage"}};
+    }
+    if (name == "paro") return {{"axes", "HWF"}, {"precision", everything ? "storage" : "int8"}};
+    if (name == "sparge" || name == "xattention") {
+      return {{"top_p", everything ? 1.0 : 0.5}, {"block_q", 16}, {"block_kv", 16}};
+    }
     if (name == "radial") return {{"block", 16}, {"decay", everything ? 1e6 : 0.2}};
     if (name == "window") {
       return {{"tile", {1, 4, 4}}, {"window", {9, everything ? 9 : 1, everything ? 9 : 1}}};

@@ -2,10 +2,9 @@
 
 #include "kernels/attention/block_sparse.h"
 
-#include <thread>
-
 #include <gtest/gtest.h>
 
+#include "tests/kernels/attention/memory.h"
 #include "tests/kernels/attention/problem.h"
 
 namespace fovea::kernels {
@@ -18,13 +17,6 @@ constexpr bool kSlow = false;
 #endif
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-
-void run_on_threads(void*, int64_t count, Parallel::Task task, void* state) {
-  std::vector<std::thread> threads;
-  for (int64_t i = 1; i < count; ++i) threads.emplace_back(task, state, i);
-  task(state, 0);
-  for (std::thread& thread : threads) thread.join();
-}
 
 struct Output {
   Tensor out;
@@ -41,23 +33,10 @@ Output compute(const Problem& problem, Isa isa, int threads) {
   args.lse = output.lse.data();
   const Parallel parallel{run_on_threads, nullptr, threads};
   const int64_t bytes = attention_workspace_bytes(args, threads);
-  std::vector<float> memory(bytes / 4 + 32, kNaN);
-  const auto address = reinterpret_cast<uintptr_t>(memory.data());
-  float* aligned = memory.data() + (64 - address % 64) % 64 / 4;
-  const Status status = block_sparse_cpu(args, {aligned, bytes}, parallel, isa);
+  CheckedWorkspace memory(bytes);
+  const Status status = block_sparse_cpu(args, memory.get(), parallel, isa);
   EXPECT_TRUE(status.ok()) << status.message;
-  // Nothing behind the workspace is written.
-  for (const float* at = aligned + bytes / 4; at < memory.data() + memory.size(); ++at)
-    EXPECT_TRUE(std::isnan(*at));
   return output;
-}
-
-std::vector<Isa> isas() {
-  std::vector<Isa> all;
-  for (const Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512}) {
-    if (isa_available(isa)) all.push_back(isa);
-  }
-  return all;
 }
 
 /// Relative L2 distance of each head, the worst one; the caps are those of the project's contract.

@@ -160,6 +160,17 @@ class Problem {
     }
   }
 
+  /// Of a pair of rows.
+  double logit(int64_t b, int64_t h, int64_t row, int64_t key) const {
+    double dot = 0;
+    for (int64_t c = 0; c < shape_.dim; ++c)
+      dot += double{q.get(b, h, row, c)} * k.get(b, h / shape_.group, key, c);
+    dot *= scale();
+    if (shape_.key_bias) dot += key_bias[b * shape_.kv_len + key];
+    if (shape_.bias) dot += bias[(h * shape_.q_len + row) * shape_.kv_len + key];
+    return dot;
+  }
+
   Answer answer() const {
     Answer result;
     const Shape& s = shape_;
@@ -249,15 +260,6 @@ class Problem {
       bias.push_back(normal(random_));
   }
 
-  double logit(int64_t b, int64_t h, int64_t row, int64_t key) const {
-    double dot = 0;
-    for (int64_t c = 0; c < shape_.dim; ++c)
-      dot += double{q.get(b, h, row, c)} * k.get(b, h / shape_.group, key, c);
-    dot *= scale();
-    if (shape_.key_bias) dot += key_bias[b * shape_.kv_len + key];
-    if (shape_.bias) dot += bias[(h * shape_.q_len + row) * shape_.kv_len + key];
-    return dot;
-  }
   void append_head(int64_t b, int64_t h, Answer& result) const {
     const Shape& s = shape_;
     struct Term {

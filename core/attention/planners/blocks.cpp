@@ -1,0 +1,62 @@
+#include "core/attention/planners/blocks.h"
+
+#include <cmath>
+#include <limits>
+
+#include <ATen/ATen.h>
+
+#include "core/attention/block_pool.h"
+#include "core/attention/planners/grid.h"
+#include "core/ops/widened.h"
+
+namespace fovea {
+
+BlockSizes BlockSizes::read(Config& options, int64_t q, int64_t kv) {
+  BlockSizes out;
+  out.q = options.integer("block_q", q, 16, 1024);
+  out.kv = options.integer("block_kv", kv, 16, 1024);
+  if (options.has("tile")) out.tile = three(options, "tile", {4, 8, 8});
+  return out;
+}
+
+Selection& BlockSizes::cut(AttentionPlan& plan, const AttentionCall& call) const {
+  Selection& selection = std::get<SoftmaxBranch>(plan.branches[0].kind).selection;
+  if (tile) {
+    plan.q_order = plan.kv_order = TokenOrder::tiles(*tile);
+    selection.q_blocks = BlockAxis::tiles(call.q_layout, *tile);
+    selection.kv_blocks = BlockAxis::tiles(call.kv_layout, *tile);
+  } else {
+    selection.q_blocks = BlockAxis::uniform(call.q_layout, q);
+    selection.kv_blocks = BlockAxis::uniform(call.kv_layout, kv);
+  }
+  return selection;
+}
+
+double sm_scale_of(const AttentionCall& call) {
+  return call.sm_scale.value_or(1 / std::sqrt(static_cast<double>(call.q.size(3))));
+}
+
+at::Tensor centred_keys(const AttentionCall& call) {
+  const at::Tensor k = ops::widened(call.k);
+  const at::Tensor valid = call.kv_layout.valid_mask();
+  if (!valid.defined()) return k - k.mean(2, /*keepdim=*/true);
+  const at::Tensor counted = valid.transpose(2, 3);  // [batch, 1, kv_len, 1]
+  const at::Tensor sum = k.masked_fill(counted.logical_not(), 0).sum(2, /*keepdim=*/true);
+  return k - sum / counted.sum(2, /*keepdim=*/true).clamp_min(1);
+}
+
+at::Tensor mean_scores(const AttentionCall& call, const AttentionPlan& plan,
+                       const Selection& selection) {
+  const PooledTokens q = pool_blocks(call.q, selection.q_blocks, plan.q_order, call.q_layout);
+  const PooledTokens k = pool_blocks(call.k, selection.kv_blocks, plan.kv_order, call.kv_layout);
+  const at::Tensor all = k.count.sum(2, /*keepdim=*/true).clamp_min(1).unsqueeze(3);
+  const at::Tensor centre = (k.mean * k.count.unsqueeze(3)).sum(2, /*keepdim=*/true) / all;
+  const at::Tensor empty = per_head(k.count.eq(0), call.q.size(1)).unsqueeze(2);
+  return at::matmul(q.mean, per_head(k.mean - centre, call.q.size(1)).transpose(2, 3))
+      .mul(sm_scale_of(call))
+      .masked_fill(empty, -std::numeric_limits<double>::infinity());
+}
+
+at::Tensor shares_of(const at::Tensor& scores) { return at::softmax(scores, -1).nan_to_num(0); }
+
+}  // namespace fovea

@@ -1,0 +1,169 @@
+#include "core/attention/planners/psa.h"
+
+#include <algorithm>
+#include <limits>
+
+#include <ATen/ATen.h>
+
+#include "core/attention/block_pool.h"
+#include "core/attention/planners/sampling.h"
+#include "core/attention/select.h"
+#include "core/ops/widened.h"
+
+namespace fovea {
+namespace {
+
+constexpr int64_t kRun = 4;  // tokens of which one is sampled
+// Logits at once: of a CPU's cache, of a GPU's memory.
+constexpr int64_t kMaxCpuLogits = 1 << 20, kMaxLogits = 1 << 26;
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+// One token of each run of a side.
+struct Sample {
+  at::Tensor tokens;               // [batch, heads, runs, dim], wide
+  at::Tensor valid;                // bool [batch, runs], or undefined
+  std::vector<int64_t> first_run;  // of each block, and the number of runs
+};
+
+Sample sample(const at::Tensor& x, const BlockAxis& blocks, const TokenOrder& order,
+              const TokenLayout& layout, int64_t seed) {
+  const std::vector<int64_t>& offsets = blocks.host_offsets();
+  std::vector<int64_t> first, length;
+  Sample out;
+  for (size_t i = 0; i + 1 < offsets.size(); ++i) {
+    out.first_run.push_back(static_cast<int64_t>(first.size()));
+    for (int64_t at = offsets[i]; at < offsets[i + 1]; at += kRun) {
+      first.push_back(at);
+      length.push_back(std::min(kRun, offsets[i + 1] - at));
+    }
+  }
+  out.first_run.push_back(static_cast<int64_t>(first.size()));
+  const at::Device device = x.device();
+  const at::Tensor start = at::tensor(first, at::kLong).to(device);
+  const at::Tensor rows = order.rows(layout, device)[0][0];
+  at::Tensor bound = at::tensor(length, at::kLong).to(device);
+  const at::Tensor mask = layout.valid_mask();
+  if (!mask.defined()) {
+    const at::Tensor row = rows.index_select(0, start + random_below(start, seed, bound));
+    out.tokens = ops::widened(x.index_select(2, row));
+    return out;
+  }
+  // Padding comes last in a segment, so the tokens of a run that count are its first ones.
+  const at::Tensor seen = mask.squeeze(1).squeeze(1).index_select(1, rows).to(at::kLong).cumsum(1);
+  const at::Tensor upto = at::cat({at::zeros_like(seen.slice(1, 0, 1)), seen}, 1);
+  bound = upto.index_select(1, start + bound) - upto.index_select(1, start);  // [batch, runs]
+  out.valid = bound.gt(0);
+  const at::Tensor at = start + random_below(start.expand_as(bound), seed, bound.clamp_min(1));
+  std::vector<at::Tensor> items;
+  for (int64_t item = 0; item < x.size(0); ++item) {
+    const at::Tensor row = rows.index_select(0, at[at.size(0) == 1 ? 0 : item]);
+    items.push_back(x[item].index_select(1, row));
+  }
+  out.tokens = ops::widened(at::stack(items))
+                   .masked_fill(out.valid.logical_not().unsqueeze(1).unsqueeze(3), 0);
+  return out;
+}
+
+// The largest entry of each block of runs along an axis.
+at::Tensor block_max(const at::Tensor& x, const std::vector<int64_t>& first_run, int64_t axis) {
+  int64_t longest = 1;
+  for (size_t i = 0; i + 1 < first_run.size(); ++i) {
+    longest = std::max(longest, first_run[i + 1] - first_run[i]);
+  }
+  std::vector<int64_t> run;  // a shorter block repeats its last one
+  for (size_t i = 0; i + 1 < first_run.size(); ++i) {
+    for (int64_t at = 0; at < longest; ++at) {
+      run.push_back(std::min(first_run[i] + at, first_run[i + 1] - 1));
+    }
+  }
+  const bool is_whole = static_cast<int64_t>(run.size()) == first_run.back();
+  const at::Tensor padded =
+      is_whole ? x : x.index_select(axis, at::tensor(run, at::kLong).to(x.device()));
+  return padded.unflatten(axis, {-1, longest}).amax(axis + 1);
+}
+
+// [batch, heads, q blocks, kv blocks], rows with sum 1, a few blocks of queries after the others.
+at::Tensor importance(const Sample& q, const Sample& k, const AttentionCall& call) {
+  const at::Tensor keys = per_head(k.tokens, call.q.size(1)).transpose(2, 3) * sm_scale_of(call);
+  const int64_t row = q.tokens.size(0) * q.tokens.size(1) * std::max<int64_t>(keys.size(3), 1);
+  const int64_t limit = keys.is_cpu() ? kMaxCpuLogits : kMaxLogits;
+  std::vector<at::Tensor> parts;
+  for (size_t begin = 0; begin + 1 < q.first_run.size();) {
+    size_t end = begin + 1;
+    while (end + 1 < q.first_run.size() &&
+           (q.first_run[end + 1] - q.first_run[begin]) * row <= limit) {
+      ++end;
+    }
+    const int64_t first = q.first_run[begin], last = q.first_run[end];
+    at::Tensor logits = at::matmul(q.tokens.slice(2, first, last), keys);
+    if (k.valid.defined()) {
+      logits = logits.masked_fill(k.valid.logical_not().unsqueeze(1).unsqueeze(2), -kInfinity);
+    }
+    at::Tensor shares = k.valid.defined() ? shares_of(logits) : at::softmax(logits, 3);
+    if (q.valid.defined()) {
+      shares = shares * q.valid.slice(1, first, last).unsqueeze(1).unsqueeze(3);
+    }
+    std::vector<int64_t> own(q.first_run.begin() + static_cast<int64_t>(begin),
+                             q.first_run.begin() + static_cast<int64_t>(end) + 1);
+    for (int64_t& run : own) run -= first;
+    parts.push_back(block_max(block_max(shares, own, 2), k.first_run, 3));
+    begin = end;
+  }
+  const at::Tensor whole = at::cat(parts, 2);
+  return whole / whole.sum(3, /*keepdim=*/true).clamp_min(std::numeric_limits<float>::min());
+}
+
+}  // namespace
+
+PsaPlanner::PsaPlanner(Config& options)
+    : thresholds_(options.numbers("thresholds", {0.4, 0.5, 0.6, 0.8})),
+      shares_(options.numbers("shares", {})),
+      min_exact_(options.number("min_exact", 0.06)),
+      seed_(options.integer("seed", 0, 0, std::numeric_limits<int32_t>::max())),
+      blocks_(BlockSizes::read(options, 128, 128)) {
+  const auto is_share = [](double x) { return x >= 0 && x <= 1; };
+  if (thresholds_.empty() || thresholds_.size() > 5 ||
+      !std::all_of(thresholds_.begin(), thresholds_.end(), is_share) ||
+      !std::is_sorted(thresholds_.begin(), thresholds_.end())) {
+    options.refuse("thresholds", "expected one to five ascending shares up to 1");
+  }
+  if (shares_.size() > 5 || !std::all_of(shares_.begin(), shares_.end(), is_share)) {
+    options.refuse("shares", "expected up to five shares up to 1");
+  }
+  if (!is_share(min_exact_)) options.refuse("min_exact", "expected a share up to 1");
+}
+
+at::Tensor PsaPlanner::levels(const at::Tensor& importance) const {
+  const int64_t blocks = importance.size(3);
+  const int64_t exact = kept_blocks(min_exact_, blocks);
+  at::Tensor classes = at::zeros_like(importance, importance.options().dtype(at::kByte));
+  const size_t count = shares_.empty() ? thresholds_.size() : shares_.size();
+  double share = 0;
+  for (size_t i = 0; i < count; ++i) share += shares_.empty() ? 0 : shares_[i];
+  // From the last level to the first, so that the finest one stays.
+  for (size_t i = count; i-- > 0;) {
+    at::Tensor kept;
+    if (shares_.empty()) {
+      kept = keep_top_p(importance, thresholds_[i], Crossing::excluded, i == 0 ? exact : 0);
+    } else {
+      const auto upto = static_cast<int64_t>(share * static_cast<double>(blocks) + 1e-9);
+      kept = keep_top_k(importance, i == 0 ? std::max(upto, exact) : upto);
+      share -= shares_[i];
+    }
+    classes.masked_fill_(kept, static_cast<int64_t>(block_class::exact + i));
+  }
+  return classes;
+}
+
+AttentionPlan PsaPlanner::plan(const AttentionCall& call) {
+  AttentionPlan plan = AttentionPlan::dense(name());
+  Selection& selection = blocks_.cut(plan, call);
+  const Sample q = sample(call.q, selection.q_blocks, plan.q_order, call.q_layout, seed_);
+  const Sample k = sample(call.k, selection.kv_blocks, plan.kv_order, call.kv_layout, seed_);
+  set_classes(selection, levels(importance(q, k, call)), call);
+  const size_t levels = shares_.empty() ? thresholds_.size() : shares_.size();
+  for (size_t i = 1; i < levels; ++i) selection.summaries.push_back({.pool = int64_t{1} << i});
+  return plan;
+}
+
+}  // namespace fovea

@@ -1,0 +1,63 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include <ATen/core/Tensor.h>
+
+namespace fovea {
+
+/// What numbers become before they are multiplied.
+enum class NumberFormat {
+  storage,  ///< nothing else
+  int8,     ///< integers from -127 to 127
+  e4m3,     ///< 8-bit floats of 4 exponent and 3 fraction bits: 2^-9 to 448, no infinity
+};
+
+/// The numbers of a head that share one scale; padding has no part in it.
+enum class ScaleUnit {
+  head,     ///< all of them
+  block,    ///< those of one block of the selection: of a tile, where blocks are tiles
+  token,    ///< the channels of one token
+  channel,  ///< one channel of all tokens; for values only
+};
+
+/// How one operand is quantized. With a the largest magnitude of a unit and M = 127 or 448, its
+/// scale is s = a / M (1 where a is 0), and x becomes s · n with n = x / s rounded to the nearest
+/// number of the format, halves to even, and limited to ±M.
+struct Quantized {
+  NumberFormat format = NumberFormat::storage;
+  ScaleUnit unit = ScaleUnit::block;
+  /// With `block`: so many consecutive positions of a block share a scale instead; 0: the block.
+  int64_t group = 0;
+};
+
+/// In what numbers a softmax branch is computed. All arithmetic on them is that of the inputs'
+/// wide type: fp32, or fp64 where q is; an executor may add up in another order.
+///
+/// With q', k', v' the quantized operands, logits are s = sm_scale · q'·k' + bias; p = exp(s − m)
+/// with m the largest logit of the row over all keys that it sees; p' is p quantized; and
+/// out = Σ p'·v' / Σ p, lse = m + ln Σ p. Gradients go straight through the rounding.
+struct Precision {
+  Quantized q, k;  ///< per head, block or token
+  Quantized v;     ///< per head, block or channel
+  /// Of the softmax's weights, with one scale for each pair of blocks (`block`: its largest p is
+  /// a), or one for all (`head`: a is 1).
+  Quantized p = {.unit = ScaleUnit::head};
+  /// Keys are quantized without their mean over the valid tokens of a head; what is lost,
+  /// sm_scale · q·mean, the same for all keys of a row, is added to the logits (SageAttention,
+  /// Zhang et al., 2025, section 3.2).
+  bool smooth_k = false;
+
+  bool is_storage() const;
+  /// What is not as it is stored, such as "q int8 per block, k int8 per block, smooth k"; or "".
+  std::string describe() const;
+};
+
+/// x in a format, as values: x's type, fp32 or fp64.
+///
+/// amax    broadcasts to x, its type: the largest magnitude of each number's unit
+/// returns as x; gradients of x pass as if nothing had been done
+at::Tensor quantize(const at::Tensor& x, NumberFormat format, const at::Tensor& amax);
+
+}  // namespace fovea
