@@ -179,6 +179,40 @@ void AtomicFile::commit() {
   sync_folder(folder_of(path_));
 }
 
+AtomicFolder::AtomicFolder(fs::path path) : path_(std::move(path)) {
+  if (path_.filename().empty()) path_ = path_.parent_path();  // "name/"
+  std::error_code error;
+  if (!fs::is_directory(path_, error) || !fs::is_empty(path_, error)) {
+    require(!fs::exists(fs::symlink_status(path_, error)), ErrorCode::conflict, path_.string(),
+            "exists; expected the name of a new folder");
+    check_output_path(path_, /*overwrite=*/false);
+  }
+  temporary_ = temporary_name(path_);
+  register_temporary(temporary_);
+  if (::mkdir(temporary_.c_str(), 0755) == 0) return;
+  const int number = errno;
+  unregister_temporary(temporary_);
+  throw_errno(number, path_, "create a folder");
+}
+
+AtomicFolder::~AtomicFolder() {
+  std::error_code ignored;
+  if (!committed_) fs::remove_all(temporary_, ignored);
+  unregister_temporary(temporary_);
+}
+
+void AtomicFolder::commit() {
+  sync_folder(temporary_);
+  // Replaces nothing but an empty folder.
+  if (::rename(temporary_.c_str(), path_.c_str()) != 0) {
+    const bool taken = errno == EEXIST || errno == ENOTEMPTY || errno == ENOTDIR;
+    require(!taken, ErrorCode::conflict, path_.string(), "appeared while this run was writing it");
+    throw_errno(errno, path_, "rename into place");
+  }
+  committed_ = true;
+  sync_folder(folder_of(path_));
+}
+
 FolderLock::FolderLock(const fs::path& folder)
     : descriptor_(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
   if (descriptor_ < 0 || ::flock(descriptor_, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) {
@@ -208,13 +242,18 @@ void remove_stale_temporaries(const fs::path& folder) {
   for (fs::recursive_directory_iterator it(folder, options, error), end; !error && it != end;
        it.increment(error)) {
     const pid_t owner = temporary_owner(it->path().filename().string());
-    if (owner > 0 && ::kill(owner, 0) != 0 && errno == ESRCH) ::unlink(it->path().c_str());
+    if (owner == 0 || ::kill(owner, 0) == 0 || errno != ESRCH) continue;
+    if (it->is_directory(error)) it.disable_recursion_pending();
+    fs::remove_all(it->path(), error);
   }
 }
 
 void remove_temporary_files() noexcept {
   const std::lock_guard lock(g_temporary_mutex);
-  for (const std::string& file : temporary_files()) ::unlink(file.c_str());
+  std::error_code ignored;
+  for (const std::string& file : temporary_files()) {
+    if (::unlink(file.c_str()) != 0) fs::remove_all(file, ignored);
+  }
   temporary_files().clear();
 }
 

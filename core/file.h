@@ -56,6 +56,30 @@ class AtomicFile {
   int descriptor_ = -1;
 };
 
+/// A folder that is filled beside its final place and renamed when it is whole; else, with all in
+/// it, removed by the destructor, or by `remove_temporary_files()`.
+class AtomicFolder {
+ public:
+  /// throws Error conflict when the path exists (an empty folder is replaced), usage when the
+  /// folder
+  ///        around it does not, resource when it cannot be made
+  explicit AtomicFolder(fs::path path);
+  ~AtomicFolder();
+  AtomicFolder(const AtomicFolder&) = delete;
+  AtomicFolder& operator=(const AtomicFolder&) = delete;
+
+  const fs::path& path() const { return path_; }                 ///< the final path
+  const fs::path& temporary_path() const { return temporary_; }  ///< where to write until commit
+
+  /// Renames to the final path. throws Error conflict when something has appeared there meanwhile
+  void commit();
+
+ private:
+  fs::path path_;
+  fs::path temporary_;
+  bool committed_ = false;
+};
+
 /// Keeps a folder for one process as long as it lives; however the process ends, the lock goes with
 /// it, and it leaves no file. Where the file system has no locks it does nothing.
 class FolderLock {
@@ -70,7 +94,7 @@ class FolderLock {
   int descriptor_ = -1;
 };
 
-/// Adds a file to, or takes it off, the list that `remove_temporary_files` removes.
+/// Adds a file or folder to, or takes it off, the list that `remove_temporary_files` removes.
 void register_temporary(const fs::path& path);
 void unregister_temporary(const fs::path& path);
 /// Removes every registered temporary file; for a process that ends without unwinding.

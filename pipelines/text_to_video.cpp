@@ -96,6 +96,12 @@ std::map<std::string, int64_t> VideoPipeline::attention_counts() const {
   return counts;
 }
 
+void VideoPipeline::set_attention(const std::string& planner, const Json& options,
+                                  AttentionObserver observer) {
+  attention_ = Attention(planner, options);
+  attention_.set_observer(std::move(observer));
+}
+
 void VideoPipeline::check(const VideoRequest& request) const {
   check_request(request);
   const int64_t temporal = vae_config_.scale_factor_temporal;
@@ -258,8 +264,10 @@ at::Tensor VideoPipeline::denoise(const VideoRequest& request, const DenoiseHook
     } else {
       latents = initial_latents(request).to(options_.device);
     }
-    Stage stage(progress_, "denoise", scheduler_->num_steps());
-    for (int64_t step = first; step < scheduler_->num_steps(); ++step) {
+    const int64_t last =
+        std::min(hooks.last_step.value_or(scheduler_->num_steps()), scheduler_->num_steps());
+    Stage stage(progress_, "denoise", last);
+    for (int64_t step = first; step < last; ++step) {
       throw_if_interrupted();
       latents = scheduler_->step(predict(request, latents, condition, step), step, latents);
       require(at::isfinite(latents).all().item<bool>(), ErrorCode::non_finite,

@@ -42,6 +42,8 @@ struct DenoiseHooks {
   std::function<void(const DenoiseState&)> on_step;
   /// Where to go on; empty = from the noise.
   std::optional<DenoiseState> resume;
+  /// Steps of the schedule after which to stop; empty = all.
+  std::optional<int64_t> last_step;
 };
 
 /// Gets decoded frames as they appear: uint8 [frames, height, width, 3] on the CPU.
@@ -64,6 +66,11 @@ class VideoPipeline {
   /// Checks a request against this model. throws Error usage naming the option
   void check(const VideoRequest& request) const;
   void prepare(const std::vector<VideoRequest>& requests);
+  /// Plans the transformer's attention in another way from here on; calls are counted anew.
+  ///
+  /// throws  Error usage for an unknown planner or option
+  void set_attention(const std::string& planner, const Json& options,
+                     AttentionObserver observer = {});
 
   /// Final latents [1, z_dim, T, H, W], fp32, normalized.
   ///

@@ -14,9 +14,12 @@ namespace fovea::apps {
 using Action = std::function<int()>;
 
 // Each adds its subcommand and options to `app` and sets `action` when the user chose it.
+void add_bench(CLI::App& app, Action& action);
+void add_compare(CLI::App& app, Action& action);
 void add_generate(CLI::App& app, Action& action);
 void add_inspect(CLI::App& app, Action& action);
 void add_op(CLI::App& app, Action& action);
+void add_plan(CLI::App& app, Action& action);
 void add_train(CLI::App& app, Action& action);
 
 }  // namespace fovea::apps

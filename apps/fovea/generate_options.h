@@ -5,11 +5,13 @@
 #include <string>
 #include <vector>
 
-#include "core/json.h"
+namespace CLI {
+class App;
+}
 
 namespace fovea::apps {
 
-/// The command line of `fovea generate`, as typed.
+/// The command line of `fovea generate`, as typed; other commands share most of it.
 struct GenerateOptions {
   std::string model;
   std::string prompt;
@@ -42,5 +44,16 @@ struct GenerateOptions {
   std::string save_latents;
   bool has_prompt = false;  ///< --prompt was given, even if empty
 };
+
+// Options that commands which make videos have in common; `options` must live until the action.
+void add_attention_options(CLI::App& app, GenerateOptions& options);
+void add_prompt_option(CLI::App& app, GenerateOptions& options);
+void add_prompt_options(CLI::App& app, GenerateOptions& options);
+void add_model_options(CLI::App& app, GenerateOptions& options);
+void add_request_options(CLI::App& app, GenerateOptions& options);
+void add_display_options(CLI::App& app, GenerateOptions& options);
+
+/// Names of all planners, with commas, for help texts.
+std::string known_planners();
 
 }  // namespace fovea::apps

@@ -27,9 +27,12 @@ int run(int argc, char** argv) {
   app.require_subcommand(1);
   app.footer("fovea SUBCOMMAND --help shows the options and an example.");
   fovea::apps::Action action;
+  fovea::apps::add_bench(app, action);
+  fovea::apps::add_compare(app, action);
   fovea::apps::add_generate(app, action);
   fovea::apps::add_inspect(app, action);
   fovea::apps::add_op(app, action);
+  fovea::apps::add_plan(app, action);
   fovea::apps::add_train(app, action);
   try {
     app.parse(argc, argv);

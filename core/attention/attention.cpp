@@ -58,7 +58,9 @@ at::Tensor Attention::run(const AttentionCall& call) {
     planned.lowered = executor.lower(plan, call);
     planned.lowered_by = &executor;
   }
-  return executor.run(plan, call, planned.lowered.get()).out;
+  const AttentionResult result = executor.run(plan, call, planned.lowered.get());
+  if (observer_) observer_(call, plan, result);
+  return result.out;
 }
 
 }  // namespace fovea

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -9,6 +10,10 @@
 #include "core/attention/planner.h"
 
 namespace fovea {
+
+/// Sees each call with its plan and what came out of it, see `AttentionProbe`.
+using AttentionObserver =
+    std::function<void(const AttentionCall&, const AttentionPlan&, const AttentionResult&)>;
 
 /// The attention that every network calls: asks the planner, picks the executor, runs.
 ///
@@ -24,6 +29,8 @@ class Attention {
   /// throws   Error internal when shapes and layouts disagree, usage when the planner's options do
   ///          not fit the layout, device when no executor accepts
   at::Tensor run(const AttentionCall& call);
+
+  void set_observer(AttentionObserver observer) { observer_ = std::move(observer); }
 
   /// Calls so far per "role: planner on executor", for the report.
   const std::map<std::string, int64_t>& counts() const { return counts_; }
@@ -43,6 +50,7 @@ class Attention {
   Planned last_;                          // of a call without one
   std::vector<std::unique_ptr<Executor>> executors_;
   std::map<std::string, int64_t> counts_;
+  AttentionObserver observer_;
 };
 
 }  // namespace fovea

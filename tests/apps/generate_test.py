@@ -18,26 +18,13 @@ import time
 import unittest
 
 sys.dont_write_bytecode = True
-from program_case import ProgramCase
+from program_case import PROGRAM, SOURCE, FolderCase, run
 
-PROGRAM = os.environ.get("FOVEA_PROGRAM", "build/bin/fovea")
-SOURCE = pathlib.Path(os.environ.get("FOVEA_SOURCE_DIR", "."))
 MODEL = SOURCE / "assets/models/tiny-random"
 SMALL = ["--num-frames", "5", "--height", "32", "--width", "48", "--steps", "3", "--seed", "7"]
 
 
-def run(*arguments, **options):
-    """Runs the program; returns (exit code, standard output, standard error)."""
-    command = [PROGRAM, *map(os.fsencode, map(os.fspath, arguments))]
-    done = subprocess.run(command, capture_output=True, timeout=120, **options)
-    return done.returncode, done.stdout.decode(), done.stderr.decode()
-
-
-class Case(ProgramCase):
-    def setUp(self):
-        self.folder = pathlib.Path(tempfile.mkdtemp())
-        self.addCleanup(shutil.rmtree, self.folder, ignore_errors=True)
-
+class Case(FolderCase):
     def generate(self, *arguments, model=MODEL, out="video.mp4", prompt="a red cube", **options):
         return run(
             "generate",
@@ -52,11 +39,6 @@ class Case(ProgramCase):
             *arguments,
             **options,
         )
-
-    def fails(self, result, code, *words, left=()):
-        """As always, and nothing in the folder but `left`."""
-        super().fails(result, code, *words)
-        self.assertEqual(sorted(os.listdir(self.folder)), sorted(left))
 
     def copy_model(self):
         """A model to damage, outside the output folder."""

@@ -182,6 +182,51 @@ TEST(AtomicFile, ReportsAFullDiskAndLeavesTheOldFile) {
   }
 }
 
+TEST(AtomicFolder, AppearsWholeOrNotAtAll) {
+  const TemporaryFolder folder;
+  const fs::path path = folder.path / "out";
+  {
+    const AtomicFolder left(path);
+    write_bytes(left.temporary_path() / "a", "1");
+    fs::create_directory(left.temporary_path() / "deep");
+    EXPECT_FALSE(fs::exists(path));
+  }
+  EXPECT_TRUE(fs::is_empty(folder.path));
+  for (const bool exists : {false, true}) {  // an empty folder is as good as none
+    if (exists) fs::create_directory(path);
+    AtomicFolder made(path / "");
+    write_bytes(made.temporary_path() / "a", "1");
+    made.commit();
+    EXPECT_EQ(content(path / "a"), "1");
+    fs::remove_all(path);
+  }
+  EXPECT_TRUE(fs::is_empty(folder.path));
+}
+
+TEST(AtomicFolder, KeepsWhatIsThere) {
+  const TemporaryFolder folder;
+  const fs::path path = folder.path / "out";
+  {
+    AtomicFolder late(path);
+    fs::create_directory(path);
+    write_bytes(path / "mine", "kept");
+    expect_error(ErrorCode::conflict, "appeared", [&] { late.commit(); });
+  }
+  expect_error(ErrorCode::conflict, "exists", [&] { AtomicFolder again(path); });
+  expect_error(ErrorCode::conflict, "exists", [&] { AtomicFolder file(path / "mine"); });
+  expect_error(ErrorCode::usage, "does not exist", [&] { AtomicFolder none(path / "no/out"); });
+  EXPECT_EQ(content(path / "mine"), "kept");
+  EXPECT_EQ(std::distance(fs::directory_iterator(folder.path), fs::directory_iterator()), 1);
+}
+
+TEST(AtomicFolder, IsRemovedForAProcessThatEndsAtOnce) {
+  const TemporaryFolder folder;
+  const AtomicFolder made(folder.path / "out");
+  write_bytes(made.temporary_path() / "a", "1");
+  remove_temporary_files();
+  EXPECT_TRUE(fs::is_empty(folder.path));
+}
+
 TEST(TemporaryFiles, OfProcessesThatAreGoneAreRemoved) {
   const TemporaryFolder folder;
   const pid_t gone = ::fork();

@@ -1,0 +1,19 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "apps/fovea/generate_options.h"
+
+namespace fovea::apps {
+
+/// The command line of `fovea compare`; of `generate`'s options those that say what to make.
+struct CompareOptions {
+  GenerateOptions generate;
+  std::vector<std::string> methods;
+};
+
+/// Runs `fovea compare`; returns 0. throws Error
+int run_compare(CompareOptions options);
+
+}  // namespace fovea::apps

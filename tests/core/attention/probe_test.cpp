@@ -1,0 +1,121 @@
+#include "core/attention/probe.h"
+
+#include <gtest/gtest.h>
+
+#include <ATen/ATen.h>
+
+#include "core/attention/attention.h"
+#include "core/attention/plan_map.h"
+
+namespace fovea {
+namespace {
+
+// A window of one tile: three tiles of four tokens, each sees itself, or with two more rows of
+// them.
+AttentionCall small_call(int64_t text = 0) {
+  at::manual_seed(5);
+  AttentionCall call;
+  call.q_layout = TokenLayout::grid(1, 2, 6);
+  if (text > 0) call.q_layout.append(TokenLayout::text(text));
+  call.kv_layout = call.q_layout;
+  const int64_t tokens = call.q_layout.seq_len();
+  call.q = at::randn({2, 4, tokens, 16});
+  call.k = at::randn({2, 2, tokens, 16});
+  call.v = at::randn({2, 2, tokens, 16});
+  return call;
+}
+
+const Json kOneTile = {{"tile", {1, 2, 2}}, {"window", {1, 1, 1}}};
+
+TEST(PlanMap, CountsBlocksOfOtherSizes) {
+  const AttentionCall call = small_call(/*text=*/5);
+  const AttentionPlan plan = make_planner("window", kOneTile)->plan(call);
+  const std::vector<PlanMap> maps = plan_maps(plan, call);
+  ASSERT_EQ(maps.size(), 1u);
+  EXPECT_EQ(maps[0].q_offsets, (std::vector<int64_t>{0, 4, 8, 12, 16, 17}));
+  // Four rows see four keys and the text; text sees all.
+  const double kept = (12 * (4 + 5) + 5 * 17) / (17.0 * 17);
+  EXPECT_NEAR(maps[0].density, kept, 1e-12);
+  EXPECT_NEAR(*plan_density(plan, call), kept, 1e-6);
+  EXPECT_NEAR(maps[0].row_density[0], 9 / 17.0, 1e-12);
+  EXPECT_EQ(maps[0].classes[1], block_class::skip);
+}
+
+TEST(PlanMap, SaysHowMuchPredicatesLeave) {
+  AttentionCall call = small_call();
+  const AttentionPlan plan = make_planner("neighborhood", {{"window", {1, 1, 1}}})->plan(call);
+  const std::vector<PlanMap> maps = plan_maps(plan, call);
+  ASSERT_EQ(maps[0].classes.size(), 1u);
+  EXPECT_NEAR(maps[0].seen[0], 1 / 12.0, 1e-6);
+  EXPECT_EQ(maps[0].density, 1);  // the block is computed as a whole
+  EXPECT_EQ(*plan_density(plan, call), 1);
+}
+
+TEST(PlanMap, CountsPooledKeysOfSummaries) {
+  const AttentionCall call = small_call();
+  AttentionPlan plan = make_planner("window", kOneTile)->plan(call);
+  Selection& selection = std::get<SoftmaxBranch>(plan.branches[0].kind).selection;
+  selection.summaries = {{.pool = 2}};
+  selection.classes = selection.classes.expand({1, 4, 3, 3}).clone();
+  selection.classes[0][2][0][1] = block_class::first_summary;
+  const std::vector<PlanMap> maps = plan_maps(plan, call);
+  ASSERT_EQ(maps.size(), 4u);
+  EXPECT_NEAR(maps[0].density, 1 / 3.0, 1e-12);
+  EXPECT_NEAR(maps[2].density, 1 / 3.0 + 4 * 2 / 144.0, 1e-12);
+  EXPECT_EQ(maps[2].classes[1], block_class::first_summary);
+  EXPECT_NE(maps[0], maps[2]);
+}
+
+TEST(AttentionProbe, ErrorAndRecallAreThoseOfTheWholeCall) {
+  const AttentionCall call = small_call();
+  Attention attention("window", kOneTile), dense;
+  AttentionProbe probe;
+  attention.set_observer([&](const auto&... seen) { probe.observe(seen...); });
+  const at::Tensor out = attention.run(call);
+  const at::Tensor whole = dense.run(call);
+  EXPECT_NEAR(*probe.error(), ((out - whole).norm() / whole.norm()).item<double>(), 1e-5);
+  // The mass that the tile of a row holds of its softmax.
+  const at::Tensor logits = at::matmul(call.q, call.k.repeat_interleave(2, 1).transpose(2, 3)) / 4;
+  const at::Tensor column = at::arange(12, at::kLong).remainder(6).floor_divide(2);
+  const at::Tensor seen = column.unsqueeze(1).eq(column.unsqueeze(0));
+  const at::Tensor mass = at::softmax(logits, 3).mul(seen).sum(3).mean();
+  EXPECT_NEAR(*probe.recall(), mass.item<double>(), 1e-5);
+  EXPECT_NEAR(*probe.density(), 1 / 3.0, 1e-6);
+  EXPECT_GT(probe.seconds(), 0);
+}
+
+TEST(AttentionProbe, DenseCallsCountAsDensityOneAndOtherRolesAsNothing) {
+  AttentionCall call = small_call();
+  Attention attention("window", {{"tile", {1, 2, 2}}, {"window", {1, 1, 1}}, {"dense_steps", 1}});
+  AttentionProbe probe;
+  attention.set_observer([&](const auto&... seen) { probe.observe(seen...); });
+  EXPECT_FALSE(probe.density());
+  attention.run(call);
+  EXPECT_EQ(*probe.density(), 1);
+  EXPECT_FALSE(probe.error());
+  call.context.step = 1;
+  attention.run(call);
+  call.role = AttentionRole::cross;
+  attention.run(call);
+  EXPECT_NEAR(*probe.density(), (1 + 1 / 3.0) / 2, 1e-6);
+  EXPECT_TRUE(probe.error() && probe.recall());
+}
+
+TEST(AttentionProbe, PaddingIsInNeither) {
+  AttentionCall call = small_call();
+  call.q_layout.append(TokenLayout::text(4, at::tensor({4, 4}, at::kLong)));
+  call.kv_layout = TokenLayout::grid(1, 2, 6);
+  call.kv_layout.append(TokenLayout::text(4, at::tensor({1, 3}, at::kLong)));
+  for (at::Tensor* x : {&call.q, &call.k, &call.v}) {
+    *x = at::cat({*x, at::randn_like(*x).slice(2, 0, 4) * 9}, 2);
+  }
+  Attention attention("window", kOneTile), dense;
+  AttentionProbe probe;
+  attention.set_observer([&](const auto&... seen) { probe.observe(seen...); });
+  const at::Tensor out = attention.run(call), whole = dense.run(call);
+  EXPECT_NEAR(*probe.error(), ((out - whole).norm() / whole.norm()).item<double>(), 1e-5);
+  EXPECT_TRUE(*probe.recall() > 0 && *probe.recall() < 1);
+}
+
+}  // namespace
+}  // namespace fovea
