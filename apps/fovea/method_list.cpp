@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <set>
 
+#include "apps/fovea/number_list.h"
 #include "core/attention/planner.h"
 #include "core/check.h"
 
@@ -14,18 +15,6 @@ struct Words {
   std::string planner;
   std::vector<std::string> options;  // KEY=VALUE
 };
-
-std::vector<std::string> split(const std::string& text, char separator) {
-  std::vector<std::string> out(1);
-  for (const char c : text) {
-    if (c == separator) {
-      out.emplace_back();
-    } else {
-      out.back() += c;
-    }
-  }
-  return out;
-}
 
 // Whether a part between commas goes on with a list of values rather than naming a planner.
 bool is_value(const std::string& text) {

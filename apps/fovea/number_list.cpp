@@ -10,18 +10,6 @@ namespace {
 constexpr int64_t kMax = int64_t{1} << 40;
 constexpr size_t kMaxCount = 1000;
 
-std::vector<std::string> split(const std::string& text, char separator) {
-  std::vector<std::string> out(1);
-  for (const char c : text) {
-    if (c == separator) {
-      out.emplace_back();
-    } else {
-      out.back() += c;
-    }
-  }
-  return out;
-}
-
 int64_t number_of(const std::string& text, const std::string& where) {
   int64_t value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
@@ -51,6 +39,18 @@ void append_range(const std::string& part, const std::string& where, std::vector
 }
 
 }  // namespace
+
+std::vector<std::string> split(const std::string& text, char separator) {
+  std::vector<std::string> out(1);
+  for (const char c : text) {
+    if (c == separator) {
+      out.emplace_back();
+    } else {
+      out.back() += c;
+    }
+  }
+  return out;
+}
 
 std::vector<int64_t> parse_numbers(const std::string& text, const std::string& where) {
   std::vector<int64_t> out;

@@ -7,6 +7,9 @@
 
 namespace fovea::apps {
 
+/// What stands between separators; empty parts too.
+std::vector<std::string> split(const std::string& text, char separator);
+
 /// "1024..8192*2" (times 2 up to 8192), "1000..4000+500" or a number, several of them with commas.
 ///
 /// where   option, for messages
