@@ -80,6 +80,10 @@ Json options_of(const std::string& text) {
 void make_plan(AttentionProblem& problem, const Arguments& arguments) {
   const auto planner =
       make_planner(arguments.text("planner"), options_of(arguments.text("options")));
+  const size_t given = problem.call.params.size(), named = planner->param_names().size();
+  require(given == 0 || given == named, ErrorCode::usage,
+          "attention " + printable(arguments.text("planner")), "takes ", named,
+          " parameters or none, got ", given);
   problem.plan = planner->plans(problem.call.role) ? planner->plan(problem.call)
                                                    : AttentionPlan::dense("dense");
 }
@@ -169,9 +173,7 @@ AttentionProblem planned_problem(const Arguments& arguments) {
   problem.call.role = role_of(text_len);
   problem.call.q_layout = problem.call.kv_layout =
       video_layout(arguments.integers("grid"), text_len, arguments.flag("text_first"));
-  const std::string planner = arguments.text("planner");
-  require(arguments.value("params").toTensorVector().empty(), ErrorCode::usage,
-          "attention " + printable(planner), "takes no parameters");
+  problem.call.params = arguments.value("params").toTensorVector();
   problem.executor = arguments.text("executor");
   check_call(problem.call);
   make_plan(problem, arguments);

@@ -160,6 +160,45 @@ def check_large_kernel():
             raise AssertionError(f"{name}: accepted")
 
 
+def check_sparse_linear():
+    op = torch.ops.fovea.sparse_linear_attention
+    for dtype, bound in ((torch.float64, 1e-11), (torch.float32, 3e-6)):
+        q, k, v = draw(50, 70, dtype)
+        weight, bias = torch.randn(8, 8, dtype=dtype), torch.randn(8, dtype=dtype)
+        block = [16, 10]
+        keys, values = (x.repeat_interleave(2, 1) for x in (k, v))
+        means = [torch.stack([part.mean(2) for part in x.split(size, 2)], 2)
+                 for x, size in zip((q, keys), block)]
+        scores = means[0] @ means[1].transpose(2, 3)
+        kept = max(1, math.floor(0.3 * 7 + 0.5))
+        mask = torch.zeros(scores.shape, dtype=torch.bool).scatter_(
+            3, scores.topk(kept, 3).indices, True)
+        features = {"softmax": lambda x: x.softmax(3), "elu": lambda x: F.elu(x) + 1,
+                    "relu": F.relu}
+        other = torch.rand(1, 4, 4, 7) < 0.5
+        for name, over, chosen in itertools.product(features, ("unselected", "all"), (mask, other)):
+            given = None if chosen is mask else chosen
+            out, used = op(q, k, v, weight, bias, 0.3, block, name, over, block_mask=given)
+            assert torch.equal(used, chosen), (name, over)
+            visible = chosen.repeat_interleave(16, 2)[:, :, :50].repeat_interleave(10, 3)
+            linear = features[name](q) @ features[name](keys).transpose(2, 3)
+            if over == "unselected":
+                linear = linear.masked_fill(visible, 0)
+            total = linear.sum(3, keepdim=True)
+            linear = linear @ values / (total + 1e-5).masked_fill(total == 0, 1)
+            expected = softmax(q, k, v, visible)[0] + linear @ weight.T + bias
+            close(out, expected, bound)
+    for part, density, block, name in (("a density of 0", 0, [8, 8], "softmax"),
+                                       ("two sizes", 0.5, [8, 0], "softmax"),
+                                       ("feature map 'cube'", 0.5, [8, 8], "cube")):
+        try:
+            op(q, k, v, weight, bias, density, block, name)
+        except RuntimeError as error:
+            assert part in str(error), error
+        else:
+            raise AssertionError(f"{part}: accepted")
+
+
 def check_plan():
     q, k, v = draw(128 + 10, 128 + 10, torch.float32)
     options = "density=0.25,block_q=32,block_kv=16"
@@ -188,6 +227,7 @@ def check_gradients():
     bias = torch.randn(1, 2, 9, 12).double().requires_grad_()
     near = draw(12, 12, grad=True, heads=2, dim=3)
     extra = [torch.randn(2, 1, 2, 3).double().requires_grad_() for _ in range(2)]
+    projection = [torch.randn(*size).double().requires_grad_() for size in ((3, 3), (3,))]
     cases = [
         (ops.attention, (q, k, v), {}),
         (ops.attention, (q, k, v, mask, [5, 4], 0.4), {"bias": bias, "is_causal": True}),
@@ -195,6 +235,9 @@ def check_gradients():
          {"extra_k": extra[0], "extra_v": extra[1]}),
         (ops.planned_attention, (*near, [], "window", [1, 3, 4], 0, False,
                                  "tile=1,2,2,window=1,1,1"), {}),
+        (ops.planned_attention, (*near, projection, "sla", [1, 3, 4], 0, False,
+                                 "density=0.3,tile=1,2,2"), {}),
+        (ops.sparse_linear_attention, (*near, *projection, 0.4, [4, 3]), {}),
     ]
     for op, args, kwargs in cases:
         torch.library.opcheck(op.default, args, kwargs, test_utils=CHECKS)
@@ -205,9 +248,13 @@ def check_gradients():
             left = iter(tensors)
             swap = lambda x: next(left) if torch.is_tensor(x) and x.requires_grad else x
             positional = [swap(x) for x in args]
-            return op(*positional, **{name: swap(x) for name, x in kwargs.items()})
+            results = op(*positional, **{name: swap(x) for name, x in kwargs.items()})
+            return tuple(x for x in results if x.is_floating_point())
 
         assert torch.autograd.gradcheck(run, inputs), op
+    sla = lambda *params: ops.planned_attention(*near, params, "sla", [1, 3, 4], 0, False,
+                                                "density=0.3,tile=1,2,2")
+    assert torch.autograd.gradcheck(sla, projection)
     out, _ = ops.attention(q, k, v)
     gradient, = torch.autograd.grad(out.sum(), q, create_graph=True)
     try:
@@ -243,7 +290,8 @@ def check_refusals():
             q, k, v, [7], [3], [1], [1], [False])),
         ("unknown planner", lambda: ops.planned_attention(q, k, v, [], "abacus", grid)),
         ("its layout", lambda: ops.planned_attention(q, k, v, [], "dense", [1, 1, 7])),
-        ("takes no parameters", lambda: ops.planned_attention(q, k, v, [q], "dense", grid)),
+        ("takes 0 parameters or none, got 1", lambda:
+         ops.planned_attention(q, k, v, [q], "dense", grid)),
     ):
         try:
             call()
@@ -259,6 +307,7 @@ def main():
     check_attention()
     check_neighborhood()
     check_large_kernel()
+    check_sparse_linear()
     check_plan()
     check_refusals()
     check_gradients()

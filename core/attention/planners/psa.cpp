@@ -119,7 +119,6 @@ PsaPlanner::PsaPlanner(Config& options)
     : thresholds_(options.numbers("thresholds", {0.4, 0.5, 0.6, 0.8})),
       shares_(options.numbers("shares", {})),
       min_exact_(options.number("min_exact", 0.06)),
-      seed_(options.integer("seed", 0, 0, std::numeric_limits<int32_t>::max())),
       blocks_(BlockSizes::read(options, 128, 128)) {
   const auto is_share = [](double x) { return x >= 0 && x <= 1; };
   if (thresholds_.empty() || thresholds_.size() > 5 ||
@@ -158,8 +157,9 @@ at::Tensor PsaPlanner::levels(const at::Tensor& importance) const {
 AttentionPlan PsaPlanner::plan(const AttentionCall& call) {
   AttentionPlan plan = AttentionPlan::dense(name());
   Selection& selection = blocks_.cut(plan, call);
-  const Sample q = sample(call.q, selection.q_blocks, plan.q_order, call.q_layout, seed_);
-  const Sample k = sample(call.k, selection.kv_blocks, plan.kv_order, call.kv_layout, seed_);
+  const int64_t seed = call.context.seed;
+  const Sample q = sample(call.q, selection.q_blocks, plan.q_order, call.q_layout, seed);
+  const Sample k = sample(call.k, selection.kv_blocks, plan.kv_order, call.kv_layout, seed);
   set_classes(selection, levels(importance(q, k, call)), call);
   const size_t levels = shares_.empty() ? thresholds_.size() : shares_.size();
   for (size_t i = 1; i < levels; ++i) selection.summaries.push_back({.pool = int64_t{1} << i});

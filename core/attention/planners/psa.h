@@ -22,7 +22,6 @@ namespace fovea {
 ///          shares      instead: the share of blocks that each level gets, such as 0.1, 0.05, 0,
 ///                      0.2; their counts are rounded down
 ///          min_exact   share of blocks that are exact at least; default 0.06
-///          seed        of the sample; default 0
 ///          block_q     tokens of a block of queries; default 128
 ///          block_kv    tokens of a block of keys; default 128
 ///          tile        three sides: blocks are these tiles of the grid instead
@@ -40,7 +39,6 @@ class PsaPlanner : public Planner {
 
   std::vector<double> thresholds_, shares_;
   double min_exact_;
-  int64_t seed_;
   BlockSizes blocks_;
 };
 

@@ -21,6 +21,14 @@ at::Tensor given_mask(const at::Tensor& mask, const Selection& selection) {
 
 }  // namespace
 
+FeatureMap feature_map_of(const std::string& name) {
+  if (name == "softmax") return FeatureMap::softmax;
+  if (name == "elu") return FeatureMap::elu_plus_one;
+  require(name == "relu", ErrorCode::usage, kName, "feature map '", printable(name),
+          "': softmax, elu or relu expected");
+  return FeatureMap::relu;
+}
+
 AttentionPlan sla_plan(const AttentionCall& call, const SlaOptions& options,
                        const at::Tensor& proj_weight, const at::Tensor& proj_bias,
                        const at::Tensor& block_mask) {
@@ -54,14 +62,7 @@ SlaPlanner::SlaPlanner(Config& options) {
     options.refuse("linear_over", "expected unselected or all");
   }
   options_.linear_over_all = over == "all";
-  const std::string map = options.text("feature_map", "softmax");
-  if (map == "elu") {
-    options_.feature_map = FeatureMap::elu_plus_one;
-  } else if (map == "relu") {
-    options_.feature_map = FeatureMap::relu;
-  } else if (map != "softmax") {
-    options.refuse("feature_map", "expected softmax, elu or relu");
-  }
+  options_.feature_map = feature_map_of(options.text("feature_map", "softmax"));
   const std::string projection = options.text("projection", "zero");
   if (projection != "zero" && projection != "identity") {
     options.refuse("projection", "expected zero or identity");

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <string>
+
 #include "core/attention/planner.h"
 #include "core/attention/planners/blocks.h"
 
@@ -14,6 +16,11 @@ struct SlaOptions {
   bool linear_over_all = false;
   double epsilon = 1e-5;  ///< added to the linear branch's normaliser
 };
+
+/// "softmax", "elu" (elu + 1) or "relu".
+///
+/// throws  Error usage for another name
+FeatureMap feature_map_of(const std::string& name);
 
 /// Sparse-Linear Attention (Zhang et al., 2025, section 4): softmax over the blocks with the
 /// highest products of block means, plus a linear attention over the other ones, whose result goes

@@ -1,7 +1,6 @@
 #include "core/attention/planners/svg2.h"
 
 #include <algorithm>
-#include <limits>
 
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
@@ -23,8 +22,7 @@ Svg2Planner::Svg2Planner(Config& options)
       clusters_{options.integer("q_clusters", 0, 0, 1 << 20),
                 options.integer("kv_clusters", 0, 0, 1 << 20)},
       iterations_(options.integer("iterations", 50, 1, 1000)),
-      later_iterations_(options.integer("later_iterations", 2, 1, 1000)),
-      seed_(options.integer("seed", 0, 0, std::numeric_limits<int32_t>::max())) {
+      later_iterations_(options.integer("later_iterations", 2, 1, 1000)) {
   if (!(top_p_ >= 0 && top_p_ <= 1)) options.refuse("top_p", "expected a share up to 1");
   if (!(min_kept_ >= 0 && min_kept_ <= 1)) options.refuse("min_kept", "expected a share up to 1");
 }
@@ -70,7 +68,7 @@ Svg2Planner::Sorted Svg2Planner::sorted(const AttentionCall& call, Which which) 
     } else {
       const size_t grid = centroids.size();
       // Layers, sides and grids draw other tokens.
-      const int64_t side = (seed_ * 1021 + call.layer) * 2 + (queries ? 0 : 1);
+      const int64_t side = (call.context.seed * 1021 + call.layer) * 2 + (queries ? 0 : 1);
       kept.after.resize(std::max(kept.after.size(), grid + 1));
       kept.after[grid] = grid < kept.before.size() ? kept.before[grid] : at::Tensor();
       const Clusters clusters =

@@ -27,7 +27,6 @@ namespace fovea {
 ///          kv_clusters       default: one for 76 tokens
 ///          iterations        of k-means in the beginning; default 50
 ///          later_iterations  with centroids of an earlier step; default 2
-///          seed              of the tokens that k-means begins with; default 0
 ///
 /// differs  The released code begins with tokens drawn with replacement, stops early when centroids
 ///          rest (which the host would have to read), and hands centroids from one guidance branch
@@ -57,7 +56,7 @@ class Svg2Planner : public Planner {
                    at::Tensor& centroids) const;
 
   double top_p_, min_kept_;
-  int64_t clusters_[2], iterations_, later_iterations_, seed_;
+  int64_t clusters_[2], iterations_, later_iterations_;
   std::map<std::tuple<AttentionRole, int64_t, GuidanceBranch, Which>, Kept> kept_;
 };
 
