@@ -116,7 +116,7 @@ class Panel {
     }
   }
 
-  // The share of queries that see each block of keys.
+  // The share of a block's pairs with all queries that is computed: of a summary, its pooled keys.
   std::vector<double> column_density() const {
     const PlanMap& map = class_.map;
     std::vector<double> out(static_cast<size_t>(kv_.blocks()), 0);
@@ -125,7 +125,15 @@ class Panel {
       const double share = static_cast<double>(q_.offsets[i + 1] - q_.offsets[i]) / rows;
       for (int64_t j = 0; j < kv_.blocks(); ++j) {
         const uint8_t value = map.classes[static_cast<size_t>(i * kv_.blocks() + j)];
-        if (value != block_class::skip) out[static_cast<size_t>(j)] += share;
+        if (value == block_class::skip) continue;
+        double part = 1;
+        if (value >= block_class::first_summary) {
+          const int64_t size = std::max<int64_t>(kv_.offsets[j + 1] - kv_.offsets[j], 1);
+          const int64_t pool = view_.summaries[value - block_class::first_summary].pool;
+          const int64_t pooled = pool == 0 ? 1 : (size + pool - 1) / pool;
+          part = static_cast<double>(pooled) / static_cast<double>(size);
+        }
+        out[static_cast<size_t>(j)] += share * part;
       }
     }
     return out;
