@@ -11,6 +11,9 @@ namespace {
 using test::Case;
 using test::expect_reference;
 using test::make_call;
+using test::random_blocks;
+using test::random_classes;
+using test::random_order;
 using test::selection_of;
 using test::video_and_text;
 
@@ -20,23 +23,6 @@ void set_blocks(Selection& selection, const TokenLayout& layout, int64_t block_q
                 int64_t block_kv) {
   selection.q_blocks = BlockAxis::uniform(layout, block_q);
   selection.kv_blocks = BlockAxis::uniform(layout, block_kv);
-}
-
-at::Tensor random_classes(const Selection& selection, int64_t batch, int64_t heads, int64_t count) {
-  return at::randint(count, {batch, heads, selection.q_blocks.num_blocks(),
-                             selection.kv_blocks.num_blocks()})
-      .to(at::kByte);
-}
-
-// [items, heads, count + 1] random ends of blocks
-BlockAxis random_blocks(int64_t items, int64_t heads, int64_t count, int64_t length) {
-  at::Tensor ends = std::get<0>(at::randint(length, {items, heads, count - 1}).sort(2));
-  ends = at::cat({at::zeros({items, heads, 1}), ends, at::full({items, heads, 1}, length)}, 2);
-  return BlockAxis::from_offsets(ends.to(at::kInt), length);
-}
-
-TokenOrder random_order(int64_t items, int64_t heads, int64_t length) {
-  return TokenOrder::index(std::get<1>(at::rand({items, heads, length}).sort(2)).to(at::kInt));
 }
 
 TEST(CpuBranches, SummariesStandForTheirBlocks) {

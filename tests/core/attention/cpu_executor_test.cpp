@@ -17,6 +17,8 @@ namespace {
 using test::Case;
 using test::expect_reference;
 using test::make_call;
+using test::random_blocks;
+using test::random_order;
 using test::selection_of;
 using test::video_and_text;
 using test::widened;
@@ -47,19 +49,11 @@ TEST(CpuExecutor, FollowsOrdersAndVariableBlocks) {
   const AttentionCall call = make_call(c);
   const int64_t length = c.layout.seq_len();
   AttentionPlan plan = AttentionPlan::dense("clusters");
-  const auto shuffled = [&](int64_t heads) {
-    return TokenOrder::index(std::get<1>(at::rand({2, heads, length}).sort(2)).to(at::kInt));
-  };
-  plan.q_order = shuffled(4);
-  plan.kv_order = shuffled(2);
+  plan.q_order = random_order(2, 4, length);
+  plan.kv_order = random_order(2, 2, length);
   Selection& selection = selection_of(plan);
-  const auto blocks = [&](int64_t heads, int64_t count) {
-    at::Tensor ends = std::get<0>(at::randint(length, {2, heads, count - 1}).sort(2));
-    ends = at::cat({at::zeros({2, heads, 1}), ends, at::full({2, heads, 1}, length)}, 2);
-    return BlockAxis::from_offsets(ends.to(at::kInt), length);
-  };
-  selection.q_blocks = blocks(4, 6);
-  selection.kv_blocks = blocks(2, 9);
+  selection.q_blocks = random_blocks(2, 4, 6, length);
+  selection.kv_blocks = random_blocks(2, 2, 9, length);
   selection.classes = at::randint(2, {2, 4, 6, 9}).to(at::kByte);
   expect_reference(plan, call, 2e-6);
 

@@ -59,4 +59,22 @@ inline TokenLayout video_and_text() {
   return layout.append(TokenLayout::text(30, at::tensor({11, 30}, at::kLong)));
 }
 
+inline at::Tensor random_classes(const Selection& selection, int64_t batch, int64_t heads,
+                                 int64_t count) {
+  return at::randint(count, {batch, heads, selection.q_blocks.num_blocks(),
+                             selection.kv_blocks.num_blocks()})
+      .to(at::kByte);
+}
+
+// [items, heads, count + 1] random ends of blocks
+inline BlockAxis random_blocks(int64_t items, int64_t heads, int64_t count, int64_t length) {
+  at::Tensor ends = std::get<0>(at::randint(length, {items, heads, count - 1}).sort(2));
+  ends = at::cat({at::zeros({items, heads, 1}), ends, at::full({items, heads, 1}, length)}, 2);
+  return BlockAxis::from_offsets(ends.to(at::kInt), length);
+}
+
+inline TokenOrder random_order(int64_t items, int64_t heads, int64_t length) {
+  return TokenOrder::index(std::get<1>(at::rand({items, heads, length}).sort(2)).to(at::kInt));
+}
+
 }  // namespace fovea::test
