@@ -1,9 +1,10 @@
 #pragma once
 
-// The attention kernel once per instruction set. It is called with checked arguments.
+// The attention kernels once per instruction set. They are called with checked arguments.
 
 #include "kernels/attention/backward_layout.h"
 #include "kernels/attention/block_sparse.h"
+#include "kernels/attention/shares_layout.h"
 #include "kernels/attention/work_layout.h"
 
 #define FOVEA_DECLARE_ATTENTION_VARIANT(isa)                                                      \
@@ -12,6 +13,9 @@
                     const Parallel& parallel);                                                    \
   void block_sparse_backward(const BlockSparseBackwardArgs& args, const BackwardLayout& layout,   \
                              unsigned char* memory, const Parallel& parallel);                    \
+  void block_sums(const BlockSumsArgs& args, const Parallel& parallel);                           \
+  void block_shares(const BlockSharesArgs& args, const SharesLayout& layout,                      \
+                    unsigned char* memory, const Parallel& parallel);                             \
   }
 
 FOVEA_DECLARE_ATTENTION_VARIANT(baseline)
