@@ -3,9 +3,11 @@
 //
 //   cmake --build build --target planning_bench
 //   OMP_NUM_THREADS=2 build/tests/planning_bench [--long] [--bf16] [--rounds N] [NAME ...]
+//   OMP_NUM_THREADS=2 build/tests/planning_bench --dense [--bf16] [--rounds N]
 //
 // `share` is planning and lowering over the attention's time at density 0.1: its own time, or, of
-// denser plans, as much less as their density is above. Names choose lines of the table.
+// denser plans, as much less as their density is above. Names choose lines of the table. --dense
+// compares the executors for dense plans.
 
 #include <algorithm>
 #include <cstdio>
@@ -19,6 +21,7 @@
 #include <c10/core/InferenceMode.h>
 
 #include "core/attention/executors/cpu.h"
+#include "core/attention/executors/sdpa.h"
 #include "core/attention/plan_map.h"
 #include "core/attention/planner.h"
 #include "core/check.h"
@@ -146,13 +149,54 @@ void run(const std::array<int64_t, 3>& grid, at::ScalarType type, int rounds,
   }
 }
 
+struct DenseCase {
+  int64_t batch, heads, q_len, kv_len, dim;
+};
+
+/// Dense plans: the executor `cpu` beside `sdpa`, in turns.
+void compare_dense(at::ScalarType type, int rounds) {
+  std::printf("\ndense plans, %s, %d threads\n\n", type == at::kFloat ? "fp32" : "bf16",
+              at::get_num_threads());
+  std::printf("| batch x heads x queries x keys x dim | sdpa ms | cpu ms | sdpa / cpu |\n");
+  std::printf("| --- | --- | --- | --- |\n");
+  for (const DenseCase& c : std::vector<DenseCase>{{1, 8, 4096, 4096, 128},
+                                                   {2, 12, 1560, 512, 128},
+                                                   {1, 12, 1560, 1560, 128},
+                                                   {2, 3, 832, 832, 128},
+                                                   {1, 8, 1024, 1024, 64},
+                                                   {8, 12, 197, 197, 64},
+                                                   {1, 8, 256, 64, 64},
+                                                   {1, 8, 64, 64, 64},
+                                                   {64, 3, 49, 49, 32},
+                                                   {1, 2, 8, 8, 16}}) {
+    AttentionCall call;
+    call.q_layout = TokenLayout::sequence(c.q_len);
+    call.kv_layout = TokenLayout::sequence(c.kv_len);
+    const auto draw = [&](int64_t length) {
+      return at::randn({c.batch, length, c.heads, c.dim}).to(type).transpose(1, 2);
+    };
+    call.q = draw(c.q_len), call.k = draw(c.kv_len), call.v = draw(c.kv_len);
+    const AttentionPlan plan = AttentionPlan::dense("dense");
+    CpuExecutor cpu;
+    SdpaExecutor sdpa;
+    const auto lowered = cpu.lower(plan, call);
+    double ours = 1e30, theirs = 1e30;
+    for (int i = 0; i < 4 * rounds; ++i) {
+      theirs = std::min(theirs, milliseconds([&] { sdpa.run(plan, call, nullptr); }));
+      ours = std::min(ours, milliseconds([&] { cpu.run(plan, call, lowered.get()); }));
+    }
+    std::printf("| %ld x %ld x %ld x %ld x %ld | %.3f | %.3f | %.2f |\n", c.batch, c.heads, c.q_len,
+                c.kv_len, c.dim, theirs, ours, theirs / ours);
+  }
+}
+
 }  // namespace
 }  // namespace fovea
 
 int main(int argc, char** argv) {
   const c10::InferenceMode guard;
   std::setvbuf(stdout, nullptr, _IOLBF, 0);
-  bool is_long = false;
+  bool is_long = false, is_dense = false;
   at::ScalarType type = at::kFloat;
   int rounds = 5;
   std::vector<std::string> names;
@@ -160,6 +204,8 @@ int main(int argc, char** argv) {
     const std::string word = argv[i];
     if (word == "--long") {
       is_long = true;
+    } else if (word == "--dense") {
+      is_dense = true;
     } else if (word == "--bf16") {
       type = at::kBFloat16;
     } else if (word == "--rounds" && i + 1 < argc) {
@@ -170,6 +216,10 @@ int main(int argc, char** argv) {
   }
   at::set_num_threads(at::get_num_threads());
   try {
+    if (is_dense) {
+      fovea::compare_dense(type, rounds);
+      return 0;
+    }
     fovea::run({is_long ? 13 : 4, 32, 32}, type, rounds, names);
   } catch (const fovea::Error& error) {
     std::fprintf(stderr, "%s\n", error.what());
