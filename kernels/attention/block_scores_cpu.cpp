@@ -128,8 +128,6 @@ void pack_shares_unit(const SharesJob& job, int64_t unit) {
 void multiply_chunk(const SharesJob& job, const SharesMemory& m, int64_t rows, int64_t chunk) {
   const BlockSharesArgs& args = job.args;
   const Run all_channels{0, 0, args.dim};
-  float ones[kTileRows];
-  std::fill_n(ones, rows, 1.0f);
   const int64_t first = chunk * (kShareKeys / kUnit);
   const int64_t units = std::min(kShareKeys / kUnit, job.layout.kv_units - first);
   for (int64_t p = 0; p < args.phases; ++p) {
@@ -138,9 +136,14 @@ void multiply_chunk(const SharesJob& job, const SharesMemory& m, int64_t rows, i
       k.count = std::min<int64_t>(kGroupUnits, units - s);
       for (int64_t u = 0; u < k.count; ++u)
         k.panel[u] = job.packed + ((first + s + u) * args.phases + p) * args.dim * kUnit;
-      multiply_tile<Strides<kRowStride, 1, kUnit, kLogitStride>>(
-          rows, m.q + p * kTileRows * kRowStride, k, {&all_channels, 1}, m.logits + s * kUnit,
-          p == 0 ? nullptr : ones);
+      using S = Strides<kRowStride, 1, kUnit, kLogitStride>;
+      const float* q = m.q + p * kTileRows * kRowStride;
+      float* logits = m.logits + s * kUnit;
+      if (p == 0) {
+        multiply_tile<FloatProduct, S>(rows, q, k, {&all_channels, 1}, logits, KeepSums());
+      } else {
+        multiply_tile<FloatProduct, S>(rows, q, k, {&all_channels, 1}, logits, AddSums());
+      }
     }
   }
 }

@@ -84,7 +84,7 @@ Status block_sums_cpu(const BlockSumsArgs& args, const Parallel& parallel, Isa i
   auto* kernel = baseline::block_sums;
 #if FOVEA_X86_VARIANTS
   if (isa == Isa::avx2) kernel = avx2::block_sums;
-  if (isa == Isa::avx512) kernel = avx512::block_sums;
+  if (isa >= Isa::avx512) kernel = avx512::block_sums;
 #endif
   kernel(args, parallel);
   return {};
@@ -98,7 +98,7 @@ Status block_shares_cpu(const BlockSharesArgs& args, Workspace workspace, const 
   auto* kernel = baseline::block_shares;
 #if FOVEA_X86_VARIANTS
   if (isa == Isa::avx2) kernel = avx2::block_shares;
-  if (isa == Isa::avx512) kernel = avx512::block_shares;
+  if (isa >= Isa::avx512) kernel = avx512::block_shares;
 #endif
   kernel(args, layout, static_cast<unsigned char*>(workspace.data), parallel);
   return {};
