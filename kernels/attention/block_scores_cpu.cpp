@@ -1,4 +1,5 @@
 #include <cmath>
+#include <type_traits>
 
 #include "kernels/attention/cpu_variants.h"
 #include "kernels/attention/panels_cpu.h"
@@ -10,10 +11,12 @@ namespace {
 
 constexpr float kShortest = 1e-12f;  // length that directions are divided by at least
 
-/// Calls f(channel, wanted lanes) for each sixteen channels.
+/// Calls f(channel, wanted lanes) for each sixteen channels; a constant but for the last of them.
 template <typename F>
-inline void for_each_lanes(int64_t dim, F f) {
-  for (int64_t c = 0; c < dim; c += kLanes) f(c, std::min<int64_t>(kLanes, dim - c));
+[[gnu::always_inline]] inline void for_each_lanes(int64_t dim, F f) {
+  int64_t c = 0;
+  for (; c + kLanes <= dim; c += kLanes) f(c, std::integral_constant<int64_t, kLanes>());
+  if (c < dim) f(c, dim - c);
 }
 
 template <typename T>
@@ -21,52 +24,82 @@ inline Floats load_some(const T* from, int64_t count) {
   return count == kLanes ? load(from) : load_tail(from, count);
 }
 
-inline void add_to(float* to, const Floats& x, int64_t count) {
-  const Floats sum = load_some(to, count) + x;
+inline void store_some(float* to, const Floats& x, int64_t count) {
   if (count == kLanes) {
-    store(to, sum);
+    store(to, x);
   } else {
-    store_tail(to, sum, count);
+    store_tail(to, x, count);
   }
+}
+
+constexpr int kRowsAtOnce = 4;  // so that sums are loaded and stored less often than rows
+
+/// Some rows of one head.
+template <typename T, int kCount>
+struct SomeRows {
+  const T* row[kCount];
+  const float* centre;  ///< or null
+
+  Floats value(int64_t r, int64_t c, int64_t lanes) const {
+    const Floats own = load_some(row[r] + c, lanes);
+    return centre ? load_some(centre + c, lanes) * broadcast(-1.0f) + own : own;
+  }
+};
+
+/// sum += the rows, directions += the rows over their lengths, where they are not null.
+template <typename T, int kCount>
+void add_rows(const SomeRows<T, kCount>& rows, int64_t dim, float* sum, float* directions) {
+  float factor[kCount] = {};
+  for (int r = 0; r < kCount && directions; ++r) {
+    Floats square = broadcast(0.0f);
+    for_each_lanes(dim, [&](int64_t c, auto lanes) {
+      const Floats own = rows.value(r, c, lanes);
+      square = own * own + square;
+    });
+    Float whole = square.part[0];
+    for (int i = 1; i < kParts; ++i) whole += square.part[i];
+    const float length = std::sqrt(fold(whole, [](float a, float b) { return a + b; }));
+    factor[r] = 1.0f / std::max(length, kShortest);
+  }
+  for_each_lanes(dim, [&](int64_t c, auto lanes) {
+    Floats added = broadcast(0.0f), turned = added;
+    for (int r = 0; r < kCount; ++r) {
+      const Floats own = rows.value(r, c, lanes);
+      added = added + own;
+      turned = own * broadcast(factor[r]) + turned;
+    }
+    if (sum) store_some(sum + c, load_some(sum + c, lanes) + added, lanes);
+    if (directions) store_some(directions + c, load_some(directions + c, lanes) + turned, lanes);
+  });
 }
 
 template <typename T>
 void sum_block(const BlockSumsArgs& args, int64_t batch, int64_t block) {
   const T* item = static_cast<const T*>(args.x.data) + batch * args.x.batch_stride;
   const auto out = [&](float* to, int64_t head) {
-    return to + ((batch * args.heads + head) * args.blocks + block) * args.dim;
+    return to ? to + ((batch * args.heads + head) * args.blocks + block) * args.dim : nullptr;
   };
   for (int64_t head = 0; head < args.heads; ++head) {
     if (args.sum) std::fill_n(out(args.sum, head), args.dim, 0.0f);
     if (args.directions) std::fill_n(out(args.directions, head), args.dim, 0.0f);
   }
-  const Floats minus = broadcast(-1.0f);
-  for (int64_t at = args.offsets[block]; at < args.offsets[block + 1]; ++at) {
-    const int64_t row = args.order ? args.order[at] : at;
+  const auto add = [&](int64_t at, auto count) {
     for (int64_t head = 0; head < args.heads; ++head) {
-      const T* x = item + head * args.x.head_stride + row * args.x.row_stride;
-      const float* centre =
-          args.centre ? args.centre + (batch * args.heads + head) * args.dim : nullptr;
-      const auto value = [&](int64_t c, int64_t count) {
-        const Floats own = load_some(x + c, count);
-        return centre ? load_some(centre + c, count) * minus + own : own;
-      };
-      Floats square = broadcast(0.0f);
-      for_each_lanes(args.dim, [&](int64_t c, int64_t count) {
-        const Floats own = value(c, count);
-        if (args.sum) add_to(out(args.sum, head) + c, own, count);
-        if (args.directions) square = own * own + square;
-      });
-      if (!args.directions) continue;
-      Float whole = square.part[0];
-      for (int i = 1; i < kParts; ++i) whole += square.part[i];
-      const float length = std::sqrt(fold(whole, [](float a, float b) { return a + b; }));
-      const Floats factor = broadcast(1.0f / std::max(length, kShortest));
-      for_each_lanes(args.dim, [&](int64_t c, int64_t count) {
-        add_to(out(args.directions, head) + c, value(c, count) * factor, count);
-      });
+      SomeRows<T, count()> rows;
+      for (int r = 0; r < count(); ++r) {
+        const int64_t row = args.order ? args.order[at + r] : at + r;
+        rows.row[r] = item + head * args.x.head_stride + row * args.x.row_stride;
+      }
+      rows.centre = args.centre ? args.centre + (batch * args.heads + head) * args.dim : nullptr;
+      add_rows(rows, args.dim, out(args.sum, head), out(args.directions, head));
     }
+  };
+  int64_t at = args.offsets[block];
+  const int64_t end = args.offsets[block + 1];
+  for (; at + kRowsAtOnce <= end; at += kRowsAtOnce) {
+    add(at, std::integral_constant<int, kRowsAtOnce>());
   }
+  for (; at < end; ++at) add(at, std::integral_constant<int, 1>());
 }
 
 /// What the tasks of one head of keys share.
