@@ -5,6 +5,7 @@
 
 #include <ATen/ATen.h>
 
+#include "core/ops/block_scores.h"
 #include "core/ops/widened.h"
 
 namespace fovea {
@@ -92,9 +93,21 @@ PooledTokens pool_blocks(const at::Tensor& x, const BlockAxis& axis, const Token
                          const TokenLayout& layout) {
   at::Tensor valid = layout.valid_mask();
   if (valid.defined()) valid = valid.squeeze(1).squeeze(1);
-  const std::vector<Run> runs = runs_of(axis);
   const bool is_shared = order.kind() != TokenOrder::Kind::index &&
                          order.kind() != TokenOrder::Kind::axes;  // one order for all heads
+  if (is_shared && !valid.defined() && !axis.host_offsets().empty() && ops::has_block_scores(x)) {
+    const std::vector<int64_t>& offsets = axis.host_offsets();
+    PooledTokens out;
+    out.count = at::tensor(offsets, at::kLong).diff().to(at::kFloat);
+    out.count = out.count.expand({x.size(0), x.size(1), axis.num_blocks()});
+    const at::Tensor rows =
+        order.is_identity() ? at::Tensor() : order.rows(layout, x.device())[0][0];
+    const at::Tensor sum =
+        ops::block_sums(x, {offsets, rows}, /*centre=*/{}, ops::SumsOf::rows).rows;
+    out.mean = sum / out.count.clamp_min(1).unsqueeze(3);
+    return out;
+  }
+  const std::vector<Run> runs = runs_of(axis);
   if (runs.empty() || runs.size() > kMaxRuns || !is_shared) {
     return pool_tokens(x, block_of_row(axis, order, layout, x.device()), axis.num_blocks(), valid);
   }

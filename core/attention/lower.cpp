@@ -1,12 +1,14 @@
 #include "core/attention/lower.h"
 
 #include <algorithm>
-#include <array>
+#include <memory>
+#include <optional>
 
 #include <ATen/ATen.h>
 
 #include "core/attention/block_pool.h"
-#include "core/check.h"
+#include "core/attention/pair_rules.h"
+#include "core/parallel.h"
 
 namespace fovea {
 namespace {
@@ -24,82 +26,107 @@ std::vector<int64_t> numbers(const at::Tensor& x) {
   return {flat.const_data_ptr<int64_t>(), flat.const_data_ptr<int64_t>() + flat.numel()};
 }
 
-// The predicates of a branch for pairs of positions of one item and head.
-class PairTest {
- public:
-  PairTest(const AttentionPlan& plan, const SoftmaxBranch& branch, const AttentionCall& call,
-           int64_t item, int64_t head) {
-    const int64_t heads = call.q.size(1);
-    q_rows_ = numbers(of(plan.q_order.rows(call.q_layout, at::kCPU), item, head, heads));
-    kv_rows_ = numbers(of(plan.kv_order.rows(call.kv_layout, at::kCPU), item, head, heads));
-    const auto position = [](const std::vector<int64_t>& rows) {
-      at::Tensor out = at::empty({static_cast<int64_t>(rows.size())}, at::kLong);
-      for (size_t i = 0; i < rows.size(); ++i) out[rows[i]] = static_cast<int64_t>(i);
-      return out.view({1, 1, -1});
-    };
-    const PredicateSpace space{call.q_layout, call.kv_layout, position(q_rows_),
-                               position(kv_rows_)};
-    for (const Predicate& predicate : branch.selection.predicates) {
-      at::Tensor seen = visible_pairs(predicate, space);
-      if (seen.dim() == 4) seen = of(seen, item, head, heads);
-      seen = seen.reshape({seen.size(-2), seen.size(-1)});
-      visible_ = visible_.defined() ? visible_.logical_and(seen) : seen;
-    }
-    visible_ = visible_.expand({call.q.size(2), call.k.size(2)}).contiguous();
-  }
+bool has_heads(const at::Tensor& x) { return x.defined() && x.size(1) > 1; }
 
-  // How many of a block's pairs are seen; their bits are added to `bits`.
-  int64_t count(std::array<int64_t, 2> q, std::array<int64_t, 2> kv,
-                std::vector<uint64_t>& bits) const {
-    const bool* visible = visible_.const_data_ptr<bool>();
-    const int64_t keys = visible_.size(1), words = (kv[1] - kv[0] + 63) / 64;
-    int64_t seen = 0;
-    for (int64_t i = q[0]; i < q[1]; ++i) {
-      const bool* row = visible + q_rows_[static_cast<size_t>(i)] * keys;
-      const size_t first = bits.size();
-      bits.resize(first + static_cast<size_t>(words), 0);
-      for (int64_t j = kv[0]; j < kv[1]; ++j) {
-        const bool is_seen = row[kv_rows_[static_cast<size_t>(j)]];
-        const int64_t at = j - kv[0];
-        bits[first + static_cast<size_t>(at / 64)] |= uint64_t{is_seen} << (at % 64);
-        seen += is_seen;
-      }
-    }
-    return seen;
-  }
+// One branch of a call, and which of its keys are taken.
+struct Task {
+  const AttentionPlan& plan;
+  const Selection& selection;
+  const AttentionCall& call;
+  int64_t item;
+  uint8_t keys;
+  BlockAxis q_blocks, kv_blocks;
 
- private:
-  std::vector<int64_t> q_rows_, kv_rows_;  // by position
-  at::Tensor visible_;                     // bool [q_len, kv_len] by row
+  bool is_mapped() const { return selection.classes.defined(); }
+  bool is_cut() const { return !selection.predicates.empty() && keys == block_class::exact; }
+  // A tensor [batch or 1, heads or 1, ...] of one head.
+  at::Tensor own(const at::Tensor& x, int64_t head) const {
+    return of(x, item, head, call.q.size(1));
+  }
 };
 
-// Sizes of the head axis of all that lists depend on.
-int64_t num_maps(const AttentionPlan& plan, const Selection& selection, const AttentionCall& call,
-                 const BlockAxis& q_blocks, const BlockAxis& kv_blocks) {
-  const auto has_heads = [](const at::Tensor& x) { return x.defined() && x.size(1) > 1; };
-  bool per_head = has_heads(selection.classes) || has_heads(q_blocks.offsets(at::kCPU)) ||
-                  has_heads(kv_blocks.offsets(at::kCPU));
-  if (!selection.predicates.empty()) {
-    per_head = per_head || has_heads(plan.q_order.rows(call.q_layout, at::kCPU)) ||
-               has_heads(plan.kv_order.rows(call.kv_layout, at::kCPU));
-  }
-  for (const Predicate& predicate : selection.predicates) {
+// Whether blocks, or what predicates leave of them, differ from head to head.
+bool blocks_per_head(const Task& task) {
+  const AttentionCall& call = task.call;
+  bool out =
+      has_heads(task.q_blocks.offsets(at::kCPU)) || has_heads(task.kv_blocks.offsets(at::kCPU));
+  if (task.selection.predicates.empty()) return out;
+  out = out || has_heads(task.plan.q_order.rows(call.q_layout, at::kCPU)) ||
+        has_heads(task.plan.kv_order.rows(call.kv_layout, at::kCPU));
+  for (const Predicate& predicate : task.selection.predicates) {
     const auto* stored = std::get_if<StoredPredicate>(&predicate);
-    per_head = per_head || (stored != nullptr && has_heads(stored->visible));
+    out = out || (stored != nullptr && has_heads(stored->visible));
   }
-  return per_head ? call.q.size(1) : 1;
+  return out;
 }
 
+// The blocks of one head, and what predicates leave of their pairs.
+struct CutBlocks {
+  OrderedSide q, kv;
+  PairRules rules;
+
+  CutBlocks(const Task& task, int64_t head)
+      : q(side(task, head, task.call.q_layout, task.plan.q_order, task.q_blocks)),
+        kv(side(task, head, task.call.kv_layout, task.plan.kv_order, task.kv_blocks)),
+        rules(task.selection.predicates, q, kv, stored(task, head)) {}
+
+  static OrderedSide side(const Task& task, int64_t head, const TokenLayout& layout,
+                          const TokenOrder& order, const BlockAxis& blocks) {
+    return {layout, numbers(task.own(order.rows(layout, at::kCPU), head)),
+            numbers(task.own(blocks.offsets(at::kCPU), head))};
+  }
+  static std::vector<at::Tensor> stored(const Task& task, int64_t head) {
+    std::vector<at::Tensor> out;
+    for (const Predicate& predicate : task.selection.predicates) {
+      const auto* rule = std::get_if<StoredPredicate>(&predicate);
+      if (rule == nullptr) continue;
+      out.push_back(
+          task.own(rule->visible, head).expand({task.call.q.size(2), task.call.k.size(2)}));
+    }
+    return out;
+  }
+};
+
+// What one block of queries takes.
+struct Entries {
+  std::vector<int32_t> kv_index;
+  std::vector<int64_t> first_word;  // of `bits`, or -1
+  std::vector<uint64_t> bits;
+};
+
 // The first key, or pooled key, of each block, and the number of keys.
-at::Tensor key_offsets(const Selection& selection, const BlockAxis& blocks, uint8_t keys,
-                       int64_t item, int64_t head, int64_t heads) {
-  if (keys == block_class::exact) return of(blocks.offsets(at::kCPU), item, head, heads);
-  const Summary& summary = selection.summaries[keys - block_class::first_summary];
+at::Tensor key_offsets(const Task& task, int64_t head) {
+  const BlockAxis& blocks = task.kv_blocks;
+  if (task.keys == block_class::exact) return task.own(blocks.offsets(at::kCPU), head);
+  const Summary& summary = task.selection.summaries[task.keys - block_class::first_summary];
   return at::arange(blocks.num_blocks() + 1, at::kLong) * pieces_per_block(blocks, summary.pool);
 }
 
 void append(std::vector<int32_t>& to, const std::vector<int64_t>& from) {
   for (const int64_t value : from) to.push_back(static_cast<int32_t>(value));
+}
+
+// classes  of the pairs of this block, or null: all are taken
+Entries entries_of(const uint8_t* classes, uint8_t keys, int64_t num_kv_blocks,
+                   PairRules::Row* row) {
+  Entries out;
+  for (int64_t j = 0; j < num_kv_blocks; ++j) {
+    if (classes != nullptr && classes[j] != keys) continue;
+    const auto first = static_cast<int64_t>(out.bits.size());
+    const auto seen = row == nullptr ? PairRules::Seen::all : row->take(j, out.bits);
+    if (seen == PairRules::Seen::none) continue;
+    out.kv_index.push_back(static_cast<int32_t>(j));
+    out.first_word.push_back(seen == PairRules::Seen::some ? first : -1);
+  }
+  return out;
+}
+
+void append(HostLists& to, const Entries& from) {
+  to.row_ptr.push_back(static_cast<int64_t>(to.kv_index.size()));
+  to.kv_index.insert(to.kv_index.end(), from.kv_index.begin(), from.kv_index.end());
+  const auto first = static_cast<int64_t>(to.bits.size());
+  for (const int64_t word : from.first_word) to.bits_offset.push_back(word < 0 ? -1 : first + word);
+  to.bits.insert(to.bits.end(), from.bits.begin(), from.bits.end());
 }
 
 }  // namespace
@@ -127,57 +154,42 @@ bool lists_differ(const AttentionPlan& plan, const SoftmaxBranch& branch) {
 HostLists lower_to_lists(const AttentionPlan& plan, const SoftmaxBranch& branch,
                          const AttentionCall& call, int64_t item, uint8_t keys) {
   const Selection& selection = branch.selection;
-  const bool mapped = selection.classes.defined();
   const TokenLayout kv_layout =
       branch.keys ? TokenLayout::extra(branch.keys->k.size(2)) : call.kv_layout;
-  const BlockAxis q_blocks = mapped ? selection.q_blocks : default_blocks(call.q_layout);
-  const BlockAxis kv_blocks = mapped ? selection.kv_blocks : default_blocks(kv_layout);
-  const int64_t heads = call.q.size(1);
+  Task task{plan, selection, call, item, keys, selection.q_blocks, selection.kv_blocks};
+  if (!task.is_mapped()) {
+    task.q_blocks = default_blocks(call.q_layout);
+    task.kv_blocks = default_blocks(kv_layout);
+  }
+  const bool per_head = blocks_per_head(task);
   HostLists out;
-  out.maps = num_maps(plan, selection, call, q_blocks, kv_blocks);
-  out.num_q_blocks = q_blocks.num_blocks();
-  out.num_kv_blocks = kv_blocks.num_blocks();
-  std::vector<uint64_t> words;
-  bool any_bits = false;
+  out.maps = per_head || has_heads(selection.classes) ? call.q.size(1) : 1;
+  out.num_q_blocks = task.q_blocks.num_blocks();
+  out.num_kv_blocks = task.kv_blocks.num_blocks();
+  std::unique_ptr<const CutBlocks> cut;
   for (int64_t head = 0; head < out.maps; ++head) {
-    const auto q_offsets = numbers(of(q_blocks.offsets(at::kCPU), item, head, heads));
-    const auto kv_offsets = numbers(key_offsets(selection, kv_blocks, keys, item, head, heads));
-    append(out.q_offsets, q_offsets);
-    append(out.kv_offsets, kv_offsets);
+    append(out.q_offsets, numbers(task.own(task.q_blocks.offsets(at::kCPU), head)));
+    append(out.kv_offsets, numbers(key_offsets(task, head)));
     at::Tensor classes;
-    if (mapped) classes = of(selection.classes, item, head, heads).to(at::kCPU).contiguous();
-    std::optional<PairTest> test;
-    if (!selection.predicates.empty() && keys == block_class::exact) {
-      test.emplace(plan, branch, call, item, head);
-    }
-    for (int64_t i = 0; i < out.num_q_blocks; ++i) {
-      out.row_ptr.push_back(static_cast<int64_t>(out.kv_index.size()));
-      const auto row = static_cast<size_t>(i);
-      for (int64_t j = 0; j < out.num_kv_blocks; ++j) {
-        if (mapped && classes.const_data_ptr<uint8_t>()[i * out.num_kv_blocks + j] != keys) {
-          continue;
-        }
-        int64_t first_word = -1;
-        if (test) {
-          const auto column = static_cast<size_t>(j);
-          const std::array<int64_t, 2> q = {q_offsets[row], q_offsets[row + 1]};
-          const std::array<int64_t, 2> kv = {kv_offsets[column], kv_offsets[column + 1]};
-          words.clear();
-          const int64_t seen = test->count(q, kv, words);
-          if (seen == 0) continue;
-          if (seen < (q[1] - q[0]) * (kv[1] - kv[0])) {
-            first_word = static_cast<int64_t>(out.bits.size());
-            out.bits.insert(out.bits.end(), words.begin(), words.end());
-            any_bits = true;
-          }
-        }
-        out.kv_index.push_back(static_cast<int32_t>(j));
-        out.bits_offset.push_back(first_word);
+    if (task.is_mapped()) classes = task.own(selection.classes, head).to(at::kCPU).contiguous();
+    if (task.is_cut() && (!cut || per_head)) cut = std::make_unique<CutBlocks>(task, head);
+    std::vector<Entries> rows(static_cast<size_t>(out.num_q_blocks));
+    const auto make = [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        std::optional<PairRules::Row> row;
+        if (cut) row.emplace(cut->rules, i);
+        const uint8_t* own = classes.defined() ? classes.const_data_ptr<uint8_t>() : nullptr;
+        if (own != nullptr) own += i * out.num_kv_blocks;
+        rows[static_cast<size_t>(i)] =
+            entries_of(own, keys, out.num_kv_blocks, row ? &*row : nullptr);
       }
-    }
+    };
+    // Classes alone are read faster than threads wake up.
+    cut ? parallel_for(out.num_q_blocks, 1, make) : make(0, out.num_q_blocks);
+    for (const Entries& entries : rows) append(out, entries);
     out.row_ptr.push_back(static_cast<int64_t>(out.kv_index.size()));
   }
-  if (!any_bits) out.bits_offset.clear();
+  if (out.bits.empty()) out.bits_offset.clear();
   return out;
 }
 

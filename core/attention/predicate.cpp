@@ -1,6 +1,7 @@
 #include "core/attention/predicate.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include <ATen/ATen.h>
 
@@ -10,25 +11,6 @@ namespace fovea {
 namespace {
 
 constexpr const char* kAxes[] = {"frames", "height", "width"};
-
-// Coordinates of the rows of a layout, int64 [3, seq_len]; -1 outside of grids.
-at::Tensor coordinates(const TokenLayout& layout, at::Device device) {
-  std::vector<at::Tensor> parts;
-  const auto options = at::device(device).dtype(at::kLong);
-  for (const Segment& segment : layout.segments()) {
-    if (segment.kind != Segment::Kind::grid) {
-      parts.push_back(at::full({3, segment.capacity}, -1, options));
-      continue;
-    }
-    const auto& [frames, height, width] = segment.grid;
-    const at::Tensor row = at::arange(segment.capacity, options);
-    const at::Tensor line = row.floor_divide(width);
-    parts.push_back(at::stack({line.floor_divide(height) + segment.origin[0],
-                               line.remainder(height) + segment.origin[1],
-                               row.remainder(width) + segment.origin[2]}));
-  }
-  return parts.empty() ? at::empty({3, 0}, options) : at::cat(parts, 1);
-}
 
 const Segment& only_grid(const TokenLayout& layout) {
   const Segment* found = nullptr;
@@ -58,36 +40,29 @@ at::Tensor local(const at::Tensor& coordinate, int64_t origin) {
 }
 
 at::Tensor pairs(const WindowPredicate& window, const PredicateSpace& space, at::Device device) {
-  const Segment &q = only_grid(space.q_layout), &kv = only_grid(space.kv_layout);
-  require(q.grid == kv.grid && q.origin == kv.origin, ErrorCode::usage, "window",
-          "queries and keys of one grid expected, got ", space.q_layout.describe(), " and ",
-          space.kv_layout.describe());
-  const at::Tensor from = coordinates(space.q_layout, device);
-  const at::Tensor to = coordinates(space.kv_layout, device);
+  const Segment& grid = grid_of_window(window, space.q_layout, space.kv_layout);
+  const at::Tensor from = grid_coordinates(space.q_layout, device);
+  const at::Tensor to = grid_coordinates(space.kv_layout, device);
   at::Tensor out = at::ones({1, 1}, at::device(device).dtype(at::kBool));
   for (size_t axis = 0; axis < 3; ++axis) {
     const AxisWindow& rule = window.axes[axis];
-    const int64_t length = q.grid[axis];
     if (rule.size == 0) continue;
-    require(rule.fits(length), ErrorCode::usage, "window", "axis ", kAxes[axis], ": size ",
-            rule.size, ", stride ", rule.stride, ", dilation ", rule.dilation, " do not fit ",
-            length, " tokens");
     const auto a = static_cast<int64_t>(axis);
-    const at::Tensor table = axis_pairs(rule, length).to(device);
-    out = out.logical_and(table.index_select(0, local(from[a], q.origin[axis]))
-                              .index_select(1, local(to[a], kv.origin[axis])));
+    const at::Tensor table = axis_pairs(rule, grid.grid[axis]).to(device);
+    out = out.logical_and(table.index_select(0, local(from[a], grid.origin[axis]))
+                              .index_select(1, local(to[a], grid.origin[axis])));
   }
   return out;
 }
 
 at::Tensor pairs(const DiscPredicate& disc, const PredicateSpace& space, at::Device device) {
-  const at::Tensor from = coordinates(space.q_layout, device);
-  const at::Tensor to = coordinates(space.kv_layout, device);
+  const at::Tensor from = grid_coordinates(space.q_layout, device);
+  const at::Tensor to = grid_coordinates(space.kv_layout, device);
   at::Tensor squares = at::zeros({1, 1}, at::device(device).dtype(at::kLong));
   for (const int64_t axis : {1, 2}) {
     squares = squares + (from[axis].unsqueeze(1) - to[axis].unsqueeze(0)).square();
   }
-  return squares < disc.radius * disc.radius;
+  return squares < disc_limit(disc);
 }
 
 // Distances query minus key: by row, or by position in the orders.
@@ -107,6 +82,46 @@ at::Tensor pairs(const CausalPredicate& causal, const PredicateSpace& space, at:
 }
 
 }  // namespace
+
+at::Tensor grid_coordinates(const TokenLayout& layout, at::Device device) {
+  std::vector<at::Tensor> parts;
+  const auto options = at::device(device).dtype(at::kLong);
+  for (const Segment& segment : layout.segments()) {
+    if (segment.kind != Segment::Kind::grid) {
+      parts.push_back(at::full({3, segment.capacity}, -1, options));
+      continue;
+    }
+    const auto& [frames, height, width] = segment.grid;
+    const at::Tensor row = at::arange(segment.capacity, options);
+    const at::Tensor line = row.floor_divide(width);
+    parts.push_back(at::stack({line.floor_divide(height) + segment.origin[0],
+                               line.remainder(height) + segment.origin[1],
+                               row.remainder(width) + segment.origin[2]}));
+  }
+  return parts.empty() ? at::empty({3, 0}, options) : at::cat(parts, 1);
+}
+
+const Segment& grid_of_window(const WindowPredicate& window, const TokenLayout& q_layout,
+                              const TokenLayout& kv_layout) {
+  const Segment &q = only_grid(q_layout), &kv = only_grid(kv_layout);
+  require(q.grid == kv.grid && q.origin == kv.origin, ErrorCode::usage, "window",
+          "queries and keys of one grid expected, got ", q_layout.describe(), " and ",
+          kv_layout.describe());
+  for (size_t axis = 0; axis < 3; ++axis) {
+    const AxisWindow& rule = window.axes[axis];
+    const int64_t length = q.grid[axis];
+    require(rule.size == 0 || rule.fits(length), ErrorCode::usage, "window", "axis ", kAxes[axis],
+            ": size ", rule.size, ", stride ", rule.stride, ", dilation ", rule.dilation,
+            " do not fit ", length, " tokens");
+  }
+  return q;
+}
+
+int64_t disc_limit(const DiscPredicate& disc) {
+  // Squares of whole numbers are below r² where they are below the next whole number; a grid's are
+  // below 2^62.
+  return static_cast<int64_t>(std::ceil(std::min(disc.radius * disc.radius, 4e18)));
+}
 
 bool AxisWindow::fits(int64_t length) const {
   return size >= 1 && stride >= 1 && stride <= size && dilation >= 1 && size * dilation <= length;
@@ -143,8 +158,8 @@ at::Tensor visible_pairs(const Predicate& predicate, const PredicateSpace& space
         }
       },
       predicate);
-  const at::Tensor q_outside = coordinates(space.q_layout, device)[0] < 0;
-  const at::Tensor kv_outside = coordinates(space.kv_layout, device)[0] < 0;
+  const at::Tensor q_outside = grid_coordinates(space.q_layout, device)[0] < 0;
+  const at::Tensor kv_outside = grid_coordinates(space.kv_layout, device)[0] < 0;
   return inside.logical_or(q_outside.unsqueeze(1)).logical_or(kv_outside.unsqueeze(0));
 }
 

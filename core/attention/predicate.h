@@ -77,6 +77,19 @@ struct PredicateSpace {
 /// throws  Error usage when a window does not fit the grid, or the grids of a window differ
 at::Tensor visible_pairs(const Predicate& predicate, const PredicateSpace& space);
 
+/// int64 [3, seq_len]: frame, height and width of each row, the grid's origin included; -1 outside
+/// of grids.
+at::Tensor grid_coordinates(const TokenLayout& layout, at::Device device);
+
+/// The grid of queries and keys that a window is on.
+///
+/// throws  Error usage when the window does not fit it, or the two sides' grids differ
+const Segment& grid_of_window(const WindowPredicate& window, const TokenLayout& q_layout,
+                              const TokenLayout& kv_layout);
+
+/// dy² + dx² of the tokens of a disc is below this whole number.
+int64_t disc_limit(const DiscPredicate& disc);
+
 /// The first key and the one behind the last that token `i` of `length` sees; with a dilation the
 /// tokens between that have another residue are not seen.
 std::array<int64_t, 2> window_of(const AxisWindow& window, int64_t i, int64_t length);

@@ -3,11 +3,12 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <vector>
 
 #include <ATen/ATen.h>
 
-#include "core/check.h"
+#include "core/parallel.h"
 
 namespace fovea {
 namespace {
@@ -18,6 +19,50 @@ at::Tensor ranks(const at::Tensor& scores) {
   const at::Tensor rank = at::arange(scores.size(-1), order.options()).expand_as(order);
   return at::empty_like(order).scatter_(-1, order, rank);
 }
+
+// Calls f(values, kept) for each row of scores on the CPU, where sorting whole rows of tensors
+// costs more than all the rest: `kept` is to be set. NaN counts as the highest, as LibTorch sorts.
+template <typename F>
+at::Tensor keep_in_rows(const at::Tensor& scores, const F& f) {
+  const at::Tensor values = scores.to(at::kDouble).contiguous();
+  at::Tensor kept = at::zeros(scores.sizes(), scores.options().dtype(at::kBool));
+  const int64_t blocks = scores.size(-1), rows = blocks == 0 ? 0 : scores.numel() / blocks;
+  const double* from = values.const_data_ptr<double>();
+  bool* to = kept.mutable_data_ptr<bool>();
+  parallel_for(rows, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) f(from + row * blocks, to + row * blocks);
+  });
+  return kept;
+}
+
+// Numbers of entries, taken from the highest on; of equal ones the lower number first.
+class Descending {
+ public:
+  Descending(const double* values, int64_t count)
+      : after_{values}, heap_(static_cast<size_t>(count)) {
+    std::iota(heap_.begin(), heap_.end(), int64_t{0});
+    std::make_heap(heap_.begin(), heap_.end(), after_);
+  }
+  bool is_empty() const { return heap_.empty(); }
+  int64_t take() {
+    std::pop_heap(heap_.begin(), heap_.end(), after_);
+    const int64_t out = heap_.back();
+    heap_.pop_back();
+    return out;
+  }
+
+ private:
+  struct After {
+    const double* values;
+    bool operator()(int64_t a, int64_t b) const {
+      const double x = values[a], y = values[b];
+      if (std::isnan(x) != std::isnan(y)) return std::isnan(y);
+      return x == y || std::isnan(x) ? a > b : x < y;
+    }
+  };
+  After after_;
+  std::vector<int64_t> heap_;
+};
 
 // Numbers of the blocks that lie outside of grids.
 std::vector<int64_t> other_blocks(const BlockAxis& blocks, const TokenLayout& layout) {
@@ -43,6 +88,15 @@ int64_t kept_blocks(double density, int64_t blocks) {
 
 at::Tensor keep_top_k(const at::Tensor& scores, int64_t count) {
   const double lowest = -std::numeric_limits<double>::infinity();
+  if (scores.is_cpu()) {
+    return keep_in_rows(scores, [&](const double* values, bool* kept) {
+      Descending highest(values, scores.size(-1));
+      for (int64_t i = 0; i < count && !highest.is_empty(); ++i) {
+        const int64_t at = highest.take();
+        kept[at] = values[at] != lowest;
+      }
+    });
+  }
   return ranks(scores).lt(count).logical_and(scores.ne(lowest));
 }
 
@@ -50,6 +104,19 @@ at::Tensor keep_top_p(const at::Tensor& probabilities, double p, Crossing crossi
                       int64_t min_count) {
   // A rounded sum may pass 1 before the last block.
   if (p >= 1) return at::ones_like(probabilities, probabilities.options().dtype(at::kBool));
+  if (probabilities.is_cpu()) {
+    return keep_in_rows(probabilities, [&](const double* values, bool* kept) {
+      Descending highest(values, probabilities.size(-1));
+      double before = 0;
+      for (int64_t i = 0; !highest.is_empty(); ++i) {
+        const int64_t at = highest.take();
+        const bool is_in = crossing == Crossing::kept ? before < p : before + values[at] <= p;
+        if (!is_in && i >= min_count) break;
+        kept[at] = true;
+        before += values[at];
+      }
+    });
+  }
   const at::Tensor rank = ranks(probabilities);
   const auto [sorted, order] = at::sort(probabilities, /*stable=*/true, -1, /*descending=*/true);
   const at::Tensor sum = sorted.cumsum(-1);

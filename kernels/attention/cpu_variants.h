@@ -1,10 +1,11 @@
 #pragma once
 
-// The attention kernel once per instruction set. It is called with checked arguments.
+// The attention kernels once per instruction set. They are called with checked arguments.
 
 #include "kernels/attention/backward_layout.h"
 #include "kernels/attention/block_sparse.h"
 #include "kernels/attention/quantize_rows.h"
+#include "kernels/attention/shares_layout.h"
 #include "kernels/attention/work_layout.h"
 
 #define FOVEA_DECLARE_ATTENTION_FORWARD(isa)                                                      \
@@ -19,11 +20,21 @@
                              unsigned char* memory, const Parallel& parallel);                  \
   }
 
+#define FOVEA_DECLARE_BLOCK_SCORES(isa)                                      \
+  namespace fovea::kernels::isa {                                            \
+  void block_sums(const BlockSumsArgs& args, const Parallel& parallel);      \
+  void block_shares(const BlockSharesArgs& args, const SharesLayout& layout, \
+                    unsigned char* memory, const Parallel& parallel);        \
+  }
+
 #define FOVEA_DECLARE_QUANTIZE_ROWS(isa)                                      \
   namespace fovea::kernels::isa {                                             \
   void quantize_rows(const QuantizeRowsArgs& args, const Parallel& parallel); \
   }
 
+FOVEA_DECLARE_BLOCK_SCORES(baseline)
+FOVEA_DECLARE_BLOCK_SCORES(avx2)
+FOVEA_DECLARE_BLOCK_SCORES(avx512)
 FOVEA_DECLARE_QUANTIZE_ROWS(baseline)
 FOVEA_DECLARE_QUANTIZE_ROWS(avx2)
 FOVEA_DECLARE_QUANTIZE_ROWS(avx512)

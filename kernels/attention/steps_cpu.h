@@ -12,7 +12,6 @@
 namespace fovea::kernels::FOVEA_ISA {
 namespace {
 
-constexpr double kLog2E = 1.4426950408889634;
 constexpr double kLn2 = 0.6931471805599453;
 
 /// Queries that are computed together.

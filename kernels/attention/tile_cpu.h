@@ -30,6 +30,7 @@ constexpr int kMaxRows = 4, kGroupUnits = 1, kGroupParts = 2;
 constexpr int64_t kChunkKeys = 256;
 #endif
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr double kLog2E = 1.4426950408889634;
 
 /// Distances between elements of a product C = A B: of A's rows and of its columns, of the panels'
 /// rows, of C's rows. Constants, so that they become displacements.

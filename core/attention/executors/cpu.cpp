@@ -14,6 +14,7 @@
 #include "core/attention/executors/quantized.h"
 #include "core/check.h"
 #include "core/ops/widened.h"
+#include "kernels/common/amx.h"
 
 namespace fovea {
 namespace {
@@ -108,6 +109,18 @@ void take_summary(SoftmaxInputs& inputs, const AttentionPlan& plan, const Attent
   inputs.key_bias = per_head(weight.masked_fill(pieces.count.eq(0), -kInfinity), call.q.size(1));
 }
 
+// Dense plans run where they are faster. What the processor has decides, not a stopwatch: equal
+// machines give equal bits, in every run.
+std::optional<std::string> why_not_dense(const AttentionCall& call) {
+  if (call.bias.defined()) return "leaves dense plans with a bias to sdpa";
+  const at::ScalarType dtype = call.q.scalar_type();
+  static const bool bf16 = kernels::has_amx(kernels::DType::bf16);
+  static const bool fp16 = kernels::has_amx(kernels::DType::f16);
+  const bool is_faster_there = (dtype == at::kBFloat16 && bf16) || (dtype == at::kHalf && fp16);
+  if (!is_faster_there) return std::nullopt;
+  return fovea::str("leaves dense plans in ", dtype, " to sdpa, which has AMX here");
+}
+
 bool is_int8(const Quantized& how) { return how.format == NumberFormat::int8; }
 
 std::optional<std::string> why_not_quantized(const SoftmaxBranch& branch,
@@ -171,7 +184,9 @@ at::Tensor quantize_inputs(SoftmaxInputs& inputs, const AttentionPlan& plan,
 std::optional<std::string> CpuExecutor::why_not(const AttentionPlan& plan,
                                                 const AttentionCall& call) const {
   if (!call.q.is_cpu()) return "runs on the CPU";
-  if (plan.is_dense() && !call.needs_lse) return "leaves dense plans to sdpa";
+  if (plan.is_dense() && !call.needs_lse) {
+    if (const auto reason = why_not_dense(call)) return reason;
+  }
   const at::ScalarType dtype = call.q.scalar_type();
   if (dtype != at::kFloat && dtype != at::kHalf && dtype != at::kBFloat16) {
     return fovea::str("computes in fp32, the inputs are ", dtype);

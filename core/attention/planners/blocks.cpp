@@ -7,7 +7,6 @@
 
 #include "core/attention/block_pool.h"
 #include "core/attention/planners/grid.h"
-#include "core/ops/widened.h"
 
 namespace fovea {
 
@@ -36,23 +35,20 @@ double sm_scale_of(const AttentionCall& call) {
   return call.sm_scale.value_or(1 / std::sqrt(static_cast<double>(call.q.size(3))));
 }
 
-at::Tensor centred_keys(const AttentionCall& call) {
-  const at::Tensor k = ops::widened(call.k);
-  const at::Tensor valid = call.kv_layout.valid_mask();
-  if (!valid.defined()) return k - k.mean(2, /*keepdim=*/true);
-  const at::Tensor counted = valid.transpose(2, 3);  // [batch, 1, kv_len, 1]
-  const at::Tensor sum = k.masked_fill(counted.logical_not(), 0).sum(2, /*keepdim=*/true);
-  return k - sum / counted.sum(2, /*keepdim=*/true).clamp_min(1);
+at::Tensor mean_of_all(const PooledTokens& blocks) {
+  const at::Tensor all = blocks.count.sum(2, /*keepdim=*/true).clamp_min(1).unsqueeze(3);
+  return (blocks.mean * blocks.count.unsqueeze(3)).sum(2, /*keepdim=*/true) / all;
 }
 
 at::Tensor mean_scores(const AttentionCall& call, const AttentionPlan& plan,
                        const Selection& selection) {
-  const PooledTokens q = pool_blocks(call.q, selection.q_blocks, plan.q_order, call.q_layout);
-  const PooledTokens k = pool_blocks(call.k, selection.kv_blocks, plan.kv_order, call.kv_layout);
-  const at::Tensor all = k.count.sum(2, /*keepdim=*/true).clamp_min(1).unsqueeze(3);
-  const at::Tensor centre = (k.mean * k.count.unsqueeze(3)).sum(2, /*keepdim=*/true) / all;
+  return mean_scores(call, pool_blocks(call.q, selection.q_blocks, plan.q_order, call.q_layout),
+                     pool_blocks(call.k, selection.kv_blocks, plan.kv_order, call.kv_layout));
+}
+
+at::Tensor mean_scores(const AttentionCall& call, const PooledTokens& q, const PooledTokens& k) {
   const at::Tensor empty = per_head(k.count.eq(0), call.q.size(1)).unsqueeze(2);
-  return at::matmul(q.mean, per_head(k.mean - centre, call.q.size(1)).transpose(2, 3))
+  return at::matmul(q.mean, per_head(k.mean - mean_of_all(k), call.q.size(1)).transpose(2, 3))
       .mul(sm_scale_of(call))
       .masked_fill(empty, -std::numeric_limits<double>::infinity());
 }

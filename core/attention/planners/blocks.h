@@ -6,6 +6,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "core/attention/block_pool.h"
 #include "core/attention/call.h"
 #include "core/attention/plan.h"
 #include "core/config.h"
@@ -30,14 +31,16 @@ struct BlockSizes {
 /// What `AttentionCall::sm_scale` stands for.
 double sm_scale_of(const AttentionCall& call);
 
-/// k minus its mean over all valid tokens of a head: the softmax is the same, the means of blocks
-/// tell more (SageAttention, Zhang et al., 2025, section 3.2). In fp32 at least.
-at::Tensor centred_keys(const AttentionCall& call);
-
-/// Products of the means of blocks, scaled, keys centred: [batch, heads, q blocks, kv blocks].
-/// Blocks of nothing but padding get -inf.
+/// Products of the means of blocks, scaled, keys centred (SageAttention, Zhang et al., 2025,
+/// section 3.2: the softmax is the same, the means of blocks tell more): [batch, heads, q blocks,
+/// kv blocks]. Blocks of nothing but padding get -inf.
 at::Tensor mean_scores(const AttentionCall& call, const AttentionPlan& plan,
                        const Selection& selection);
+/// The same of means that are there already; of keys those of kv heads, not centred.
+at::Tensor mean_scores(const AttentionCall& call, const PooledTokens& q, const PooledTokens& k);
+
+/// [batch, kv_heads, 1, dim]: the mean of all tokens that are in the means of blocks.
+at::Tensor mean_of_all(const PooledTokens& blocks);
 
 /// softmax over the last axis, of 0 for a row of nothing but -inf.
 at::Tensor shares_of(const at::Tensor& scores);

@@ -8,25 +8,25 @@
 #include "core/attention/block_pool.h"
 #include "core/attention/planners/sampling.h"
 #include "core/attention/select.h"
+#include "core/ops/block_scores.h"
 #include "core/ops/widened.h"
 
 namespace fovea {
 namespace {
 
-constexpr int64_t kRun = 4;  // tokens of which one is sampled
-// Logits at once: of a CPU's cache, of a GPU's memory.
-constexpr int64_t kMaxCpuLogits = 1 << 20, kMaxLogits = 1 << 26;
+constexpr int64_t kRun = 4;              // tokens of which one is sampled
+constexpr int64_t kMaxLogits = 1 << 26;  // at once, of a GPU's memory
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // One token of each run of a side.
 struct Sample {
-  at::Tensor tokens;               // [batch, heads, runs, dim], wide
-  at::Tensor valid;                // bool [batch, runs], or undefined
+  at::Tensor rows;                 // int64 [batch or 1, runs]
+  at::Tensor valid;                // bool [batch or 1, runs], or undefined
   std::vector<int64_t> first_run;  // of each block, and the number of runs
 };
 
-Sample sample(const at::Tensor& x, const BlockAxis& blocks, const TokenOrder& order,
-              const TokenLayout& layout, int64_t seed) {
+Sample sample(const BlockAxis& blocks, const TokenOrder& order, const TokenLayout& layout,
+              int64_t seed, at::Device device) {
   const std::vector<int64_t>& offsets = blocks.host_offsets();
   std::vector<int64_t> first, length;
   Sample out;
@@ -38,30 +38,35 @@ Sample sample(const at::Tensor& x, const BlockAxis& blocks, const TokenOrder& or
     }
   }
   out.first_run.push_back(static_cast<int64_t>(first.size()));
-  const at::Device device = x.device();
-  const at::Tensor start = at::tensor(first, at::kLong).to(device);
+  const at::Tensor start = at::tensor(first, at::kLong).to(device).unsqueeze(0);
   const at::Tensor rows = order.rows(layout, device)[0][0];
-  at::Tensor bound = at::tensor(length, at::kLong).to(device);
+  at::Tensor bound = at::tensor(length, at::kLong).to(device).unsqueeze(0);
   const at::Tensor mask = layout.valid_mask();
-  if (!mask.defined()) {
-    const at::Tensor row = rows.index_select(0, start + random_below(start, seed, bound));
-    out.tokens = ops::widened(x.index_select(2, row));
-    return out;
+  if (mask.defined()) {
+    // Padding comes last in a segment, so the tokens of a run that count are its first ones.
+    const at::Tensor seen =
+        mask.squeeze(1).squeeze(1).index_select(1, rows).to(at::kLong).cumsum(1);
+    const at::Tensor upto = at::cat({at::zeros_like(seen.slice(1, 0, 1)), seen}, 1);
+    bound = upto.index_select(1, (start + bound)[0]) - upto.index_select(1, start[0]);
+    out.valid = bound.gt(0);
   }
-  // Padding comes last in a segment, so the tokens of a run that count are its first ones.
-  const at::Tensor seen = mask.squeeze(1).squeeze(1).index_select(1, rows).to(at::kLong).cumsum(1);
-  const at::Tensor upto = at::cat({at::zeros_like(seen.slice(1, 0, 1)), seen}, 1);
-  bound = upto.index_select(1, start + bound) - upto.index_select(1, start);  // [batch, runs]
-  out.valid = bound.gt(0);
-  const at::Tensor at = start + random_below(start.expand_as(bound), seed, bound.clamp_min(1));
+  const at::Tensor position =
+      start + random_below(start.expand_as(bound), seed, bound.clamp_min(1));
+  out.rows = rows.index_select(0, position.flatten()).view(position.sizes());
+  return out;
+}
+
+at::Tensor of_item(const at::Tensor& x, int64_t item) { return x[x.size(0) == 1 ? 0 : item]; }
+
+// [batch, heads, runs, dim], wide
+at::Tensor tokens_of(const at::Tensor& x, const Sample& sample) {
   std::vector<at::Tensor> items;
   for (int64_t item = 0; item < x.size(0); ++item) {
-    const at::Tensor row = rows.index_select(0, at[at.size(0) == 1 ? 0 : item]);
-    items.push_back(x[item].index_select(1, row));
+    items.push_back(x[item].index_select(1, of_item(sample.rows, item)));
   }
-  out.tokens = ops::widened(at::stack(items))
-                   .masked_fill(out.valid.logical_not().unsqueeze(1).unsqueeze(3), 0);
-  return out;
+  const at::Tensor tokens = ops::widened(at::stack(items));
+  if (!sample.valid.defined()) return tokens;
+  return tokens.masked_fill(sample.valid.logical_not().unsqueeze(1).unsqueeze(3), 0);
 }
 
 // The largest entry of each block of runs along an axis.
@@ -82,24 +87,25 @@ at::Tensor block_max(const at::Tensor& x, const std::vector<int64_t>& first_run,
   return padded.unflatten(axis, {-1, longest}).amax(axis + 1);
 }
 
-// [batch, heads, q blocks, kv blocks], rows with sum 1, a few blocks of queries after the others.
-at::Tensor importance(const Sample& q, const Sample& k, const AttentionCall& call) {
-  const at::Tensor keys = per_head(k.tokens, call.q.size(1)).transpose(2, 3) * sm_scale_of(call);
-  const int64_t row = q.tokens.size(0) * q.tokens.size(1) * std::max<int64_t>(keys.size(3), 1);
-  const int64_t limit = keys.is_cpu() ? kMaxCpuLogits : kMaxLogits;
+// [batch, heads, q blocks, kv blocks], a few blocks of queries after the others.
+at::Tensor largest_shares(const Sample& q, const Sample& k, const AttentionCall& call) {
+  const at::Tensor queries = tokens_of(call.q, q);
+  const at::Tensor keys =
+      per_head(tokens_of(call.k, k), call.q.size(1)).transpose(2, 3) * sm_scale_of(call);
+  const int64_t row = queries.size(0) * queries.size(1) * std::max<int64_t>(keys.size(3), 1);
   std::vector<at::Tensor> parts;
   for (size_t begin = 0; begin + 1 < q.first_run.size();) {
     size_t end = begin + 1;
     while (end + 1 < q.first_run.size() &&
-           (q.first_run[end + 1] - q.first_run[begin]) * row <= limit) {
+           (q.first_run[end + 1] - q.first_run[begin]) * row <= kMaxLogits) {
       ++end;
     }
     const int64_t first = q.first_run[begin], last = q.first_run[end];
-    at::Tensor logits = at::matmul(q.tokens.slice(2, first, last), keys);
+    at::Tensor logits = at::matmul(queries.slice(2, first, last), keys);
     if (k.valid.defined()) {
       logits = logits.masked_fill(k.valid.logical_not().unsqueeze(1).unsqueeze(2), -kInfinity);
     }
-    at::Tensor shares = k.valid.defined() ? shares_of(logits) : at::softmax(logits, 3);
+    at::Tensor shares = shares_of(logits);
     if (q.valid.defined()) {
       shares = shares * q.valid.slice(1, first, last).unsqueeze(1).unsqueeze(3);
     }
@@ -109,8 +115,27 @@ at::Tensor importance(const Sample& q, const Sample& k, const AttentionCall& cal
     parts.push_back(block_max(block_max(shares, own, 2), k.first_run, 3));
     begin = end;
   }
-  const at::Tensor whole = at::cat(parts, 2);
-  return whole / whole.sum(3, /*keepdim=*/true).clamp_min(std::numeric_limits<float>::min());
+  return at::cat(parts, 2);
+}
+
+// [batch, heads, q blocks, kv blocks], rows with sum 1
+at::Tensor importance(const Sample& q, const Sample& k, const AttentionCall& call) {
+  at::Tensor largest;
+  if (ops::has_block_scores(call.q) && call.q.size(3) <= ops::kMaxScoreChannels) {
+    const auto groups = [](const Sample& sample, int64_t item) -> ops::TokenGroups {
+      return {of_item(sample.rows, item).unsqueeze(0), sample.first_run,
+              sample.valid.defined() ? of_item(sample.valid, item) : at::Tensor()};
+    };
+    std::vector<at::Tensor> items;
+    for (int64_t item = 0; item < call.q.size(0); ++item) {
+      items.push_back(ops::block_shares(call.q[item], groups(q, item), call.k[item],
+                                        groups(k, item), sm_scale_of(call), ops::Shares::largest));
+    }
+    largest = at::stack(items);
+  } else {
+    largest = largest_shares(q, k, call);
+  }
+  return largest / largest.sum(3, /*keepdim=*/true).clamp_min(std::numeric_limits<float>::min());
 }
 
 }  // namespace
@@ -158,8 +183,9 @@ AttentionPlan PsaPlanner::plan(const AttentionCall& call) {
   AttentionPlan plan = AttentionPlan::dense(name());
   Selection& selection = blocks_.cut(plan, call);
   const int64_t seed = call.context.seed;
-  const Sample q = sample(call.q, selection.q_blocks, plan.q_order, call.q_layout, seed);
-  const Sample k = sample(call.k, selection.kv_blocks, plan.kv_order, call.kv_layout, seed);
+  const at::Device device = call.q.device();
+  const Sample q = sample(selection.q_blocks, plan.q_order, call.q_layout, seed, device);
+  const Sample k = sample(selection.kv_blocks, plan.kv_order, call.kv_layout, seed, device);
   set_classes(selection, levels(importance(q, k, call)), call);
   const size_t levels = shares_.empty() ? thresholds_.size() : shares_.size();
   for (size_t i = 1; i < levels; ++i) selection.summaries.push_back({.pool = int64_t{1} << i});

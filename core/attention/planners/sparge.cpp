@@ -6,18 +6,45 @@
 
 #include "core/attention/block_pool.h"
 #include "core/attention/select.h"
+#include "core/ops/block_scores.h"
 #include "core/ops/widened.h"
 
 namespace fovea {
 namespace {
 
-// bool [batch, heads, blocks]: the mean cosine of all pairs of tokens, which is the square of the
-// mean of their directions, is above the threshold.
-at::Tensor alike(const at::Tensor& x, const BlockAxis& blocks, const TokenOrder& order,
-                 const TokenLayout& layout, double threshold) {
-  const at::Tensor wide = ops::widened(x);
+// One side in blocks.
+struct Blocks {
+  PooledTokens tokens;
+  at::Tensor likeness;  // [batch, heads, blocks] the mean cosine of all pairs of tokens, which is
+                        // the square of the mean of their directions
+};
+
+// centred  whether directions are those of tokens minus the mean of all
+Blocks pool(const at::Tensor& x, const BlockAxis& axis, const TokenOrder& order,
+            const TokenLayout& layout, bool centred) {
+  Blocks out;
+  if (ops::has_block_scores(x) && !layout.valid_mask().defined()) {
+    at::Tensor rows;
+    if (!order.is_identity()) rows = order.rows(layout, x.device())[0][0];
+    const ops::BlockPositions positions{axis.host_offsets(), rows};
+    ops::BlockSums sums =
+        ops::block_sums(x, positions, {}, centred ? ops::SumsOf::rows : ops::SumsOf::both);
+    const at::Tensor sizes = at::tensor(axis.host_offsets(), at::kLong).diff().to(at::kFloat);
+    out.tokens.count = sizes.expand({x.size(0), x.size(1), axis.num_blocks()});
+    const at::Tensor counted = out.tokens.count.clamp_min(1).unsqueeze(3);
+    out.tokens.mean = sums.rows / counted;
+    if (centred) {
+      sums = ops::block_sums(x, positions, mean_of_all(out.tokens), ops::SumsOf::directions);
+    }
+    out.likeness = (sums.directions / counted).square().sum(3);
+    return out;
+  }
+  out.tokens = pool_blocks(x, axis, order, layout);
+  at::Tensor wide = ops::widened(x);
+  if (centred) wide = wide - mean_of_all(out.tokens);
   const at::Tensor length = wide.norm(2, {3}, /*keepdim=*/true).clamp_min(1e-12);
-  return pool_blocks(wide / length, blocks, order, layout).mean.square().sum(3).gt(threshold);
+  out.likeness = pool_blocks(wide / length, axis, order, layout).mean.square().sum(3);
+  return out;
 }
 
 }  // namespace
@@ -38,14 +65,13 @@ SpargePlanner::SpargePlanner(Config& options)
 AttentionPlan SpargePlanner::plan(const AttentionCall& call) {
   AttentionPlan plan = AttentionPlan::dense(name());
   Selection& selection = blocks_.cut(plan, call);
-  const at::Tensor q_alike =
-      alike(call.q, selection.q_blocks, plan.q_order, call.q_layout, similarity_).unsqueeze(3);
-  const at::Tensor k_alike = per_head(alike(centred_keys(call), selection.kv_blocks, plan.kv_order,
-                                            call.kv_layout, similarity_),
-                                      call.q.size(1))
-                                 .unsqueeze(2);
+  const Blocks q = pool(call.q, selection.q_blocks, plan.q_order, call.q_layout, /*centred=*/false);
+  const Blocks k =
+      pool(call.k, selection.kv_blocks, plan.kv_order, call.kv_layout, /*centred=*/true);
+  const at::Tensor q_alike = q.likeness.gt(similarity_).unsqueeze(3);
+  const at::Tensor k_alike = per_head(k.likeness.gt(similarity_), call.q.size(1)).unsqueeze(2);
   const at::Tensor scores =
-      mean_scores(call, plan, selection)
+      mean_scores(call, q.tokens, k.tokens)
           .masked_fill(k_alike.logical_not(), -std::numeric_limits<double>::infinity());
   const at::Tensor kept = density_ > 0
                               ? keep_top_k(scores, kept_blocks(density_, scores.size(3)))

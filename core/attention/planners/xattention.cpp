@@ -8,64 +8,100 @@
 
 #include "core/attention/block_pool.h"
 #include "core/attention/select.h"
+#include "core/ops/block_scores.h"
 #include "core/ops/widened.h"
 
 namespace fovea {
 namespace {
 
-// The tokens of one side in pieces.
+// One side in pieces.
 struct Pieces {
-  at::Tensor tokens;  // [batch, heads, pieces, stride, dim], wide; 0 for a piece of padding
-  at::Tensor count;   // [batch or 1, 1, pieces]: tokens that are not padding
-  at::Tensor block;   // int64 [pieces]: the block that each is in
+  at::Tensor rows;   // int64 [batch or 1, pieces, stride]: the row of each token, repeated where
+                     // the piece is shorter
+  at::Tensor count;  // [batch or 1, pieces]: tokens that are not padding
+  std::vector<int64_t> first;  // piece of each block, and the number of pieces
 };
 
-Pieces cut(const at::Tensor& x, const BlockAxis& blocks, const TokenOrder& order,
-           const TokenLayout& layout, int64_t stride) {
+Pieces cut(const BlockAxis& blocks, const TokenOrder& order, const TokenLayout& layout,
+           int64_t stride, at::Device device) {
   const std::vector<int64_t>& offsets = blocks.host_offsets();
-  std::vector<int64_t> first, length, block;
+  std::vector<int64_t> start, length;
+  Pieces out;
   for (size_t i = 0; i + 1 < offsets.size(); ++i) {
+    out.first.push_back(static_cast<int64_t>(start.size()));
     for (int64_t at = offsets[i]; at < offsets[i + 1]; at += stride) {
-      first.push_back(at);
+      start.push_back(at);
       length.push_back(std::min(stride, offsets[i + 1] - at));
-      block.push_back(static_cast<int64_t>(i));
     }
   }
-  const at::Device device = x.device();
+  out.first.push_back(static_cast<int64_t>(start.size()));
   const auto tensor = [&](const std::vector<int64_t>& values) {
-    return at::tensor(values, at::kLong).to(device);
+    return at::tensor(values, at::kLong).to(device).view({1, -1, 1});
   };
-  const at::Tensor start = tensor(first).view({1, -1, 1}), size = tensor(length).view({1, -1, 1});
+  const at::Tensor begin = tensor(start), size = tensor(length);
   const at::Tensor phase = at::arange(stride, at::device(device).dtype(at::kLong)).view({1, 1, -1});
   const at::Tensor rows = order.rows(layout, device)[0][0];
-  const auto pieces = static_cast<int64_t>(first.size());
   at::Tensor count = size;
   const at::Tensor valid = layout.valid_mask();
   if (valid.defined()) {
-    const at::Tensor whole = (start + phase.remainder(size)).flatten();
-    const at::Tensor seen =
-        valid.squeeze(1).squeeze(1).index_select(1, rows.index_select(0, whole));
-    count = seen.view({-1, pieces, stride}).logical_and(phase.lt(size)).sum(2, /*keepdim=*/true);
-  }
-  Pieces out;
-  out.count = count.squeeze(2).unsqueeze(1);
-  out.block = tensor(block);
-  const bool is_whole =
-      std::all_of(length.begin(), length.end(), [&](int64_t tokens) { return tokens == stride; });
-  if (is_whole && order.is_identity() && !valid.defined()) {
-    out.tokens = ops::widened(x).unflatten(2, {pieces, stride});
-    return out;
+    const at::Tensor whole = rows.index_select(0, (begin + phase.remainder(size)).flatten());
+    const at::Tensor seen = valid.squeeze(1).squeeze(1).index_select(1, whole);
+    count =
+        seen.view({-1, size.size(1), stride}).logical_and(phase.lt(size)).sum(2, /*keepdim=*/true);
   }
   // Padding comes last in a segment, so the tokens of a piece that count are its first ones.
-  const at::Tensor position = start + phase.remainder(count.clamp_min(1));  // [batch or 1, ..]
+  const at::Tensor position = begin + phase.remainder(count.clamp_min(1));
+  out.rows = rows.index_select(0, position.flatten()).view(position.sizes());
+  out.count = count.squeeze(2);
+  return out;
+}
+
+// [batch, heads, pieces, stride · dim], wide; 0 for a piece of padding
+at::Tensor tokens_of(const at::Tensor& x, const Pieces& pieces) {
   std::vector<at::Tensor> items;
   for (int64_t item = 0; item < x.size(0); ++item) {
-    const at::Tensor at = position[position.size(0) == 1 ? 0 : item].flatten();
-    items.push_back(x[item].index_select(1, rows.index_select(0, at)));
+    const at::Tensor rows = pieces.rows[pieces.rows.size(0) == 1 ? 0 : item];
+    items.push_back(x[item]
+                        .index_select(1, rows.flatten())
+                        .unflatten(1, {rows.size(0), rows.size(1)})
+                        .flatten(2));
   }
-  out.tokens = ops::widened(at::stack(items)).unflatten(2, {pieces, stride});
-  out.tokens = out.tokens.masked_fill(out.count.eq(0).unsqueeze(3).unsqueeze(4), 0);
-  return out;
+  const at::Tensor padding = pieces.count.eq(0).unsqueeze(1).unsqueeze(3);
+  return ops::widened(at::stack(items)).masked_fill(padding, 0);
+}
+
+// A tensor [batch, heads, .., pieces, ..] added up over the pieces of each block.
+at::Tensor sum_blocks(const at::Tensor& x, const Pieces& pieces, int64_t axis) {
+  const at::Tensor sizes = at::tensor(pieces.first, at::kLong).diff();
+  const at::Tensor block = at::arange(sizes.size(0), at::kLong).repeat_interleave(sizes);
+  std::vector<int64_t> shape = x.sizes().vec();
+  shape[static_cast<size_t>(axis)] = sizes.size(0);
+  return at::zeros(shape, x.options()).index_add(axis, block.to(x.device()), x);
+}
+
+// [batch, heads, q blocks, kv blocks]: per pair of blocks the sum of the softmax between pieces.
+at::Tensor shares_between(const AttentionCall& call, Pieces q, const Pieces& k, double scale) {
+  q.rows = q.rows.flip(2);  // antidiagonals
+  if (ops::has_block_scores(call.q) && call.q.size(3) <= ops::kMaxScoreChannels) {
+    const auto groups = [](const Pieces& pieces, int64_t item) -> ops::TokenGroups {
+      const int64_t own = pieces.rows.size(0) == 1 ? 0 : item;
+      return {pieces.rows[own].t(), pieces.first, pieces.count[own]};
+    };
+    std::vector<at::Tensor> items;
+    for (int64_t item = 0; item < call.q.size(0); ++item) {
+      items.push_back(ops::block_shares(call.q[item], groups(q, item), call.k[item],
+                                        groups(k, item), scale, ops::Shares::sum));
+    }
+    return at::stack(items);
+  }
+  const at::Tensor scores =
+      at::matmul(tokens_of(call.q, q),
+                 per_head(tokens_of(call.k, k), call.q.size(1)).transpose(2, 3))
+          .mul(scale);
+  // ln 0 = -inf keeps pieces of padding out.
+  const at::Tensor weight = k.count.to(scores.scalar_type()).log().unsqueeze(1).unsqueeze(2);
+  const at::Tensor count = q.count.to(scores.scalar_type()).unsqueeze(1).unsqueeze(3);
+  return sum_blocks(sum_blocks(shares_of(scores + weight) * count, k, 3), q, 2);
 }
 
 }  // namespace
@@ -81,20 +117,10 @@ XAttentionPlanner::XAttentionPlanner(Config& options)
 AttentionPlan XAttentionPlanner::plan(const AttentionCall& call) {
   AttentionPlan plan = AttentionPlan::dense(name());
   Selection& selection = blocks_.cut(plan, call);
-  const Pieces q = cut(call.q, selection.q_blocks, plan.q_order, call.q_layout, stride_);
-  const Pieces k = cut(call.k, selection.kv_blocks, plan.kv_order, call.kv_layout, stride_);
-  const at::Tensor scores =
-      at::matmul(q.tokens.flip(3).flatten(3),
-                 per_head(k.tokens.flatten(3), call.q.size(1)).transpose(2, 3))
-          .mul(sm_scale_of(call) / static_cast<double>(stride_));
-  // ln 0 = -inf keeps pieces of padding out.
-  const at::Tensor weight = k.count.to(scores.scalar_type()).log().unsqueeze(2);
-  at::Tensor share = shares_of(scores + weight) * q.count.to(scores.scalar_type()).unsqueeze(3);
-  const int64_t nq = selection.q_blocks.num_blocks(), nk = selection.kv_blocks.num_blocks();
-  const auto sizes = share.sizes();
-  share =
-      at::zeros({sizes[0], sizes[1], sizes[2], nk}, share.options()).index_add(3, k.block, share);
-  share = at::zeros({sizes[0], sizes[1], nq, nk}, share.options()).index_add(2, q.block, share);
+  const at::Device device = call.q.device();
+  const Pieces q = cut(selection.q_blocks, plan.q_order, call.q_layout, stride_, device);
+  const Pieces k = cut(selection.kv_blocks, plan.kv_order, call.kv_layout, stride_, device);
+  at::Tensor share = shares_between(call, q, k, sm_scale_of(call) / static_cast<double>(stride_));
   share = share / share.sum(3, /*keepdim=*/true).clamp_min(std::numeric_limits<float>::min());
   at::Tensor classes = keep_top_p(share, top_p_, Crossing::kept, 1).to(at::kByte);
   if (sink_) classes.slice(3, 0, 1).fill_(block_class::exact);

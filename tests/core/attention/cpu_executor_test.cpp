@@ -124,7 +124,12 @@ TEST(CpuExecutor, SaysWhatItDoesNotTake) {
   CpuExecutor cpu;
   const auto reason = [&](const AttentionPlan& plan) { return cpu.why_not(plan, call).value(); };
   AttentionPlan plan = AttentionPlan::dense("plan");
-  EXPECT_NE(reason(plan).find("dense"), std::string::npos);
+  EXPECT_EQ(cpu.why_not(plan, call), std::nullopt);
+  call.bias = at::zeros({1, 1, 8, 8});
+  EXPECT_NE(reason(plan).find("dense plans with a bias"), std::string::npos);
+  call.needs_lse = true;
+  EXPECT_EQ(cpu.why_not(plan, call), std::nullopt);
+  call = make_call(c);
   selection_of(plan).predicates = {BandPredicate{1}};
   EXPECT_EQ(cpu.why_not(plan, call), std::nullopt);
   AttentionPlan linear = plan;

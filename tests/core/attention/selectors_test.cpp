@@ -243,18 +243,51 @@ TEST(XAttentionPlanner, FindsASlantedLine) {
   EXPECT_TRUE(classes.diagonal().eq(1).all().item<bool>());
 }
 
+// fp32 goes through kernels of its own, which choose as fp64 does; also in tiles and where tokens
+// come before heads.
+TEST(Selectors, ChooseInFp32AsInFp64) {
+  at::manual_seed(4);
+  for (const TokenLayout& layout : test::awkward_layouts()) {
+    AttentionCall call = test::awkward_call(layout);
+    for (at::Tensor* x : {&call.q, &call.k, &call.v}) {
+      *x = x->to(at::kFloat).transpose(1, 2).contiguous().transpose(1, 2);
+    }
+    AttentionCall wide = call;
+    for (at::Tensor* x : {&wide.q, &wide.k, &wide.v}) *x = x->to(at::kDouble);
+    for (const char* name : {"topk", "sparge", "xattention", "psa"}) {
+      for (const bool tiles : {false, true}) {
+        // Padding inside of a tile, instead of at its end, is no case of the formula.
+        if (tiles && layout.valid_mask().defined()) continue;
+        Json options = {{"block_q", 16}, {"block_kv", 16}};
+        if (tiles) options["tile"] = {2, 3, 4};
+        if (std::string(name) != "psa") options["top_p"] = 0.5;
+        if (std::string(name) == "sparge") options["similarity"] = 0.1;
+        const auto classes = [&](const AttentionCall& of) {
+          const AttentionPlan plan = make_planner(name, options)->plan(of);
+          return std::get<SoftmaxBranch>(plan.branches[0].kind).selection.classes;
+        };
+        EXPECT_TRUE(classes(call).equal(classes(wide))) << name << " on " << layout.describe();
+      }
+    }
+  }
+}
+
 // What padding holds does not matter.
 TEST(Selectors, IgnorePadding) {
   at::manual_seed(3);
   TokenLayout layout = TokenLayout::grid(2, 4, 8);
   layout.append(TokenLayout::text(32, at::tensor({5, 0}, at::kLong)));
-  for (const char* name : {"topk", "sparge", "xattention"}) {
+  for (const std::string name :
+       {"topk", "sparge", "xattention", "psa", "topk fp32", "xattention fp32", "psa fp32"}) {
     AttentionCall call = test::awkward_call(layout);
+    for (at::Tensor* x : {&call.q, &call.k, &call.v}) {
+      if (name.ends_with("fp32")) *x = x->to(at::kFloat);
+    }
     Json options = {{"block_q", 16}, {"block_kv", 16}};
-    if (std::string(name) != "sparge") options["top_p"] = 0.5;
-    if (std::string(name) == "sparge") options["similarity"] = 0.05;
+    if (name == "sparge") options["similarity"] = 0.05;
+    if (name.starts_with("topk") || name.starts_with("xattention")) options["top_p"] = 0.5;
     const auto classes = [&] {
-      const AttentionPlan plan = make_planner(name, options)->plan(call);
+      const AttentionPlan plan = make_planner(name.substr(0, name.find(' ')), options)->plan(call);
       return std::get<SoftmaxBranch>(plan.branches[0].kind).selection.classes;
     };
     const at::Tensor before = classes();

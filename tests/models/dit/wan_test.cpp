@@ -81,8 +81,8 @@ TEST(WanTransformer, EveryAttentionGoesThroughTheSeam) {
   Attention attention;
   model.forward(inputs_of(tensors), {}, attention);
   const int64_t layers = model.config().num_layers;
-  EXPECT_EQ(attention.counts().at("self: dense on sdpa"), layers);
-  EXPECT_EQ(attention.counts().at("cross: dense on sdpa"), 2 * layers);  // text, then image tokens
+  EXPECT_EQ(attention.counts().at("self: dense on cpu"), layers);
+  EXPECT_EQ(attention.counts().at("cross: dense on cpu"), 2 * layers);  // text, then image tokens
 }
 
 TEST(WanTransformer, RefusesAGridThatDoesNotFit) {

@@ -1,0 +1,128 @@
+#include "core/ops/block_scores.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <c10/core/GradMode.h>
+
+#include "core/check.h"
+#include "core/ops/launch.h"
+#include "core/parallel.h"
+#include "kernels/attention/block_scores.h"
+
+namespace fovea::ops {
+namespace {
+
+constexpr int64_t kAlignment = 64;
+
+void run_tasks(void*, int64_t count, kernels::Parallel::Task task, void* state) {
+  parallel_for(count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) task(state, i);
+  });
+}
+
+kernels::Parallel all_threads() { return {run_tasks, nullptr, at::get_num_threads()}; }
+
+at::Tensor with_whole_channels(const at::Tensor& x) {
+  return x.stride(-1) == 1 || x.size(-1) == 1 ? x : x.contiguous();
+}
+
+// [batch, heads, rows, dim] or [heads, rows, dim]
+kernels::HeadRows view(const at::Tensor& x) {
+  kernels::HeadRows out;
+  out.data = x.const_data_ptr();
+  out.dtype = kernel_dtype(x.scalar_type());
+  out.batch_stride = x.dim() == 4 ? x.stride(0) : 0;
+  out.head_stride = x.stride(-3);
+  out.row_stride = x.stride(-2);
+  return out;
+}
+
+void run(const char* op, const kernels::Status& status) {
+  FOVEA_ASSERT(status.ok(), op, ": ", status.message);
+}
+
+}  // namespace
+
+bool has_block_scores(const at::Tensor& x) {
+  const at::ScalarType type = x.scalar_type();
+  const bool graph = c10::GradMode::is_enabled() && x.requires_grad();
+  return x.is_cpu() && !graph && x.numel() > 0 &&
+         (type == at::kFloat || type == at::kHalf || type == at::kBFloat16);
+}
+
+BlockSums block_sums(const at::Tensor& x, const BlockPositions& positions, const at::Tensor& centre,
+                     SumsOf wanted) {
+  const at::Tensor whole = with_whole_channels(x);
+  const std::vector<int32_t> offsets(positions.offsets.begin(), positions.offsets.end());
+  const auto blocks = static_cast<int64_t>(offsets.size()) - 1;
+  BlockSums out;
+  kernels::BlockSumsArgs args;
+  args.batch = x.size(0), args.heads = x.size(1), args.rows = x.size(2), args.dim = x.size(3);
+  args.x = view(whole);
+  at::Tensor order, middle;
+  if (positions.rows.defined()) {
+    order = positions.rows.to(at::kInt).contiguous();
+    FOVEA_ASSERT(order.numel() == args.rows);
+    args.order = order.const_data_ptr<int32_t>();
+  }
+  if (centre.defined()) {
+    middle = centre.to(at::kFloat).expand({args.batch, args.heads, 1, args.dim}).contiguous();
+    args.centre = middle.const_data_ptr<float>();
+  }
+  args.offsets = offsets.data();
+  args.blocks = blocks;
+  const auto make = [&](at::Tensor& sums) {
+    sums = at::empty({args.batch, args.heads, blocks, args.dim}, x.options().dtype(at::kFloat));
+    return sums.mutable_data_ptr<float>();
+  };
+  if (wanted != SumsOf::directions) args.sum = make(out.rows);
+  if (wanted != SumsOf::rows) args.directions = make(out.directions);
+  run("block_sums", kernels::block_sums_cpu(args, all_threads(), kernels::best_isa()));
+  return out;
+}
+
+at::Tensor block_shares(const at::Tensor& q, const TokenGroups& q_groups, const at::Tensor& k,
+                        const TokenGroups& kv_groups, double scale, Shares of_blocks) {
+  const at::Tensor q_whole = with_whole_channels(q), k_whole = with_whole_channels(k);
+  const at::Tensor q_rows = q_groups.rows.to(at::kInt).contiguous();
+  const at::Tensor kv_rows = kv_groups.rows.to(at::kInt).contiguous();
+  FOVEA_ASSERT(q_rows.size(0) == kv_rows.size(0));
+  const std::vector<int32_t> q_offsets(q_groups.offsets.begin(), q_groups.offsets.end());
+  const std::vector<int32_t> kv_offsets(kv_groups.offsets.begin(), kv_groups.offsets.end());
+  kernels::BlockSharesArgs args;
+  args.heads = q.size(0), args.q_len = q.size(1), args.dim = q.size(2);
+  args.kv_heads = k.size(0), args.kv_len = k.size(1);
+  args.q = view(q_whole), args.k = view(k_whole);
+  args.phases = q_rows.size(0), args.q_groups = q_rows.size(1), args.kv_groups = kv_rows.size(1);
+  args.q_rows = q_rows.const_data_ptr<int32_t>();
+  args.kv_rows = kv_rows.const_data_ptr<int32_t>();
+  args.q_blocks = static_cast<int64_t>(q_offsets.size()) - 1;
+  args.kv_blocks = static_cast<int64_t>(kv_offsets.size()) - 1;
+  args.q_offsets = q_offsets.data(), args.kv_offsets = kv_offsets.data();
+  at::Tensor q_weight, kv_weight;
+  const auto weight = [](const at::Tensor& given, int64_t groups,
+                         at::Tensor& kept) -> const float* {
+    if (!given.defined()) return nullptr;
+    kept = given.to(at::kFloat).contiguous();
+    FOVEA_ASSERT(kept.numel() == groups);
+    return kept.const_data_ptr<float>();
+  };
+  args.q_weight = weight(q_groups.weight, args.q_groups, q_weight);
+  args.kv_weight = weight(kv_groups.weight, args.kv_groups, kv_weight);
+  args.scale = scale;
+  args.largest = of_blocks == Shares::largest;
+  const at::Tensor out =
+      at::empty({args.heads, args.q_blocks, args.kv_blocks}, q.options().dtype(at::kFloat));
+  args.shares = out.mutable_data_ptr<float>();
+  const kernels::Parallel parallel = all_threads();
+  run("block_shares", kernels::check(args));
+  const int64_t bytes = kernels::block_shares_workspace_bytes(args, parallel.threads);
+  const at::Tensor memory = at::empty({bytes + kAlignment}, at::kByte);
+  auto* data = memory.mutable_data_ptr<uint8_t>();
+  data += (kAlignment - reinterpret_cast<uintptr_t>(data) % kAlignment) % kAlignment;
+  run("block_shares",
+      kernels::block_shares_cpu(args, {data, bytes}, parallel, kernels::best_isa()));
+  return out;
+}
+
+}  // namespace fovea::ops
