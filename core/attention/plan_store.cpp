@@ -302,8 +302,10 @@ void PlanStore::read_entries(const Json& json, const std::string& where) {
     key.guidance = static_cast<GuidanceBranch>(number_of(item, "guidance", kGuidance));
     key.bucket = item.integer("bucket", 0, 0, buckets_ - 1);
     if (!item.has("plan")) item.refuse("plan", "expected the number of a plan");
-    entries_[key] = static_cast<size_t>(item.integer("plan", 0, 0, last));
+    const auto number = static_cast<size_t>(item.integer("plan", 0, 0, last));
     finish(item);
+    require(entries_.emplace(key, number).second, ErrorCode::bad_data, item.where(),
+            "stands for the same calls as an entry before it");
   }
 }
 

@@ -206,6 +206,8 @@ TEST_F(DamagedStore, IsRefusedForItsIndex) {
   index([](Json& json) { json["entries"][0]["role"] = "other"; }, "key 'role'");
   index([](Json& json) { json["entries"][0]["plan"] = 1; }, "key 'plan'");
   index([](Json& json) { json["entries"][0]["hour"] = 1; }, "'hour'");
+  index([](Json& json) { json["entries"].push_back(json["entries"][0]); },
+        "entries 1: stands for the same calls");
   index([](Json& json) { json["shards"][0]["file"] = "../x.safetensors"; }, "same folder");
   index([](Json& json) { json["shards"][0]["file"] = "gone.safetensors"; }, "gone.safetensors");
   index([](Json& json) { json["shards"] = Json::array(), json["plans"][0]["shard"] = nullptr; },
