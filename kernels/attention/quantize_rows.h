@@ -16,10 +16,9 @@ struct QuantizeRowsArgs {
   RowOrder order;
   /// The piece of (batch, head) are those of map batch * map_batch_stride + head * map_head_stride.
   int64_t maps = 1, num_pieces = 0, map_batch_stride = 0, map_head_stride = 0;
-  const int32_t* offsets = nullptr;  ///< [maps, num_pieces + 1], from 0 to len; null: each position
-  const int32_t* piece_len = nullptr;  ///< [maps, num_pieces] rows that count; null: all
-  int8_t* out = nullptr;   ///< [batch, heads, len, dim] by row; 0 for what does not count
-  float* scale = nullptr;  ///< [batch, heads, len] by row; 0 for what does not count
+  const int32_t* offsets = nullptr;  ///< [maps, num_pieces + 1] from 0 to len; null: each position
+  int8_t* out = nullptr;             ///< [batch, heads, len, dim] by row
+  float* scale = nullptr;            ///< [batch, heads, len] by row
 };
 
 /// Status invalid when pointers, sizes, orders or pieces contradict each other.

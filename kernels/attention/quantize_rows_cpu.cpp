@@ -19,7 +19,6 @@ typedef int8_t Bytes __attribute__((vector_size(kWidth)));
 struct Head {
   int64_t batch, head;
   const int32_t* offsets;
-  const int32_t* lengths;
 };
 
 /// `count` channels from `channel` on, without their mean; the lanes beyond get 0.
@@ -75,9 +74,8 @@ void quantize_head(const QuantizeRowsArgs& args, const Head& at) {
   for (int64_t piece = 0; piece < pieces; ++piece) {
     const int64_t begin = at.offsets ? at.offsets[piece] : piece;
     const int64_t end = at.offsets ? at.offsets[piece + 1] : piece + 1;
-    const int64_t valid = at.lengths ? begin + at.lengths[piece] : end;
     SignedWord most = {};
-    for (int64_t p = begin; p < valid; ++p) most = largest_of_row(x, mean, p, args.dim, most);
+    for (int64_t p = begin; p < end; ++p) most = largest_of_row(x, mean, p, args.dim, most);
     int32_t bits = 0;
     for (int i = 0; i < kWidth; ++i) bits = std::max(bits, most[i]);
     float largest;
@@ -85,12 +83,8 @@ void quantize_head(const QuantizeRowsArgs& args, const Head& at) {
     const float scale = largest == 0.0f ? 1.0f : largest / kLargest;
     for (int64_t p = begin; p < end; ++p) {
       const int64_t row = index * args.len + x.row(p);
-      args.scale[row] = p < valid ? scale : 0.0f;
-      if (p < valid) {
-        quantize_row(x, mean, p, args.dim, scale, args.out + row * args.dim);
-      } else {
-        std::memset(args.out + row * args.dim, 0, args.dim);
-      }
+      args.scale[row] = scale;
+      quantize_row(x, mean, p, args.dim, scale, args.out + row * args.dim);
     }
   }
 }
@@ -101,8 +95,7 @@ void quantize_rows(const QuantizeRowsArgs& args, const Parallel& parallel) {
   const auto one_head = [](const QuantizeRowsArgs& a, int64_t task, int64_t) {
     const int64_t batch = task / a.heads, head = task % a.heads;
     const int64_t map = batch * a.map_batch_stride + head * a.map_head_stride;
-    const Head at{batch, head, a.offsets ? a.offsets + map * (a.num_pieces + 1) : nullptr,
-                  a.piece_len ? a.piece_len + map * a.num_pieces : nullptr};
+    const Head at{batch, head, a.offsets ? a.offsets + map * (a.num_pieces + 1) : nullptr};
     with_type(a.x.dtype,
               [&](auto* type) { quantize_head<std::remove_pointer_t<decltype(type)>>(a, at); });
   };

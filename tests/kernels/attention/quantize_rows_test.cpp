@@ -17,7 +17,7 @@ struct Result {
   std::vector<float> scale;
 };
 
-/// Pieces of random sizes, some of them not full, of rows in a random order.
+/// Pieces of random sizes, also 0, of rows in a random order.
 class Rows {
  public:
   Rows(DType dtype, int64_t dim)
@@ -30,7 +30,6 @@ class Rows {
                  .orders = true,
                  .blocks = true,
                  .map_per_head = true,
-                 .block_len = true,
                  .strided = true},
                 7),
         dim_(dim) {
@@ -45,7 +44,7 @@ class Rows {
     a.maps = from.lists.maps, a.num_pieces = from.lists.num_kv_blocks;
     a.map_batch_stride = from.lists.map_batch_stride;
     a.map_head_stride = from.lists.map_head_stride;
-    a.offsets = from.lists.kv_offsets, a.piece_len = from.lists.kv_block_len;
+    a.offsets = from.lists.kv_offsets;
     result.out.assign(kBatch * kHeads * kLen * dim_, 99);
     result.scale.assign(kBatch * kHeads * kLen, -1);
     a.out = result.out.data(), a.scale = result.scale.data();
@@ -58,18 +57,17 @@ class Rows {
     for (int64_t map = 0; map < kBatch * kHeads; ++map) {
       for (int64_t piece = 0; piece < problem.num_kv_blocks; ++piece) {
         const int32_t* at = problem.kv_offsets.data() + map * (problem.num_kv_blocks + 1) + piece;
-        const int64_t valid = at[0] + problem.kv_block_len[map * problem.num_kv_blocks + piece];
         float most = 0;
-        for (int64_t p = at[0]; p < valid; ++p) {
+        for (int64_t p = at[0]; p < at[1]; ++p) {
           for (int64_t c = 0; c < dim_; ++c) most = std::max(most, std::abs(value(map, p, c)));
         }
         const float scale = most == 0 ? 1 : most / 127;
         for (int64_t p = at[0]; p < at[1]; ++p) {
           const int64_t row = map * kLen + problem.kv_order[map * kLen + p];
-          result.scale[row] = p < valid ? scale : 0;
+          result.scale[row] = scale;
           for (int64_t c = 0; c < dim_; ++c) {
-            const float n = p < valid ? std::nearbyint(value(map, p, c) / scale) : 0;
-            result.out[row * dim_ + c] = static_cast<int8_t>(n);
+            result.out[row * dim_ + c] =
+                static_cast<int8_t>(std::nearbyint(value(map, p, c) / scale));
           }
         }
       }
@@ -123,14 +121,13 @@ TEST(QuantizeRows, EachRowByItselfAndZeros) {
 TEST(QuantizeRows, WhatIsNotFiniteShowsInTheFactor) {
   Rows rows(DType::f32, 8);
   const int64_t row = rows.problem.kv_order[0];
-  rows.problem.kv_block_len = std::vector<int32_t>();
   for (const float bad :
        {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
     rows.problem.k.set(0, 0, row, 3, bad);
     for (const Isa isa : isas()) {
       Result result;
       QuantizeRowsArgs args = rows.args(result);
-      args.offsets = args.piece_len = nullptr;
+      args.offsets = nullptr;
       ASSERT_TRUE(quantize_rows_cpu(args, {}, isa).ok());
       for (int64_t i = 0; i < kBatch * kHeads * kLen; ++i)
         EXPECT_EQ(std::isfinite(result.scale[i]), i != row);
@@ -148,16 +145,13 @@ TEST(QuantizeRows, RefusesByName) {
     return check(args).code == StatusCode::invalid;
   };
   std::vector<int32_t> bad_order(rows.problem.kv_order), bad_offsets(rows.problem.kv_offsets);
-  std::vector<int32_t> bad_len(rows.problem.kv_block_len);
-  bad_order[5] = kLen, bad_offsets[rows.problem.num_kv_blocks] = kLen - 1, bad_len[0] = 1000;
+  bad_order[5] = kLen, bad_offsets[rows.problem.num_kv_blocks] = kLen - 1;
   EXPECT_TRUE(refused([](QuantizeRowsArgs& a) { a.dim = 0; }));
   EXPECT_TRUE(refused([](QuantizeRowsArgs& a) { a.len = -1; }));
   EXPECT_TRUE(refused([](QuantizeRowsArgs& a) { a.out = nullptr; }));
   EXPECT_TRUE(refused([](QuantizeRowsArgs& a) { a.maps = 1; }));
-  EXPECT_TRUE(refused([](QuantizeRowsArgs& a) { a.offsets = nullptr; }));
   EXPECT_TRUE(refused([&](QuantizeRowsArgs& a) { a.order.rows = bad_order.data(); }));
   EXPECT_TRUE(refused([&](QuantizeRowsArgs& a) { a.offsets = bad_offsets.data(); }));
-  EXPECT_TRUE(refused([&](QuantizeRowsArgs& a) { a.piece_len = bad_len.data(); }));
 }
 
 }  // namespace
