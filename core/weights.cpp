@@ -223,15 +223,19 @@ at::Tensor RandomParameters::get(const std::string& name, at::IntArrayRef shape,
   return values.to(options_.device, dtype);
 }
 
+at::Tensor load_tensor(const SafetensorsFile& file, const StoredTensor& stored) {
+  throw_if_interrupted();
+  const std::string where = file.path().string() + ": tensor '" + stored.name + "'";
+  at::Tensor tensor = allocate(stored.shape, scalar_type(stored.type), where);
+  file.read(stored, 0, bytes_of(tensor));
+  return tensor;
+}
+
 TensorMap load_tensors(const fs::path& path) {
   const SafetensorsFile file(path);
   TensorMap tensors;
   for (const StoredTensor& stored : file.tensors()) {
-    throw_if_interrupted();
-    const std::string where = path.string() + ": tensor '" + stored.name + "'";
-    at::Tensor tensor = allocate(stored.shape, scalar_type(stored.type), where);
-    file.read(stored, 0, bytes_of(tensor));
-    tensors.emplace(stored.name, std::move(tensor));
+    tensors.emplace(stored.name, load_tensor(file, stored));
   }
   return tensors;
 }

@@ -12,6 +12,9 @@
 
 namespace fovea {
 
+class SafetensorsFile;
+struct StoredTensor;
+
 /// Where a network gets its parameters from, by name. A network's constructor asks for each of its
 /// parameters once, with the shape it needs; a file, a random generator or an optimizer's copy
 /// answers.
@@ -85,6 +88,8 @@ class RandomParameters : public ParameterSource {
 
 using TensorMap = std::map<std::string, at::Tensor>;
 
+/// One tensor of an open file, on the CPU, in its stored dtype.
+at::Tensor load_tensor(const SafetensorsFile& file, const StoredTensor& stored);
 /// Every tensor of one safetensors file, on the CPU, in its stored dtype.
 TensorMap load_tensors(const fs::path& path);
 /// Writes one safetensors file (beside, fsync, rename); tensors are moved to the CPU.

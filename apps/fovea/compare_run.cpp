@@ -97,8 +97,9 @@ class CompareRun {
   MethodVideo make(const Job& job, const Method& method, Clip& clip) {
     MethodVideo out;
     AttentionProbe probe;
+    const PlanRecipe attention = for_model(method.attention, run_.fingerprint());
     run_.pipeline().set_attention(
-        method.attention.planner, method.attention.options,
+        attention.planner, attention.options,
         [&](const AttentionCall& call, const AttentionPlan& plan, const AttentionResult& result) {
           probe.observe(call, plan, result);
         });
@@ -147,7 +148,7 @@ class CompareRun {
   }
 
   // The file that `generate` would have written. Returns its name.
-  std::string write_clip(const Job& job, const std::string& name, const AttentionChoice& attention,
+  std::string write_clip(const Job& job, const std::string& name, const PlanRecipe& attention,
                          const Clip& clip) {
     VideoOptions options = run_.video_options(job, attention);
     options.path = folder_ / (name + (has_video_formats() ? ".mp4" : "-%03d.png"));

@@ -12,10 +12,30 @@ std::string known_planners() {
   return names;
 }
 
+PlanRecipe attention_of(const GenerateOptions& options) {
+  const Json typed = parse_planner_options(options.attention_options, "--attn");
+  const std::string& preset = options.attention_preset;
+  if (preset.empty()) return {options.attention, typed};
+  PlanRecipe out = recipe_from_json(read_json(preset), preset);
+  for (const auto& [key, value] : typed.items()) out.options[key] = value;
+  make_planner(out.planner, out.options);  // what is wrong is said before anything is loaded
+  return out;
+}
+
+PlanRecipe for_model(PlanRecipe attention, const std::string& fingerprint) {
+  const bool is_open = attention.planner == "saved" && !attention.options.contains("model");
+  if (is_open && !fingerprint.empty()) attention.options["model"] = fingerprint;
+  return attention;
+}
+
 void add_attention_options(CLI::App& app, GenerateOptions& options) {
-  app.add_option("--attention", options.attention,
-                 "How the transformer's attention is planned: " + known_planners())
-      ->capture_default_str();
+  CLI::Option* attention =
+      app.add_option("--attention", options.attention,
+                     "How the transformer's attention is planned: " + known_planners())
+          ->capture_default_str();
+  app.add_option("--attention-preset", options.attention_preset,
+                 "JSON file with a method and its options, such as assets/presets/mini.topk.json")
+      ->excludes(attention);
   app.add_option("--attn", options.attention_options,
                  "KEY=VALUE of that planner, such as density=0.25, window=3,5,5 or dense_steps=6")
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);

@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "core/attention/plan_recipe.h"
+
 namespace CLI {
 class App;
 }
@@ -34,6 +36,7 @@ struct GenerateOptions {
   bool vae_tiling = false;
   std::string attention = "dense";
   std::vector<std::string> attention_options;  ///< KEY=VALUE
+  std::string attention_preset;                ///< JSON file, instead of `attention`
   bool resume = false;
   bool overwrite = false;
   bool strict = false;
@@ -52,6 +55,17 @@ void add_prompt_options(CLI::App& app, GenerateOptions& options);
 void add_model_options(CLI::App& app, GenerateOptions& options);
 void add_request_options(CLI::App& app, GenerateOptions& options);
 void add_display_options(CLI::App& app, GenerateOptions& options);
+
+/// What --attention or --attention-preset, and --attn, which comes after the preset's options, say.
+///
+/// throws  Error bad_data for a preset that cannot be read; usage for one whose method or options
+/// do
+///         not exist
+PlanRecipe attention_of(const GenerateOptions& options);
+
+/// The same, to be used with a model of this fingerprint alone: `saved` compares it with its
+/// plans'.
+PlanRecipe for_model(PlanRecipe attention, const std::string& fingerprint);
 
 /// Names of all planners, with commas, for help texts.
 std::string known_planners();

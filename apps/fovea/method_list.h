@@ -9,7 +9,7 @@ namespace fovea::apps {
 
 /// A method of attention that is compared with others.
 struct Method {
-  AttentionChoice attention;
+  PlanRecipe attention;
   std::string label;  ///< as shown: "topk density=0.25"
   std::string name;   ///< as part of a file name: "topk-density-0.25"
 };

@@ -11,7 +11,9 @@ constexpr const char* kExample =
     "  fovea plan --attention radial --grid 21x30x52 --heads 12 --out radial.png\n"
     "  fovea plan --attention topk --attn density=0.2 --model assets/models/mini \\\n"
     "      --prompt \"a red sphere rolls left\" --num-frames 17 --height 128 --width 128 \\\n"
-    "      --steps 8 --step 3 --layer 2 --out topk.png";
+    "      --steps 8 --step 3 --layer 2 --out topk.png\n"
+    "  fovea plan --attention radial --model assets/models/mini --num-frames 17 --height 128 \\\n"
+    "      --width 128 --save radial-plans";
 
 }  // namespace
 
@@ -35,6 +37,9 @@ void add_plan(CLI::App& app, Action& action) {
       ->capture_default_str();
   command->add_option("--layer", options->layer, "Layer of the network, from 0")
       ->capture_default_str();
+  command->add_option("--save", options->save,
+                      "Folder for the plans, for --attention saved: with --prompt of all layers "
+                      "and steps up to --step, with --model of all layers");
   add_model_options(*command, generate);
   command->get_option("--model")->required(false)->description(
       "Model folder: its shape; with --prompt the q and k of a step of a generation, else random");

@@ -11,6 +11,7 @@
 #include "apps/fovea/number_list.h"
 #include "apps/fovea/plan_picture.h"
 #include "apps/fovea/video_run.h"
+#include "core/attention/plan_store.h"
 #include "core/attention/planner.h"
 #include "core/check.h"
 #include "core/device.h"
@@ -28,13 +29,21 @@ struct Shown {
   AttentionPlan plan;
   AttentionCall call;
   std::string source;
+  std::optional<PlanStore> plans;  // all that were made, where they are to be saved
 };
 
 struct Shape {
   std::array<int64_t, 3> grid{};
   int64_t heads = 8;
   int64_t head_dim = 64;
+  int64_t layers = 0;       // of the model, if there is one
+  std::string fingerprint;  // of its files
 };
+
+PlanKey key_of(const AttentionCall& call, int64_t buckets) {
+  const int64_t bucket = step_bucket(call.context, buckets);
+  return {call.layer, call.role, call.context.guidance_branch, bucket};
+}
 
 // Tokens of the transformer for the request, from the folder's configurations alone.
 Shape shape_of_model(const GenerateOptions& options) {
@@ -58,7 +67,9 @@ Shape shape_of_model(const GenerateOptions& options) {
   return {{frames, side("--height", options.height, spatial * patch[1]),
            side("--width", options.width, spatial * patch[2])},
           network.num_attention_heads,
-          network.attention_head_dim};
+          network.attention_head_dim,
+          network.num_layers,
+          folder.fingerprint()};
 }
 
 Shape shape_of(const PlanOptions& options) {
@@ -77,7 +88,7 @@ Shape shape_of(const PlanOptions& options) {
 }
 
 // A call with random q and k.
-Shown plan_of_noise(const PlanOptions& options, const Json& planner_options) {
+Shown plan_of_noise(const PlanOptions& options, PlanRecipe attention) {
   const Shape shape = shape_of(options);
   AttentionCall call;
   call.q_layout = TokenLayout::grid(shape.grid[0], shape.grid[1], shape.grid[2]);
@@ -93,14 +104,28 @@ Shown plan_of_noise(const PlanOptions& options, const Json& planner_options) {
   call.v = call.k;
   call.context.step = options.step;
   call.layer = options.layer;
-  const auto planner = make_planner(options.generate.attention, planner_options);
-  AttentionPlan plan =
-      planner->plans(call.role) ? planner->plan(call) : AttentionPlan::dense("dense");
-  return {std::move(plan), std::move(call), str("random q and k of seed ", options.generate.seed)};
+  attention = for_model(std::move(attention), shape.fingerprint);
+  const auto planner = make_planner(attention.planner, attention.options);
+  const auto plan_of = [&](const AttentionCall& asked) {
+    return planner->plans(asked.role) ? planner->plan(asked) : AttentionPlan::dense("dense");
+  };
+  std::optional<PlanStore> plans;
+  if (!options.save.empty()) {
+    plans.emplace(shape.fingerprint, planner->recipe(attention.options), /*buckets=*/1);
+    const int64_t first = shape.layers > 0 ? 0 : options.layer;
+    const int64_t last = shape.layers > 0 ? shape.layers - 1 : options.layer;
+    AttentionCall asked = call;
+    for (asked.layer = first; asked.layer <= last; ++asked.layer) {
+      plans->put(key_of(asked, 1), plan_of(asked), asked);
+    }
+  }
+  AttentionPlan plan = plan_of(call);
+  return {std::move(plan), std::move(call), str("random q and k of seed ", options.generate.seed),
+          std::move(plans)};
 }
 
 // The plan of a step and layer of a generation, of the pass with the prompt.
-Shown plan_of_prompt(const PlanOptions& options, const Json& planner_options) {
+Shown plan_of_prompt(const PlanOptions& options) {
   GenerateOptions generate = options.generate;
   generate.quiet = generate.quiet || generate.json;  // standard output is the table's
   generate.json = false;
@@ -110,23 +135,32 @@ Shown plan_of_prompt(const PlanOptions& options, const Json& planner_options) {
           generate.steps, ", got ", options.step);
   run.prepare(jobs);
   std::optional<Shown> found;
+  const PlanRecipe attention = for_model(run.attention(), run.fingerprint());
+  std::optional<PlanStore> plans;
+  if (!options.save.empty()) {
+    const auto planner = make_planner(attention.planner, attention.options);
+    plans.emplace(run.fingerprint(), planner->recipe(attention.options), generate.steps);
+  }
   run.pipeline().set_attention(
-      generate.attention, planner_options,
+      attention.planner, attention.options,
       [&](const AttentionCall& call, const AttentionPlan& plan, const AttentionResult&) {
         const bool planned = call.role == AttentionRole::self || call.role == AttentionRole::joint;
         const StepContext& context = call.context;
+        if (planned && plans) plans->put(key_of(call, generate.steps), plan, call);
         if (!planned || context.step != options.step || call.layer != options.layer ||
             context.guidance_branch != GuidanceBranch::conditional) {
           return;
         }
         found = {plan, call,
                  str("step ", options.step, " of ", context.num_steps, ", layer ", options.layer,
-                     " of '", generate.prompt, "'")};
+                     " of '", generate.prompt, "'"),
+                 std::nullopt};
       });
   run.pipeline().denoise(jobs.front().request,
                          {.on_step = {}, .resume = {}, .last_step = options.step + 1});
   require(found.has_value(), ErrorCode::usage, "--layer", "the network has no layer ",
           options.layer);
+  found->plans = std::move(plans);
   return std::move(*found);
 }
 
@@ -221,6 +255,7 @@ void check_options(const PlanOptions& options) {
             "expected a name that ends in .png, got '", generate.out, "'");
     check_output_path(generate.out, generate.overwrite);
   }
+  if (!options.save.empty()) const AtomicFolder place(options.save);  // or it says why not
   if (!generate.has_prompt) return;
   require(!generate.model.empty(), ErrorCode::usage, "--prompt", "goes with --model");
   const bool own_shape =
@@ -236,12 +271,12 @@ int run_plan(const PlanOptions& options) {
   const c10::InferenceMode inference;
   const GenerateOptions& generate = options.generate;
   set_num_threads(generate.threads);
-  const Json planner_options = parse_planner_options(generate.attention_options, "--attn");
+  const PlanRecipe attention = attention_of(generate);
   const Shown shown = guarded("plan", [&] {
-    return generate.has_prompt ? plan_of_prompt(options, planner_options)
-                               : plan_of_noise(options, planner_options);
+    return generate.has_prompt ? plan_of_prompt(options) : plan_of_noise(options, attention);
   });
-  std::string title = generate.attention;
+  std::string title = attention.planner;
+  if (!generate.attention_preset.empty()) title = fs::path(generate.attention_preset).stem();
   for (const std::string& option : generate.attention_options) title += " " + option;
   const PlanView view = guarded("plan", [&] { return view_of(shown, title); });
   double density = 0;
@@ -250,12 +285,13 @@ int run_plan(const PlanOptions& options) {
                static_cast<double>(shown.call.q.size(1));
   }
   const Json json = json_of(view, {{"fovea", kVersion},
-                                   {"attention", generate.attention},
-                                   {"attention_options", planner_options},
+                                   {"attention", attention.planner},
+                                   {"attention_options", attention.options},
                                    {"plan", shown.plan.describe()},
                                    {"layout", shown.call.q_layout.describe()},
                                    {"source", shown.source},
                                    {"density", density}});
+  if (shown.plans) shown.plans->save(options.save);
   if (!generate.out.empty()) {
     const std::string bytes = encode_png(draw_plan(view), {{"Comment", json_text(json)}});
     write_text(generate.out, bytes, generate.overwrite);

@@ -17,6 +17,7 @@ struct PlanOptions {
   int64_t text_len = 0;  ///< text tokens behind the grid, in one sequence with it
   int64_t step = 0;
   int64_t layer = 0;
+  std::string save;  ///< folder for all plans that were made
 };
 
 /// Runs `fovea plan`; returns 0. throws Error

@@ -20,7 +20,7 @@ ProgressStyle style(const GenerateOptions& options) {
 
 VideoRun::VideoRun(const GenerateOptions& options, std::vector<Job>& jobs)
     : options_(options),
-      attention_{options.attention, parse_planner_options(options.attention_options, "--attn")},
+      attention_(attention_of(options)),
       fps_(parse_fps(options.fps)),
       device_(parse_device(options.device)),
       report_(options.strict),
@@ -28,6 +28,9 @@ VideoRun::VideoRun(const GenerateOptions& options, std::vector<Job>& jobs)
   set_num_threads(options_.threads);
   load_latents(jobs);
   pipeline_.emplace(options_.model, pipeline_options(), report_, *progress_);
+  fingerprint_ = pipeline_->folder().fingerprint();
+  const PlanRecipe attention = for_model(attention_, fingerprint_);
+  pipeline_->set_attention(attention.planner, attention.options);
   for (const Job& job : jobs) pipeline_->check(job.request);
 }
 
@@ -36,9 +39,7 @@ pipelines::PipelineOptions VideoRun::pipeline_options() const {
   return {.dtype = dtype,
           .device = device_,
           .scheduler = {.name = options_.scheduler, .flow_shift = options_.flow_shift},
-          .vae_tiling = options_.vae_tiling,
-          .attention = attention_.planner,
-          .attention_options = attention_.options};
+          .vae_tiling = options_.vae_tiling};
 }
 
 void VideoRun::load_latents(std::vector<Job>& jobs) {
@@ -54,7 +55,6 @@ void VideoRun::load_latents(std::vector<Job>& jobs) {
 
 void VideoRun::start_report(const std::vector<Job>& jobs) {
   report_start(report_, options_, jobs, *pipeline_, device_);
-  fingerprint_ = report_.facts["model"]["fingerprint"].get<std::string>();
 }
 
 void VideoRun::prepare(const std::vector<Job>& jobs) {
@@ -65,7 +65,7 @@ void VideoRun::prepare(const std::vector<Job>& jobs) {
 
 void VideoRun::end_report() { report_end(report_, *pipeline_, *progress_, device_); }
 
-Json VideoRun::settings(const Job& job, const AttentionChoice& attention) const {
+Json VideoRun::settings(const Job& job, const PlanRecipe& attention) const {
   Json out = job.request.settings();
   out["fps"] = fps_.text();
   out["scheduler"] = pipeline_->scheduler().describe();
@@ -81,7 +81,7 @@ Json VideoRun::settings(const Job& job, const AttentionChoice& attention) const 
   return out;
 }
 
-VideoOptions VideoRun::video_options(const Job& job, const AttentionChoice& attention) const {
+VideoOptions VideoRun::video_options(const Job& job, const PlanRecipe& attention) const {
   return {.path = job.out,
           .width = static_cast<int>(job.request.width),
           .height = static_cast<int>(job.request.height),

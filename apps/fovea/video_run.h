@@ -8,6 +8,7 @@
 
 #include "apps/fovea/generate_options.h"
 #include "apps/fovea/prompt_list.h"
+#include "core/attention/plan_recipe.h"
 #include "core/media/rational.h"
 #include "core/media/video_writer.h"
 #include "core/progress.h"
@@ -15,12 +16,6 @@
 #include "pipelines/text_to_video.h"
 
 namespace fovea::apps {
-
-/// A way to plan attention.
-struct AttentionChoice {
-  std::string planner = "dense";
-  Json options = Json::object();
-};
 
 /// What commands that make videos share: device, model, progress and report of one run, from the
 /// same options.
@@ -40,14 +35,15 @@ class VideoRun {
   void end_report();
 
   /// Everything that decides a video's file; kept inside it and compared by --resume.
-  Json settings(const Job& job, const AttentionChoice& attention) const;
+  Json settings(const Job& job, const PlanRecipe& attention) const;
   /// Options of a file that holds the job's video.
-  VideoOptions video_options(const Job& job, const AttentionChoice& attention) const;
+  VideoOptions video_options(const Job& job, const PlanRecipe& attention) const;
   /// Decodes final latents frame by frame, each [height, width, 3].
   void decode(const at::Tensor& latents, const std::function<void(std::span<const uint8_t>)>& sink);
 
-  /// Of --attention and --attn.
-  const AttentionChoice& attention() const { return attention_; }
+  /// What --attention, --attention-preset and --attn say.
+  const PlanRecipe& attention() const { return attention_; }
+  const std::string& fingerprint() const { return fingerprint_; }  ///< of the model's files
   pipelines::VideoPipeline& pipeline() { return *pipeline_; }
   Report& report() { return report_; }
   Progress& progress() { return *progress_; }
@@ -59,7 +55,7 @@ class VideoRun {
   void load_latents(std::vector<Job>& jobs);
 
   const GenerateOptions& options_;
-  AttentionChoice attention_;
+  PlanRecipe attention_;
   Rational fps_;
   at::Device device_;
   Report report_;

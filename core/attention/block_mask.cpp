@@ -66,6 +66,15 @@ BlockAxis BlockAxis::tiles(const TokenLayout& layout, std::array<int64_t, 3> til
   return out;
 }
 
+BlockAxis BlockAxis::from_host(std::vector<int64_t> offsets) {
+  require(!offsets.empty() && offsets[0] == 0 && std::is_sorted(offsets.begin(), offsets.end()),
+          ErrorCode::usage, "block axis", "expected offsets that ascend from 0");
+  BlockAxis out;
+  out.host_ = std::move(offsets);
+  out.max_size_ = largest(out.host_);
+  return out;
+}
+
 BlockAxis BlockAxis::from_offsets(at::Tensor offsets, int64_t max_size) {
   const bool is_integer = offsets.defined() &&
                           (offsets.scalar_type() == at::kInt || offsets.scalar_type() == at::kLong);

@@ -22,6 +22,11 @@ class BlockAxis {
   static BlockAxis uniform(const TokenLayout& layout, int64_t size);
   /// The tiles of `TokenOrder::tiles(tile)`; other segments in blocks of a whole tile's size.
   static BlockAxis tiles(const TokenLayout& layout, std::array<int64_t, 3> tile);
+  /// Blocks of any sizes.
+  ///
+  /// offsets  the first position of each block, and the number of positions
+  /// throws   Error usage when they do not ascend from 0
+  static BlockAxis from_host(std::vector<int64_t> offsets);
   /// Blocks that only the device knows.
   ///
   /// offsets   int32 or int64 [batch or 1, heads or 1, num_blocks + 1]: the first position of each
@@ -35,6 +40,8 @@ class BlockAxis {
   int64_t max_size() const { return max_size_; }
   /// First positions as far as the host knows them, num_blocks + 1 of them; empty otherwise.
   const std::vector<int64_t>& host_offsets() const { return host_; }
+  /// What `from_offsets` was given; undefined where the host knows the blocks.
+  const at::Tensor& device_offsets() const { return device_offsets_; }
 
   /// int64 [batch or 1, heads or 1, num_blocks + 1] on `device`
   at::Tensor offsets(at::Device device) const;

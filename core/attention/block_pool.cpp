@@ -72,6 +72,16 @@ at::Tensor block_of_row(const BlockAxis& axis, const TokenOrder& order, const To
   return block.expand(common).gather(2, position.expand(common));
 }
 
+at::Tensor at_blocks(const at::Tensor& map, const at::Tensor& q_block, const at::Tensor& kv_block) {
+  const auto lead = [](const at::Tensor& x) { return x.sizes().slice(0, 2); };
+  const auto common = at::infer_size(at::infer_size(lead(map), lead(q_block)), lead(kv_block));
+  const int64_t nq = q_block.size(2), nk = kv_block.size(2), columns = map.size(3);
+  const at::Tensor whole = map.expand({common[0], common[1], map.size(2), columns});
+  const at::Tensor rows = q_block.unsqueeze(3).expand({common[0], common[1], nq, columns});
+  const at::Tensor keys = kv_block.unsqueeze(2).expand({common[0], common[1], nq, nk});
+  return whole.gather(2, rows).gather(3, keys);
+}
+
 int64_t pieces_per_block(const BlockAxis& axis, int64_t pool) {
   return pool == 0 ? 1 : std::max<int64_t>(1, (axis.max_size() + pool - 1) / pool);
 }

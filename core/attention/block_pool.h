@@ -30,6 +30,12 @@ at::Tensor positions_of_rows(const at::Tensor& rows);
 at::Tensor block_of_row(const BlockAxis& axis, const TokenOrder& order, const TokenLayout& layout,
                         at::Device device);
 
+/// A map of blocks at the blocks of each row and column: [.., q_len, kv_len].
+///
+/// map                [batch or 1, heads or 1, q blocks, kv blocks]
+/// q_block, kv_block  int64 [batch or 1, heads or 1, tokens]: the block of each token
+at::Tensor at_blocks(const at::Tensor& map, const at::Tensor& q_block, const at::Tensor& kv_block);
+
 /// Pieces that the largest block of an axis has, and so every block: of `pool` tokens each, or one
 /// where that is 0.
 int64_t pieces_per_block(const BlockAxis& axis, int64_t pool);

@@ -24,6 +24,7 @@ struct Summary {
   /// Whether the logit gets + ln of the number of keys in the mean, so that the pooled key counts
   /// for all of them (Pyramid Sparse Attention, 2025, section 3.2).
   bool log_count = true;
+  bool operator==(const Summary&) const = default;
 };
 
 /// Which keys a branch takes for which queries: blocks of both sides, and what becomes of each pair

@@ -25,11 +25,13 @@ void check_order(const AttentionPlan& plan, const TokenOrder& order, const Token
        " order is no permutation of the rows 0 .. ", rows.size(2) - 1);
 }
 
+// lead  items, heads of queries, and those of the side
 void check_axis(const AttentionPlan& plan, const BlockAxis& axis, int64_t tokens, const char* side,
-                std::array<int64_t, 2> lead) {
+                std::array<int64_t, 3> lead) {
   if (!axis.host_offsets().empty()) return;
   const at::Tensor offsets = axis.offsets(at::kCPU);
-  need(offsets.size(2) > 0 && fits(offsets.size(0), lead[0]) && fits(offsets.size(1), lead[1]),
+  need(offsets.size(2) > 0 && fits(offsets.size(0), lead[0]) &&
+           (fits(offsets.size(1), lead[1]) || offsets.size(1) == lead[2]),
        plan, side, " offsets of shape ", offsets.sizes(), " for ", lead[0], " items and ", lead[1],
        " heads");
   const at::Tensor sizes = offsets.diff();
@@ -66,9 +68,9 @@ void check_branch(const AttentionPlan& plan, const SoftmaxBranch& branch,
          stored->visible.scalar_type());
   }
   if (!selection.classes.defined()) return;
-  const int64_t keys = branch.keys ? branch.keys->k.size(2) : call.k.size(2);
-  check_axis(plan, selection.q_blocks, call.q.size(2), "query", {batch, heads});
-  check_axis(plan, selection.kv_blocks, keys, "key", {batch, heads});
+  const at::Tensor& keys = branch.keys ? branch.keys->k : call.k;
+  check_axis(plan, selection.q_blocks, call.q.size(2), "query", {batch, heads, heads});
+  check_axis(plan, selection.kv_blocks, keys.size(2), "key", {batch, heads, keys.size(1)});
   if (!selection.classes.is_cpu() || selection.classes.numel() == 0) return;
   const auto known = static_cast<int64_t>(block_class::first_summary + selection.summaries.size());
   const int64_t highest = selection.classes.max().item<int64_t>();

@@ -5,6 +5,7 @@
 #include "core/attention/planners/paro.h"
 #include "core/attention/planners/psa.h"
 #include "core/attention/planners/radial.h"
+#include "core/attention/planners/saved.h"
 #include "core/attention/planners/schedule.h"
 #include "core/attention/planners/sla.h"
 #include "core/attention/planners/sparge.h"
@@ -35,11 +36,12 @@ std::unique_ptr<Planner> make(Config& options) {
 // One line per planner, sorted.
 constexpr Entry kPlanners[] = {
     {"dense", make<DensePlanner>},  //
-    {"fps", make<FpsPlanner>},
+    {"fps", make<FpsPlanner>},      //
     {"neighborhood", make<NeighborhoodPlanner>},
     {"paro", make<ParoPlanner>},
     {"psa", make<PsaPlanner>},
     {"radial", make<RadialPlanner>},
+    {"saved", make<SavedPlanner>},
     {"sla", make<SlaPlanner>},
     {"sparge", make<SpargePlanner>},
     {"svg2", make<Svg2Planner>},

@@ -30,6 +30,7 @@ struct Quantized {
   ScaleUnit unit = ScaleUnit::block;
   /// With `block`: so many consecutive positions of a block share a scale instead; 0: the block.
   int64_t group = 0;
+  bool operator==(const Quantized&) const = default;
 };
 
 /// In what numbers a softmax branch is computed. All arithmetic on them is that of the inputs'
@@ -48,6 +49,7 @@ struct Precision {
   /// sm_scale · q·mean, the same for all keys of a row, is added to the logits (SageAttention,
   /// Zhang et al., 2025, section 3.2).
   bool smooth_k = false;
+  bool operator==(const Precision&) const = default;
 
   bool is_storage() const;
   /// What is not as it is stored, such as "q int8 per block, k int8 per block, smooth k"; or "".

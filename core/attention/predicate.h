@@ -30,33 +30,40 @@ struct AxisWindow {
 
   /// Whether a window fits: 1 <= stride <= size, dilation >= 1, size · dilation <= length.
   bool fits(int64_t length) const;
+  bool operator==(const AxisWindow&) const = default;
 };
 
 /// A window on each axis: frames, height, width.
 struct WindowPredicate {
   std::array<AxisWindow, 3> axes;
+  bool operator==(const WindowPredicate&) const = default;
 };
 
 /// Tokens whose height and width are less than a radius apart, over all frames (CLEAR, Liu et al.,
 /// 2024, section 3.2): dy² + dx² < radius².
 struct DiscPredicate {
   double radius = 0;
+  bool operator==(const DiscPredicate&) const = default;
 };
 
 /// Rows, or positions in the plan's orders, at most `width` apart.
 struct BandPredicate {
   int64_t width = 0;
   bool in_order = false;
+  bool operator==(const BandPredicate&) const = default;
 };
 
 /// Keys that do not come after the query, by row or by position in the plan's orders.
 struct CausalPredicate {
   bool in_order = false;
+  bool operator==(const CausalPredicate&) const = default;
 };
 
 /// Stored: bool [batch or 1, heads or 1, q_len, kv_len] by row.
 struct StoredPredicate {
   at::Tensor visible;
+  /// Whether both are the same tensor.
+  bool operator==(const StoredPredicate& other) const { return visible.is_same(other.visible); }
 };
 
 /// Which pairs of tokens of two grids see each other; pairs with a token of another segment always

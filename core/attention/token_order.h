@@ -43,6 +43,10 @@ class TokenOrder {
   Kind kind() const { return kind_; }
   bool is_identity() const { return kind_ == Kind::identity; }
   const std::array<int64_t, 3>& tile() const { return axes_[0]; }
+  /// What `axes` was given.
+  const std::vector<std::array<int64_t, 3>>& axes_per_head() const { return axes_; }
+  /// What `index` was given.
+  const at::Tensor& index_rows() const { return index_; }
 
   /// int64 [batch or 1, heads or 1, seq_len] on `device`: the row of each position.
   ///

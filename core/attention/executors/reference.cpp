@@ -73,17 +73,6 @@ struct Problem {
   }
 };
 
-// A map of blocks [.., nq, nk] at the blocks of each row and column: [.., q_len, kv_len].
-at::Tensor at_blocks(const at::Tensor& map, const at::Tensor& q_block, const at::Tensor& kv_block) {
-  const auto lead = [](const at::Tensor& x) { return x.sizes().slice(0, 2); };
-  const auto common = at::infer_size(at::infer_size(lead(map), lead(q_block)), lead(kv_block));
-  const int64_t nq = q_block.size(2), nk = kv_block.size(2), columns = map.size(3);
-  const at::Tensor whole = map.expand({common[0], common[1], map.size(2), columns});
-  const at::Tensor rows = q_block.unsqueeze(3).expand({common[0], common[1], nq, columns});
-  const at::Tensor keys = kv_block.unsqueeze(2).expand({common[0], common[1], nq, nk});
-  return whole.gather(2, rows).gather(3, keys);
-}
-
 // Keys of one softmax: logits, which of them are seen, and values.
 struct Columns {
   at::Tensor logits;   // [batch, heads, q_len, keys]

@@ -4,22 +4,17 @@
 
 #include <ATen/ATen.h>
 
+#include "core/attention/packed_bits.h"
+#include "core/attention/plan_json.h"
+#include "core/attention/plan_store.h"
 #include "core/attention/planners/grid.h"
 #include "core/attention/select.h"
 #include "core/check.h"
 #include "core/safetensors.h"
+#include "core/weights.h"
 
 namespace fovea {
 namespace {
-
-std::optional<std::array<int64_t, 3>> axes_from(const std::string& text) {
-  std::array<int64_t, 3> out{};
-  std::string sorted = text;
-  std::sort(sorted.begin(), sorted.end());
-  if (sorted != "FHW") return std::nullopt;
-  for (size_t i = 0; i < 3; ++i) out[i] = text[i] == 'F' ? 0 : text[i] == 'H' ? 1 : 2;
-  return out;
-}
 
 Precision precision_from(Config& options) {
   const std::string name = options.text("precision", "int8");
@@ -38,31 +33,48 @@ Precision precision_from(Config& options) {
 
 ParoPlanner::ParoPlanner(Config& options)
     : block_(options.integer("block", 64, 16, 1024)), precision_(precision_from(options)) {
-  const auto axes = axes_from(options.text("axes", "FHW"));
-  if (!axes) options.refuse("axes", "expected the letters F, H and W in some order");
-  axes_ = {{*axes}};
+  read_axes(options);
   const std::string file = options.text("file", "");
   if (!file.empty()) read(file);
+}
+
+void ParoPlanner::read_axes(Config& from) {
+  from.ignore({"axes"});
+  if (!from.has("axes")) return;
+  const Json given = from.json()["axes"];
+  const Json layers = given.is_string() ? Json::array({Json::array({given})}) : given;
+  if (!layers.is_array() || layers.empty()) from.refuse("axes", "expected an array of layers");
+  axes_.clear();
+  for (const Json& layer : layers) {
+    if (!layer.is_array() || layer.empty()) from.refuse("axes", "expected orders in each layer");
+    axes_.emplace_back();
+    for (const Json& head : layer) {
+      const auto axes = head.is_string() ? axes_from_name(head.get<std::string>()) : std::nullopt;
+      if (!axes) from.refuse("axes", "expected orders such as \"HWF\"");
+      axes_.back().push_back(*axes);
+    }
+  }
+}
+
+PlanRecipe ParoPlanner::recipe(const Json& options) const {
+  Json out = options;
+  out.erase("file");
+  out["block"] = block_;
+  out["axes"] = Json::array();
+  for (const std::vector<Axes>& layer : axes_) {
+    out["axes"].emplace_back(Json::array());
+    for (const Axes& axes : layer) out["axes"].back().push_back(axes_name(axes));
+  }
+  return {name(), std::move(out)};
 }
 
 void ParoPlanner::read(const std::filesystem::path& path) {
   Config file = Config::read(path);
   block_ = file.integer("block", block_, 16, 1024);
-  file.ignore({"axes"});
-  if (file.has("axes")) {
-    axes_.clear();
-    const Json& layers = file.json()["axes"];
-    if (!layers.is_array() || layers.empty()) file.refuse("axes", "expected an array of layers");
-    for (const Json& layer : layers) {
-      if (!layer.is_array() || layer.empty()) file.refuse("axes", "expected orders in each layer");
-      axes_.emplace_back();
-      for (const Json& head : layer) {
-        const auto axes = head.is_string() ? axes_from(head.get<std::string>()) : std::nullopt;
-        if (!axes) file.refuse("axes", "expected orders such as \"HWF\"");
-        axes_.back().push_back(*axes);
-      }
-    }
+  if (file.has("axes") && !file.json()["axes"].is_array()) {
+    file.refuse("axes", "expected an array of layers");
   }
+  read_axes(file);
   const std::string masks = file.text("masks", "");
   layout_ = file.text("layout", "");
   buckets_ = file.integer("buckets", buckets_, 1, 1000);
@@ -84,11 +96,6 @@ const std::vector<ParoPlanner::Axes>& ParoPlanner::axes_of(const AttentionCall& 
   return axes_[static_cast<size_t>(call.layer)];
 }
 
-int64_t ParoPlanner::bucket_of(const AttentionCall& call) const {
-  const int64_t steps = std::max<int64_t>(call.context.num_steps, 1);
-  return std::clamp<int64_t>(call.context.step * buckets_ / steps, 0, buckets_ - 1);
-}
-
 at::Tensor ParoPlanner::mask_of(const AttentionCall& call, const Selection& selection) const {
   if (masks_.empty()) return {};
   require(call.q_layout.describe() == layout_ && call.kv_layout.describe() == layout_,
@@ -96,7 +103,8 @@ at::Tensor ParoPlanner::mask_of(const AttentionCall& call, const Selection& sele
           call.q_layout.describe());
   const SafetensorsFile file(masks_);
   const StoredTensor* stored = nullptr;
-  for (int64_t bucket = bucket_of(call); bucket >= 0 && stored == nullptr; --bucket) {
+  for (int64_t bucket = step_bucket(call.context, buckets_); bucket >= 0 && stored == nullptr;
+       --bucket) {
     stored = file.find(fovea::str("layer.", call.layer, ".bucket.", bucket));
   }
   if (stored == nullptr) return {};
@@ -107,23 +115,12 @@ at::Tensor ParoPlanner::mask_of(const AttentionCall& call, const Selection& sele
               (heads == 1 || heads == call.q.size(1)),
           ErrorCode::bad_data, masks_.string(), "tensor ", stored->name, ": expected U8 [1 or ",
           call.q.size(1), ", ", nq, ", ", shape[2], "]");
-  at::Tensor packed = at::empty(shape, at::kByte);
-  file.read(*stored, 0,
-            std::as_writable_bytes(std::span(packed.mutable_data_ptr<uint8_t>(),
-                                             static_cast<size_t>(packed.numel()))));
-  const at::Tensor bit = at::arange(8, at::kByte);
-  return packed.unsqueeze(3)
-      .bitwise_right_shift(bit)
-      .bitwise_and(1)
-      .flatten(2)
-      .slice(2, 0, nk)
-      .unsqueeze(0)
-      .contiguous();
+  return unpack_bits(load_tensor(file, *stored), 1, nk).unsqueeze(0);
 }
 
 std::string ParoPlanner::cache_key(const AttentionCall& call) const {
   const int64_t layer = axes_.size() > 1 || !masks_.empty() ? call.layer : 0;
-  const int64_t bucket = masks_.empty() ? 0 : bucket_of(call);
+  const int64_t bucket = masks_.empty() ? 0 : step_bucket(call.context, buckets_);
   return fovea::str(layouts_key(call), "; layer ", layer, ", bucket ", bucket);
 }
 

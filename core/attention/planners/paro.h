@@ -16,7 +16,7 @@ namespace fovea {
 ///
 /// options  file       a plan file, see below; default: no masks
 ///          axes       order of the axes from the slowest to the fastest, F frames, H height, W
-///                     width, where the file has none; default "FHW"
+///                     width, or layers of them as in the file, where that has none; default "FHW"
 ///          block      tokens of a block; default 64, or the file's
 ///          precision  "int8" (default): q, k and v with a scale per block, weights with one per
 ///                     pair of blocks; "int8_qk": q and k only; "storage": none
@@ -39,19 +39,21 @@ class ParoPlanner : public Planner {
   explicit ParoPlanner(Config& options);
   std::string name() const override { return "paro"; }
   std::string cache_key(const AttentionCall& call) const override;
+  /// The orders of all heads, without the masks.
+  PlanRecipe recipe(const Json& options) const override;
   AttentionPlan plan(const AttentionCall& call) override;
 
  private:
   using Axes = std::array<int64_t, 3>;
 
   void read(const std::filesystem::path& path);
+  void read_axes(Config& from);
   const std::vector<Axes>& axes_of(const AttentionCall& call) const;
-  int64_t bucket_of(const AttentionCall& call) const;
   /// uint8 [1, heads or 1, q blocks, kv blocks] on the CPU, or undefined.
   at::Tensor mask_of(const AttentionCall& call, const Selection& selection) const;
 
   int64_t block_, buckets_ = 10;
-  std::vector<std::vector<Axes>> axes_;  // by layer; one for all
+  std::vector<std::vector<Axes>> axes_ = {{{0, 1, 2}}};  // by layer; one for all
   std::string layout_;
   std::filesystem::path masks_;  // empty: none
   Precision precision_;

@@ -6,6 +6,7 @@
 #include <ATen/ATen.h>
 
 #include "core/attention/block_pool.h"
+#include "core/attention/class_sets.h"
 #include "core/attention/planners/sampling.h"
 #include "core/attention/select.h"
 #include "core/ops/block_scores.h"
@@ -164,7 +165,7 @@ at::Tensor PsaPlanner::levels(const at::Tensor& importance) const {
   const size_t count = shares_.empty() ? thresholds_.size() : shares_.size();
   double share = 0;
   for (size_t i = 0; i < count; ++i) share += shares_.empty() ? 0 : shares_[i];
-  // From the last level to the first, so that the finest one stays.
+  // Of a block's levels the finest one stays.
   for (size_t i = count; i-- > 0;) {
     at::Tensor kept;
     if (shares_.empty()) {
@@ -174,7 +175,7 @@ at::Tensor PsaPlanner::levels(const at::Tensor& importance) const {
       kept = keep_top_k(importance, i == 0 ? std::max(upto, exact) : upto);
       share -= shares_[i];
     }
-    classes.masked_fill_(kept, static_cast<int64_t>(block_class::exact + i));
+    classes = unite(classes, kept.to(at::kByte) * static_cast<int64_t>(block_class::exact + i));
   }
   return classes;
 }

@@ -13,6 +13,13 @@ bool SchedulePlanner::is_dense(const AttentionCall& call) const {
   return call.context.step < schedule_.steps || call.layer < schedule_.layers;
 }
 
+PlanRecipe SchedulePlanner::recipe(const Json& options) const {
+  PlanRecipe out = planner_->recipe(options);
+  if (schedule_.steps > 0) out.options["dense_steps"] = schedule_.steps;
+  if (schedule_.layers > 0) out.options["dense_layers"] = schedule_.layers;
+  return out;
+}
+
 std::string SchedulePlanner::cache_key(const AttentionCall& call) const {
   return is_dense(call) ? "dense" : planner_->cache_key(call);
 }

@@ -26,6 +26,7 @@ class SchedulePlanner : public Planner {
   std::string name() const override { return planner_->name(); }
   bool plans(AttentionRole role) const override { return planner_->plans(role); }
   std::vector<std::string> param_names() const override { return planner_->param_names(); }
+  PlanRecipe recipe(const Json& options) const override;
   std::string cache_key(const AttentionCall& call) const override;
   AttentionPlan plan(const AttentionCall& call) override;
 

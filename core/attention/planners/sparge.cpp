@@ -5,6 +5,7 @@
 #include <ATen/ATen.h>
 
 #include "core/attention/block_pool.h"
+#include "core/attention/class_sets.h"
 #include "core/attention/select.h"
 #include "core/ops/block_scores.h"
 #include "core/ops/widened.h"
@@ -76,8 +77,9 @@ AttentionPlan SpargePlanner::plan(const AttentionCall& call) {
   const at::Tensor kept = density_ > 0
                               ? keep_top_k(scores, kept_blocks(density_, scores.size(3)))
                               : keep_top_p(shares_of(scores), top_p_, Crossing::excluded, 1);
-  at::Tensor classes =
-      kept.logical_or(k_alike.logical_not()).logical_or(q_alike.logical_not()).to(at::kByte);
+  // A block whose mean tells nothing is looked at, by all and at all.
+  const at::Tensor unlike = unite(complement(q_alike), complement(k_alike));
+  at::Tensor classes = unite(kept.to(at::kByte), unlike);
   if (sink_) classes.slice(3, 0, 1).fill_(block_class::exact);
   set_classes(selection, classes, call);
   return plan;

@@ -7,6 +7,7 @@
 
 #include "core/attention/attention.h"
 #include "core/attention/executors/reference.h"
+#include "core/attention/plan_store.h"
 #include "core/attention/planner.h"
 #include "core/attention/select.h"
 #include "core/check.h"
@@ -242,7 +243,17 @@ class EveryPlanner : public testing::TestWithParam<std::string> {
     if (name == "neighborhood") {
       return {{"window", everything ? Json{99, 99, 99} : Json{3, 3, 3}}};
     }
+    if (name == "saved") return saved(everything);
     return Json::object();
+  }
+
+  // A folder without a plan, so that all calls are planned by its recipe.
+  static Json saved(bool everything) {
+    static const test::TemporaryFolder folder;
+    const fs::path path = folder.path / (everything ? "all" : "some");
+    const Json density = {{"density", everything ? 1.0 : 0.4}, {"block_q", 16}, {"block_kv", 16}};
+    if (!fs::exists(path)) PlanStore("", {"topk", density}, 1).save(path);
+    return {{"file", path.string()}, {"replan", true}};
   }
 };
 
