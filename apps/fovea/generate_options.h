@@ -34,6 +34,7 @@ struct GenerateOptions {
   bool vae_tiling = false;
   std::string attention = "dense";
   std::vector<std::string> attention_options;  ///< KEY=VALUE
+  std::string executor = "auto";
   bool resume = false;
   bool overwrite = false;
   bool strict = false;

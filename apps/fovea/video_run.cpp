@@ -38,7 +38,8 @@ pipelines::PipelineOptions VideoRun::pipeline_options() const {
           .scheduler = {.name = options_.scheduler, .flow_shift = options_.flow_shift},
           .vae_tiling = options_.vae_tiling,
           .attention = attention_.planner,
-          .attention_options = attention_.options};
+          .attention_options = attention_.options,
+          .executor = options_.executor};
 }
 
 void VideoRun::load_latents(std::vector<Job>& jobs) {
