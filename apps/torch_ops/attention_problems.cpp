@@ -88,6 +88,22 @@ void make_plan(AttentionProblem& problem, const Arguments& arguments) {
                                                    : AttentionPlan::dense("dense");
 }
 
+Precision precision_of(const std::string& name) {
+  Precision out;
+  if (name == "int8_qk") {
+    out.q = out.k = {.format = NumberFormat::int8, .unit = ScaleUnit::block};
+    out.smooth_k = true;
+  } else if (name == "fp8") {
+    out.q = out.k = {.format = NumberFormat::e4m3, .unit = ScaleUnit::block};
+    out.v = {.format = NumberFormat::e4m3, .unit = ScaleUnit::channel};
+    out.p = {.format = NumberFormat::e4m3, .unit = ScaleUnit::head};
+  } else {
+    require(name == "auto", ErrorCode::usage, "attention", "unknown precision '", printable(name),
+            "'; known: auto, int8_qk, fp8");
+  }
+  return out;
+}
+
 AttentionRole role_of(int64_t text_len) {
   return text_len > 0 ? AttentionRole::joint : AttentionRole::self;
 }
@@ -106,22 +122,22 @@ AttentionProblem block_attention_problem(const Arguments& arguments) {
       TokenLayout::sequence(call.k.size(2), kv_len.defined() ? kv_len.to(at::kLong) : kv_len);
   call.bias = as_bias(arguments.tensor("bias"));
   problem.executor = arguments.text("executor");
-  const std::string precision = arguments.text("precision");
-  require(precision == "auto", ErrorCode::usage, "attention", "unknown precision '",
-          printable(precision), "'; known: auto");
   problem.plan = AttentionPlan::dense("attention");
   problem.plan.q_order = order_of(arguments, "q_order");
   problem.plan.kv_order = order_of(arguments, "kv_order");
-  Selection& selection = std::get<SoftmaxBranch>(problem.plan.branches[0].kind).selection;
+  auto& branch = std::get<SoftmaxBranch>(problem.plan.branches[0].kind);
+  branch.precision = precision_of(arguments.text("precision"));
+  Selection& selection = branch.selection;
   if (arguments.flag("is_causal")) selection.predicates = {CausalPredicate{}};
   const at::Tensor mask = arguments.tensor("block_mask");
+  if (!mask.defined() && branch.precision.is_storage()) return problem;
+  selection.q_blocks = axis_of(arguments, "q_offsets", call.q_layout, block[0]);
+  selection.kv_blocks = axis_of(arguments, "kv_offsets", call.kv_layout, block[1]);
   if (!mask.defined()) return problem;
   require(mask.scalar_type() == at::kBool || mask.scalar_type() == at::kByte, ErrorCode::bad_data,
           "attention", "tensor 'block_mask': expected bool or uint8, got ", mask.scalar_type());
-  selection.q_blocks = axis_of(arguments, "q_offsets", call.q_layout, block[0]);
-  selection.kv_blocks = axis_of(arguments, "kv_offsets", call.kv_layout, block[1]);
   selection.classes = mask.to(at::kByte);
-  selection.summaries = {Summary{.pool = 0, .log_count = true}};
+  if (branch.precision.is_storage()) selection.summaries = {Summary{.pool = 0, .log_count = true}};
   return problem;
 }
 

@@ -29,8 +29,8 @@ class Attention {
 
   /// returns  [batch, num_heads, q_len, value_dim]; rows without a valid key are 0
   /// throws   Error internal when shapes and layouts disagree, usage when the planner's options do
-  ///          not fit the layout, device when no executor accepts, non_finite when a checked one finds
-  ///          a wrong result
+  ///          not fit the layout, device when no executor accepts, non_finite when a checked one
+  ///          finds a wrong result
   at::Tensor run(const AttentionCall& call);
 
   void set_observer(AttentionObserver observer) { observer_ = std::move(observer); }

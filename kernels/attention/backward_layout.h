@@ -20,8 +20,7 @@ struct BackwardTileMemory {
   float grad_q[kTileRows * kRowStride];  ///< sums of dS k
   float p[kTileRows * kPairStride];      ///< base-2 logits, then probabilities
   float ds[kTileRows * kPairStride];     ///< gradients of the probabilities, then of the logits
-  float ones[kPairKeys];
-  float lse_high[kTileRows];  ///< base-2 lse, as a sum of two floats
+  float lse_high[kTileRows];             ///< base-2 lse, as a sum of two floats
   float lse_low[kTileRows];
   float delta[kTileRows];  ///< rows' sums of grad_out * out, less the gradient of the lse
 };

@@ -23,6 +23,15 @@ struct MutableHeadRows {
   int64_t batch_stride = 0, head_stride = 0, row_stride = 0;
 };
 
+/// 8-bit integers with a factor per row: the tensor [batch, heads, rows, channels] is data * scale.
+/// Null data means absent.
+struct ScaledIntegers {
+  const int8_t* data = nullptr;  ///< -127 .. 127
+  int64_t batch_stride = 0, head_stride = 0, row_stride = 0;
+  const float* scale = nullptr;  ///< [batch, heads, rows], rows contiguous
+  int64_t scale_batch_stride = 0, scale_head_stride = 0;
+};
+
 /// Position in the order -> row of the tensor: int32 [batch, heads, rows] with strides in elements,
 /// 0 where batch items or heads share one order. Null means that positions are rows.
 struct RowOrder {
@@ -60,7 +69,9 @@ struct BlockLists {
 };
 
 /// out = softmax(sm_scale * q k^T + key_bias + bias) v over the listed pairs, and the natural
-/// logarithm of the softmax' denominator. Arithmetic is fp32, out is rounded once.
+/// logarithm of the softmax' denominator. Sums are fp32, or exact for integers; out is rounded
+/// once. Where the instruction set multiplies bf16, the softmax' weights are rounded to it for the
+/// product with bf16 values, not for their sum; everything else is fp32.
 ///
 /// The softmax is computed step by step (Milakov and Gimelshein 2018, arXiv:1805.02867), tile by
 /// tile as in FlashAttention (Dao et al. 2022, arXiv:2205.14135). A row that sees no key gets 0 and
@@ -72,6 +83,7 @@ struct BlockSparseArgs {
   int64_t dim = 0, value_dim = 0;  ///< 1 .. 256 each
   HeadRows q;                      ///< [batch, heads, q_len, dim]
   HeadRows k;                      ///< [batch, kv_heads, kv_len, dim]
+  ScaledIntegers q_int8, k_int8;   ///< both or none; where they are there, instead of q and k
   HeadRows v;                      ///< [batch, kv_heads, kv_len, value_dim]
   MutableHeadRows out;             ///< [batch, heads, q_len, value_dim], may not overlap the inputs
   float* lse = nullptr;            ///< [batch, heads, q_len], contiguous; null means not wanted

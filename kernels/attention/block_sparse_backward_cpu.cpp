@@ -78,15 +78,14 @@ struct PanelMatrix {
 
 /// C += A B.
 template <typename S>
-void add_product(int64_t rows, const float* a, const PanelMatrix& b, const Runs& runs, float* c,
-                 const float* ones) {
+void add_product(int64_t rows, const float* a, const PanelMatrix& b, const Runs& runs, float* c) {
   const int64_t count = (b.columns + kUnit - 1) / kUnit;
   for (int64_t p = 0; p < count; p += kGroupUnits) {
     Panels panels;
     panels.count = std::min<int64_t>(kGroupUnits, count - p);
     if (kGroupUnits == 1) panels.columns = std::min(kUnit, b.columns - p * kUnit);
     for (int64_t u = 0; u < panels.count; ++u) panels.panel[u] = b.data + (p + u) * b.apart;
-    multiply_tile<S>(rows, a, panels, runs, c + p * kUnit, ones);
+    multiply_tile<FloatProduct, S>(rows, a, panels, runs, c + p * kUnit, AddSums());
   }
 }
 
@@ -101,8 +100,8 @@ void pair_products(const Tile& tile, const Step& step, const float* rows, const 
     b.count = std::min<int64_t>(kGroupUnits, step.num_slots - s);
     for (int64_t u = 0; u < b.count; ++u)
       b.panel[u] = units + (step.slots[s + u].unit - first_unit) * kUnit * channels;
-    multiply_tile<Strides<kRowStride, 1, kUnit, kPairStride>>(
-        tile.rows, rows, b, {&all_channels, 1}, to + s * kUnit, nullptr);
+    multiply_tile<FloatProduct, Strides<kRowStride, 1, kUnit, kPairStride>>(
+        tile.rows, rows, b, {&all_channels, 1}, to + s * kUnit, KeepSums());
   }
 }
 
@@ -157,19 +156,19 @@ void run_step(const Tile& tile, Step& step) {
     if (args.grad_v.data) {
       add_product<KeySums>(run.count, m.p + run.column,
                            {m.grad_out_panels, kTileRows * kUnit, f.value_dim}, {&all_rows, 1},
-                           tile.keys.grad_v + run.row * kRowStride, m.ones);
+                           tile.keys.grad_v + run.row * kRowStride);
     }
     if (args.grad_k.data) {
       add_product<KeySums>(run.count, m.ds + run.column, {m.q_panels, kTileRows * kUnit, f.dim},
-                           {&all_rows, 1}, tile.keys.grad_k + run.row * kRowStride, m.ones);
+                           {&all_rows, 1}, tile.keys.grad_k + run.row * kRowStride);
     }
   }
   if (args.grad_key_bias) add_bias_gradients(tile, step);
   if (args.grad_q.data) {
     const PanelMatrix keys{tile.keys.key_panels, kUnit * tile.job.layout.chunk_keys, f.dim};
-    for_each_chunk(step, [&](const Runs& runs) {
-      add_product<Strides<kPairStride, 1, kUnit, kRowStride>>(tile.rows, m.ds, keys, runs, m.grad_q,
-                                                              m.ones);
+    for_each_chunk(step.runs, step.num_runs, [&](const Runs& runs) {
+      add_product<Strides<kPairStride, 1, kUnit, kRowStride>>(tile.rows, m.ds, keys, runs,
+                                                              m.grad_q);
     });
   }
   step.num_slots = step.num_runs = 0;
@@ -302,7 +301,6 @@ void chunk_task(const Job& job, int64_t task, int64_t worker) {
   const int64_t count = chunk.end - chunk.begin;
   const ChunkMemory m = chunk_memory(job, worker);
   auto& memory = *new (job.workers + worker * job.layout.worker_bytes) BackwardTileMemory;
-  std::fill_n(memory.ones, kPairKeys, 1.0f);
   const auto keys = head_view<T>(f.k, f.kv_order, batch, kv_head);
   const auto values = head_view<T>(f.v, f.kv_order, batch, kv_head);
   for (int64_t unit = 0; unit * kUnit < count; ++unit) {

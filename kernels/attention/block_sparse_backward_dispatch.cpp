@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "kernels/attention/backward_layout.h"
+#include "kernels/attention/checks.h"
 #include "kernels/attention/cpu_variants.h"
 
 namespace fovea::kernels {
@@ -11,8 +12,6 @@ namespace {
 constexpr int64_t kMaxChunkKeys = 512, kMinChunkKeys = 256;
 constexpr int64_t kTasks = 64;                     // worth smaller chunks
 constexpr int64_t kWaveBytes = int64_t{64} << 20;  // of sums for queries
-
-constexpr Status invalid(const char* message) { return {StatusCode::invalid, message}; }
 
 // The order leads to rows of its tensor, as the forward's check has seen.
 Status check_permutation(const RowOrder& order, int64_t batch, int64_t heads, int64_t len) {
@@ -44,6 +43,8 @@ int64_t chunk_keys(const BlockSparseArgs& args) {
 Status check(const BlockSparseBackwardArgs& args) {
   const BlockSparseArgs& f = args.forward;
   if (const Status s = check(f); !s.ok()) return s;
+  if (f.q_int8.data || f.k_int8.data)
+    return {StatusCode::unsupported, "integers have no gradients"};
   if (const Status s = check_permutation(f.q_order, f.batch, f.heads, f.q_len); !s.ok()) return s;
   if (const Status s = check_permutation(f.kv_order, f.batch, f.kv_heads, f.kv_len); !s.ok())
     return s;
@@ -100,7 +101,7 @@ Status block_sparse_backward_cpu(const BlockSparseBackwardArgs& args, Workspace 
   auto* kernel = baseline::block_sparse_backward;
 #if FOVEA_X86_VARIANTS
   if (isa == Isa::avx2) kernel = avx2::block_sparse_backward;
-  if (isa == Isa::avx512) kernel = avx512::block_sparse_backward;
+  if (isa >= Isa::avx512) kernel = avx512::block_sparse_backward;
 #endif
   kernel(args, layout, static_cast<unsigned char*>(workspace.data), parallel);
   return {};

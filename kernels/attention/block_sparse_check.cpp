@@ -3,12 +3,25 @@
 #include <vector>
 
 #include "kernels/attention/block_sparse.h"
+#include "kernels/attention/checks.h"
 #include "kernels/attention/work_layout.h"
 
 namespace fovea::kernels {
-namespace {
 
-constexpr Status invalid(const char* message) { return {StatusCode::invalid, message}; }
+Status check_order(const RowOrder& order, int64_t batch, int64_t heads, int64_t len) {
+  if (!order.rows) return {};
+  for (int64_t b = 0; b < (order.batch_stride == 0 ? 1 : batch); ++b) {
+    for (int64_t h = 0; h < (order.head_stride == 0 ? 1 : heads); ++h) {
+      const int32_t* rows = order.rows + b * order.batch_stride + h * order.head_stride;
+      for (int64_t i = 0; i < len; ++i) {
+        if (rows[i] < 0 || rows[i] >= len) return invalid("an order leaves the rows of its tensor");
+      }
+    }
+  }
+  return {};
+}
+
+namespace {
 
 constexpr int64_t kMax = std::numeric_limits<int32_t>::max() - kMaxDim;
 
@@ -25,37 +38,40 @@ Status check_sizes(const BlockSparseArgs& args) {
   return {};
 }
 
-Status check_data(const BlockSparseArgs& args) {
-  const bool has_q = args.batch > 0 && args.heads > 0 && args.q_len > 0;
-  const bool has_kv = args.batch > 0 && args.kv_heads > 0 && args.kv_len > 0;
-  if (has_q && (!args.q.data || !args.out.data)) return invalid("null data");
-  if (has_kv && (!args.k.data || !args.v.data)) return invalid("null data");
-  const DType type = args.q.dtype;
-  if (args.k.dtype != type || args.v.dtype != type || args.out.dtype != type)
-    return invalid("q, k, v and out differ in dtype");
-  return {};
-}
-
-/// Queries have to be a permutation: a row that is left out would not be written, one that comes
-/// twice be written by two tasks. Of keys a row may come twice, and counts twice.
-Status check_order(const RowOrder& order, const BlockSparseArgs& args, bool is_query) {
+/// Of an order that check_order has passed. A row that is left out would not be written, one that
+/// comes twice be written by two tasks.
+Status check_each_once(const RowOrder& order, const BlockSparseArgs& args) {
   if (!order.rows) return {};
-  const int64_t heads = is_query ? args.heads : args.kv_heads;
-  const int64_t len = is_query ? args.q_len : args.kv_len;
   std::vector<bool> seen;
   for (int64_t b = 0; b < (order.batch_stride == 0 ? 1 : args.batch); ++b) {
-    for (int64_t h = 0; h < (order.head_stride == 0 ? 1 : heads); ++h) {
+    for (int64_t h = 0; h < (order.head_stride == 0 ? 1 : args.heads); ++h) {
       const int32_t* rows = order.rows + b * order.batch_stride + h * order.head_stride;
-      if (is_query) seen.assign(static_cast<size_t>(len), false);
-      for (int64_t i = 0; i < len; ++i) {
-        if (rows[i] < 0 || rows[i] >= len) return invalid("an order leaves the rows of its tensor");
-        if (!is_query) continue;
+      seen.assign(static_cast<size_t>(args.q_len), false);
+      for (int64_t i = 0; i < args.q_len; ++i) {
         const auto row = static_cast<size_t>(rows[i]);
         if (seen[row]) return invalid("an order of queries has a row twice");
         seen[row] = true;
       }
     }
   }
+  return {};
+}
+
+Status check_data(const BlockSparseArgs& args) {
+  const bool has_q = args.batch > 0 && args.heads > 0 && args.q_len > 0;
+  const bool has_kv = args.batch > 0 && args.kv_heads > 0 && args.kv_len > 0;
+  const bool integers = args.q_int8.data || args.k_int8.data;
+  if (has_q && ((!integers && !args.q.data) || !args.out.data)) return invalid("null data");
+  if (has_kv && ((!integers && !args.k.data) || !args.v.data)) return invalid("null data");
+  if (integers) {
+    if ((has_q && !args.q_int8.data) || (has_kv && !args.k_int8.data))
+      return invalid("integers for one of q and k");
+    if ((args.q_int8.data && !args.q_int8.scale) || (args.k_int8.data && !args.k_int8.scale))
+      return invalid("integers without factors");
+  }
+  const DType type = args.out.dtype;
+  if ((!integers && (args.q.dtype != type || args.k.dtype != type)) || args.v.dtype != type)
+    return invalid("q, k, v and out differ in dtype");
   return {};
 }
 
@@ -146,8 +162,11 @@ Status check_lists(const BlockSparseArgs& args) {
 Status check(const BlockSparseArgs& args) {
   if (const Status s = check_sizes(args); !s.ok()) return s;
   if (const Status s = check_data(args); !s.ok()) return s;
-  if (const Status s = check_order(args.q_order, args, /*is_query=*/true); !s.ok()) return s;
-  if (const Status s = check_order(args.kv_order, args, /*is_query=*/false); !s.ok()) return s;
+  if (const Status s = check_order(args.q_order, args.batch, args.heads, args.q_len); !s.ok())
+    return s;
+  if (const Status s = check_order(args.kv_order, args.batch, args.kv_heads, args.kv_len); !s.ok())
+    return s;
+  if (const Status s = check_each_once(args.q_order, args); !s.ok()) return s;
   return check_lists(args);
 }
 

@@ -11,44 +11,142 @@ namespace {
 
 constexpr int64_t kPackUnits = 32;  // keys packed by one task, in units
 
+/// In what numbers a problem is computed: how keys and how values are multiplied.
+template <typename K, typename V>
+struct Numbers {
+  using Keys = K;
+  using Values = V;
+};
+
 /// What a tile of queries is computed from.
 struct Tile : QueryTile {
-  const float* keys;    ///< [units][dim][16]
-  const float* values;  ///< [panels][kv_len][16]
+  const float* keys;        ///< [units][dim in 32-bit units][16]
+  const float* key_scales;  ///< [units][16], of integers
+  const float* values;      ///< [panels][rows][16]
+  int64_t value_rows;       ///< a row is a position, or a pair of them
   WorkerMemory& memory;
 };
 
-/// out = out * rescale + P V for the step's keys.
-void add_values(const Tile& tile, const Step& step) {
-  WorkerMemory& m = tile.memory;
-  const BlockSparseArgs& args = tile.args;
-  const int64_t panels = (args.value_dim + kUnit - 1) / kUnit;
-  for_each_chunk(step, [&](const Runs& chunk) {
-    for (int64_t p = 0; p < panels; p += kGroupUnits) {
-      Panels v;
-      v.count = std::min<int64_t>(kGroupUnits, panels - p);
-      if (kGroupUnits == 1) v.columns = std::min(kUnit, args.value_dim - p * kUnit);
-      for (int64_t u = 0; u < v.count; ++u)
-        v.panel[u] = tile.values + (p + u) * kUnit * args.kv_len;
-      multiply_tile<Strides<kLogitStride, 1, kUnit, kRowStride>>(tile.rows, m.logits, v, chunk,
-                                                                 m.out + p * kUnit, m.rescale);
-    }
-    std::fill_n(m.rescale, tile.rows, 1.0f);  // from the second chunk on
-  });
+/// Four panels of V at most, from the given one on.
+inline Panels value_panels(const Tile& tile, int64_t first) {
+  const int64_t panels = (tile.args.value_dim + kUnit - 1) / kUnit;
+  Panels v;
+  v.count = std::min<int64_t>(kGroupUnits, panels - first);
+  if (kGroupUnits == 1) v.columns = std::min(kUnit, tile.args.value_dim - first * kUnit);
+  for (int64_t u = 0; u < v.count; ++u)
+    v.panel[u] = tile.values + (first + u) * kUnit * tile.value_rows;
+  return v;
 }
 
+/// out = out * rescale + P V for runs of columns of P and rows of the panels; the next call does
+/// not rescale again.
+template <typename P>
+void add_runs(const Tile& tile, const Runs& runs) {
+  WorkerMemory& m = tile.memory;
+  const int64_t panels = (tile.args.value_dim + kUnit - 1) / kUnit;
+  for (int64_t p = 0; p < panels; p += kGroupUnits) {
+    multiply_tile<P, Strides<kLogitStride, 1, kUnit, kRowStride>>(
+        tile.rows, m.logits, value_panels(tile, p), runs, m.out + p * kUnit,
+        RescaleAndAddSums{m.rescale});
+  }
+  std::fill_n(m.rescale, tile.rows, 1.0f);
+}
+
+/// out = out * rescale + P V for the step's keys.
+void add_values(const Tile& tile, const Step& step, FloatProduct) {
+  for_each_chunk(step.runs, step.num_runs,
+                 [&](const Runs& chunk) { add_runs<FloatProduct>(tile, chunk); });
+}
+
+#if defined(__AVX512BF16__)
+/// One key, for the half of a pair whose other half is not to be touched.
+void add_single_value(const Tile& tile, int64_t column, int64_t position) {
+  WorkerMemory& m = tile.memory;
+  const int shift = position % 2 == 0 ? 16 : 0;
+  for (int64_t c = 0; c < tile.args.value_dim; c += kUnit) {
+    Word pairs;
+    std::memcpy(&pairs, tile.values + c * tile.value_rows + position / 2 * kUnit, sizeof(pairs));
+    const Word bits = pairs << shift & 0xffff0000u;
+    Float value;
+    std::memcpy(&value, &bits, sizeof(value));
+    for (int64_t r = 0; r < tile.rows; ++r) {
+      BFloat16 p;
+      std::memcpy(&p, reinterpret_cast<const char*>(m.logits + r * kLogitStride) + 2 * column, 2);
+      float* out = m.out + r * kRowStride + c;
+      Float sum;
+      std::memcpy(&sum, out, sizeof(sum));
+      sum += to_float(p) * value;
+      std::memcpy(out, &sum, sizeof(sum));
+    }
+  }
+}
+
+void add_values(const Tile& tile, const Step& step, BFloat16Product) {
+  Run pairs[kStepUnits];
+  int64_t num_pairs = 0;
+  for (int64_t i = 0; i < step.num_runs; ++i) {
+    const Run& run = step.runs[i];
+    const int64_t odd = run.row % 2, count = (run.count - odd) / 2;
+    if (count > 0) pairs[num_pairs++] = {(run.column + odd) / 2, (run.row + odd) / 2, count};
+  }
+  if (num_pairs == 0) add_runs<BFloat16Product>(tile, {pairs, 0});
+  for_each_chunk(pairs, num_pairs,
+                 [&](const Runs& chunk) { add_runs<BFloat16Product>(tile, chunk); });
+  for (int64_t i = 0; i < step.num_runs; ++i) {
+    const Run& run = step.runs[i];
+    const int64_t odd = run.row % 2, last = run.count - 1;
+    if (odd != 0) add_single_value(tile, run.column, run.row);
+    if (run.count > odd && (run.count - odd) % 2 != 0)
+      add_single_value(tile, run.column + last, run.row + last);
+  }
+}
+#endif
+
+/// What makes products of up to four slots base-2 logits.
+KeepSums logits_of(const Tile&, const Slot*, int64_t, FloatProduct) { return {}; }
+
+#if defined(__AVX512BF16__)
+ScaleSums logits_of(const Tile& tile, const Slot*, int64_t, BFloat16Product) {
+  return {static_cast<float>(tile.args.sm_scale * kLog2E)};
+}
+#endif
+
+#if defined(__AVX512VNNI__)
+ScaleIntegers logits_of(const Tile& tile, const Slot* slots, int64_t count, Int8Product) {
+  ScaleIntegers out{tile.memory.q_scale, tile.memory.q_offset, {}};
+  for (int64_t u = 0; u < count; ++u) out.column_scale[u] = tile.key_scales + slots[u].unit * kUnit;
+  return out;
+}
+#endif
+
+template <typename V>
+struct ProbabilitiesFor {
+  using Storage = KeepFloats;
+};
+
+#if defined(__AVX512BF16__)
+template <>
+struct ProbabilitiesFor<BFloat16Product> {
+  using Storage = RoundToBFloat16;
+};
+#endif
+
+template <typename N>
 void run_step(const Tile& tile, Step& step) {
+  using Keys = typename N::Keys;
   if (step.num_slots == 0) return;
   WorkerMemory& m = tile.memory;
   const BlockSparseArgs& args = tile.args;
-  const Run all_channels{0, 0, args.dim};
+  const int64_t channels = (args.dim + Keys::kNumbers - 1) / Keys::kNumbers;
+  const Run all_channels{0, 0, channels};
   for (int64_t s = 0; s < step.num_slots; s += kGroupUnits) {
     Panels k;
     k.count = std::min<int64_t>(kGroupUnits, step.num_slots - s);
     for (int64_t u = 0; u < k.count; ++u)
-      k.panel[u] = tile.keys + step.slots[s + u].unit * kUnit * args.dim;
-    multiply_tile<Strides<kRowStride, 1, kUnit, kLogitStride>>(
-        tile.rows, m.q, k, {&all_channels, 1}, m.logits + s * kUnit, nullptr);
+      k.panel[u] = tile.keys + step.slots[s + u].unit * kUnit * channels;
+    multiply_tile<Keys, Strides<kRowStride, 1, kUnit, kLogitStride>>(
+        tile.rows, m.q, k, {&all_channels, 1}, m.logits + s * kUnit,
+        logits_of(tile, step.slots + s, k.count, Keys()));
   }
   const bool biased = args.key_bias.data || args.bias.data;
   for (int64_t s = 0; s < step.num_slots; ++s) {
@@ -56,15 +154,17 @@ void run_step(const Tile& tile, Step& step) {
     if (biased || slot.bits || slot.last - slot.first < kUnit)
       finish_slot(tile, slot, m.logits + s * kUnit, kLogitStride);
   }
-  softmax_step(m, tile.rows, step.num_slots * kUnit);
-  add_values(tile, step);
+  softmax_step<typename ProbabilitiesFor<typename N::Values>::Storage>(m, tile.rows,
+                                                                       step.num_slots * kUnit);
+  add_values(tile, step, typename N::Values());
   step.num_slots = step.num_runs = 0;
 }
 
 /// Runs over the tile's list.
+template <typename N>
 void run_list(const Tile& tile, int64_t map, int64_t block) {
   Step step;
-  const auto run = [&] { run_step(tile, step); };
+  const auto run = [&] { run_step<N>(tile, step); };
   for_each_range(tile, map, block, {0, tile.args.kv_len},
                  [&](const KeyRange& range) { add_range(range, step, run); });
   run();
@@ -96,10 +196,9 @@ struct Job {
   unsigned char* workers;
   int64_t first_pair = 0, num_pairs = 0;  ///< of this wave
 
-  float* keys(int64_t pair) const {
-    return packed + pair * (layout.key_floats + layout.value_floats);
-  }
-  float* values(int64_t pair) const { return keys(pair) + layout.key_floats; }
+  float* keys(int64_t pair) const { return packed + pair * layout.pair_floats(); }
+  float* key_scales(int64_t pair) const { return keys(pair) + layout.key_floats; }
+  float* values(int64_t pair) const { return key_scales(pair) + layout.scale_floats; }
   WorkerMemory& memory(int64_t worker) const {
     constexpr int64_t kBytes = (int64_t{sizeof(WorkerMemory)} + 63) / 64 * 64;
     return *new (workers + worker * kBytes) WorkerMemory;
@@ -110,23 +209,89 @@ int64_t pack_chunks(const BlockSparseArgs& args) {
   return (args.kv_len + kPackUnits * kUnit - 1) / (kPackUnits * kUnit);
 }
 
+/// The tensors of (batch, head) whose numbers are T or, where T is int8_t, scaled integers.
 template <typename T>
+HeadView<T> query_view(const BlockSparseArgs& args, int64_t batch, int64_t head) {
+  if constexpr (std::is_same_v<T, int8_t>) {
+    return head_view(args.q_int8, args.q_order, batch, head);
+  } else {
+    return head_view<T>(args.q, args.q_order, batch, head);
+  }
+}
+
+template <typename T>
+HeadView<T> key_view(const BlockSparseArgs& args, int64_t batch, int64_t head) {
+  if constexpr (std::is_same_v<T, int8_t>) {
+    return head_view(args.k_int8, args.kv_order, batch, head);
+  } else {
+    return head_view<T>(args.k, args.kv_order, batch, head);
+  }
+}
+
+template <typename V>
+int64_t value_rows(const BlockSparseArgs& args) {
+  return (args.kv_len + V::kNumbers - 1) / V::kNumbers;
+}
+
+/// K: the numbers of queries and keys; V: those of values and results.
+template <typename N, typename K, typename V>
 void pack_task(const Job& job, int64_t task) {
+  using Keys = typename N::Keys;
+  using Values = typename N::Values;
   const BlockSparseArgs& args = job.args;
   const int64_t pair = task / pack_chunks(args), chunk = task % pack_chunks(args);
   const int64_t batch = (job.first_pair + pair) / args.kv_heads;
   const int64_t head = (job.first_pair + pair) % args.kv_heads;
   const int64_t begin = chunk * kPackUnits * kUnit;
   const int64_t end = std::min(begin + kPackUnits * kUnit, args.kv_len);
-  const auto keys = head_view<T>(args.k, args.kv_order, batch, head);
+  const HeadView<K> keys = key_view<K>(args, batch, head);
+  const int64_t channels = (args.dim + Keys::kNumbers - 1) / Keys::kNumbers;
   for (int64_t unit = begin / kUnit; unit * kUnit < end; ++unit) {
-    pack_key_unit(keys, args.kv_len, args.dim, unit, job.keys(pair) + unit * kUnit * args.dim);
+    float* to = job.keys(pair) + unit * kUnit * channels;
+    if constexpr (Keys::kNumbers == 1) {
+      pack_key_unit(keys, args.kv_len, args.dim, unit, to);
+    } else {
+      pack_raw_key_unit(keys, args.kv_len, args.dim, unit, to);
+    }
   }
-  const auto values = head_view<T>(args.v, args.kv_order, batch, head);
-  pack_values(values, args.value_dim, args.kv_len, {begin, end}, job.values(pair) + begin * kUnit);
+  if constexpr (Keys::kNumbers == 4) {
+    float* scales = job.key_scales(pair);
+    for (int64_t at = begin; at < end; ++at) scales[at] = keys.scale[keys.row(at)];
+    for (int64_t at = end; at % kUnit != 0; ++at) scales[at] = 0;
+  }
+  const auto values = head_view<V>(args.v, args.kv_order, batch, head);
+  float* to = job.values(pair) + begin / Values::kNumbers * kUnit;
+  if constexpr (Values::kNumbers == 1) {
+    pack_values(values, args.value_dim, args.kv_len, {begin, end}, to);
+  } else {
+    pack_value_pairs(values, args.value_dim, value_rows<Values>(args), {begin, end}, to);
+  }
 }
 
-template <typename T>
+template <typename N, typename K>
+void load_tile_queries(const Tile& tile) {
+  const BlockSparseArgs& args = tile.args;
+  WorkerMemory& m = tile.memory;
+  const HeadView<K> queries = query_view<K>(args, tile.batch, tile.head);
+  const double scale = args.sm_scale * kLog2E;
+  if constexpr (N::Keys::kNumbers == 1) {
+    load_queries(queries, tile.begin, tile.rows, args.dim, scale, m.q);
+  } else {
+    load_raw_queries(queries, tile.begin, tile.rows, args.dim, m.q);
+  }
+  if constexpr (N::Keys::kNumbers == 4) {
+    // Keys are packed with 128 more than they are.
+    for (int64_t r = 0; r < tile.rows; ++r) {
+      const int8_t* row = queries.at(tile.begin + r);
+      int32_t sum = 0;
+      for (int64_t c = 0; c < args.dim; ++c) sum += row[c];
+      m.q_offset[r] = -128 * sum;
+      m.q_scale[r] = static_cast<float>(queries.scale[queries.row(tile.begin + r)] * scale);
+    }
+  }
+}
+
+template <typename N, typename K, typename V>
 void tile_task(const Job& job, int64_t task, WorkerMemory& memory) {
   const BlockSparseArgs& args = job.args;
   const BlockLists& lists = args.lists;
@@ -148,17 +313,53 @@ void tile_task(const Job& job, int64_t task, WorkerMemory& memory) {
   const Tile t{{args, batch, head, order_of(args.q_order, batch, head),
                 order_of(args.kv_order, batch, head / group), begin, end - begin},
                job.keys(pair),
+               job.key_scales(pair),
                job.values(pair),
+               value_rows<typename N::Values>(args),
                memory};
-  load_queries(head_view<T>(args.q, args.q_order, batch, head), begin, t.rows, args.dim,
-               args.sm_scale * kLog2E, memory.q);
+  load_tile_queries<N, K>(t);
   std::fill_n(memory.row_max, t.rows, -kInfinity);
   std::fill_n(memory.row_sum, t.rows, 0.0f);
   const int64_t width = (args.value_dim + kUnit - 1) / kUnit * kUnit;
   for (int64_t r = 0; r < t.rows; ++r) std::fill_n(memory.out + r * kRowStride, width, 0.0f);
-  run_list(t, map, block);
-  store_results<T>(t);
+  run_list<N>(t, map, block);
+  store_results<V>(t);
 }
+
+template <typename N, typename K, typename V>
+void run_waves(Job& job, const Parallel& parallel) {
+  const BlockSparseArgs& args = job.args;
+  const int64_t pairs = args.batch * args.kv_heads;
+  for (int64_t first = 0; first < pairs && job.layout.tiles > 0; first += job.layout.wave_heads) {
+    job.first_pair = first;
+    job.num_pairs = std::min(job.layout.wave_heads, pairs - first);
+    const int64_t tiles = job.num_pairs * (args.heads / args.kv_heads) * job.layout.tiles;
+    run_tasks(job, parallel, job.num_pairs * pack_chunks(args),
+              [](const Job& j, int64_t task, int64_t) { pack_task<N, K, V>(j, task); });
+    run_tasks(job, parallel, tiles, [](const Job& j, int64_t task, int64_t worker) {
+      tile_task<N, K, V>(j, task, j.memory(worker));
+    });
+  }
+}
+
+// The fastest products for numbers of a type.
+template <typename V>
+struct ProductFor {
+  using Values = FloatProduct;
+};
+
+#if defined(__AVX512BF16__)
+template <>
+struct ProductFor<BFloat16> {
+  using Values = BFloat16Product;
+};
+#endif
+
+#if defined(__AVX512VNNI__)
+using IntegerProduct = Int8Product;
+#else
+using IntegerProduct = FloatProduct;
+#endif
 
 }  // namespace
 
@@ -167,20 +368,15 @@ void block_sparse(const BlockSparseArgs& args, const WorkLayout& layout, unsigne
   Job job{args, layout, reinterpret_cast<int32_t*>(memory + layout.tile_starts_at),
           reinterpret_cast<float*>(memory + layout.packed_at), memory + layout.workers_at};
   count_tiles(args.lists, job.tile_starts);
-  const int64_t pairs = args.batch * args.kv_heads;
-  for (int64_t first = 0; first < pairs && layout.tiles > 0; first += layout.wave_heads) {
-    job.first_pair = first;
-    job.num_pairs = std::min(layout.wave_heads, pairs - first);
-    const int64_t tiles = job.num_pairs * (args.heads / args.kv_heads) * layout.tiles;
-    with_type(args.q.dtype, [&](auto* type) {
-      using T = std::remove_pointer_t<decltype(type)>;
-      run_tasks(job, parallel, job.num_pairs * pack_chunks(args),
-                [](const Job& j, int64_t task, int64_t) { pack_task<T>(j, task); });
-      run_tasks(job, parallel, tiles, [](const Job& j, int64_t task, int64_t worker) {
-        tile_task<T>(j, task, j.memory(worker));
-      });
-    });
-  }
+  with_type(args.out.dtype, [&](auto* type) {
+    using V = std::remove_pointer_t<decltype(type)>;
+    using Values = typename ProductFor<V>::Values;
+    if (args.k_int8.data) {
+      run_waves<Numbers<IntegerProduct, Values>, int8_t, V>(job, parallel);
+    } else {
+      run_waves<Numbers<Values, Values>, V, V>(job, parallel);
+    }
+  });
 }
 
 }  // namespace fovea::kernels::FOVEA_ISA

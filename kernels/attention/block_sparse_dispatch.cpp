@@ -47,11 +47,13 @@ Status check_run(const Workspace& workspace, int64_t bytes, Isa isa) {
 WorkLayout work_layout(const BlockSparseArgs& args, int threads) {
   WorkLayout layout;
   const int64_t workers = std::max(threads, 1);
-  layout.key_floats = (args.kv_len + kUnit - 1) / kUnit * kUnit * args.dim;
-  layout.value_floats = args.kv_len * ((args.value_dim + kUnit - 1) / kUnit * kUnit);
+  const int64_t padded_len = (args.kv_len + kUnit - 1) / kUnit * kUnit;
+  layout.key_floats = padded_len * args.dim;
+  layout.scale_floats = args.k_int8.data ? padded_len : 0;
+  layout.value_floats = padded_len * ((args.value_dim + kUnit - 1) / kUnit * kUnit);
   layout.tiles = most_tiles(args.lists);
   const int64_t pairs = args.batch * args.kv_heads;
-  const int64_t pair_bytes = 4 * (layout.key_floats + layout.value_floats);
+  const int64_t pair_bytes = 4 * layout.pair_floats();
   const int64_t pair_tiles =
       std::max<int64_t>(layout.tiles, 1) * (args.kv_heads > 0 ? args.heads / args.kv_heads : 0);
   const int64_t for_threads =
@@ -80,6 +82,8 @@ Status block_sparse_cpu(const BlockSparseArgs& args, Workspace workspace, const 
 #if FOVEA_X86_VARIANTS
   if (isa == Isa::avx2) kernel = avx2::block_sparse;
   if (isa == Isa::avx512) kernel = avx512::block_sparse;
+  if (isa == Isa::avx512_vnni) kernel = avx512_vnni::block_sparse;
+  if (isa == Isa::avx512_bf16) kernel = avx512_bf16::block_sparse;
 #endif
   kernel(args, layout, static_cast<unsigned char*>(workspace.data), parallel);
   return {};

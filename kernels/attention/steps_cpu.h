@@ -118,15 +118,15 @@ inline void add_range(const KeyRange& range, Step& step, F run) {
   }
 }
 
-/// Calls f(runs) for the step's keys, kChunkKeys of them at a time.
+/// Calls f(runs) for all of up to kStepUnits runs, kChunkKeys rows of V at a time.
 template <typename F>
-inline void for_each_chunk(const Step& step, F f) {
+inline void for_each_chunk(const Run* runs, int64_t num_runs, F f) {
   Run chunk[kStepUnits + 1];
   int64_t next = 0, taken = 0;  // the run to go on with, and how much of it is done
-  while (next < step.num_runs) {
+  while (next < num_runs) {
     int64_t count = 0;
-    for (int64_t left = kChunkKeys; left > 0 && next < step.num_runs;) {
-      const Run& run = step.runs[next];
+    for (int64_t left = kChunkKeys; left > 0 && next < num_runs;) {
+      const Run& run = runs[next];
       const int64_t now = std::min(left, run.count - taken);
       chunk[count++] = {run.column + taken, run.row + taken, now};
       left -= now;

@@ -21,7 +21,7 @@ namespace {
 // vectors of each unit (the vectors of a unit that are left form a group of their own).
 #if FOVEA_VECTOR_FLOATS == 16
 constexpr int kMaxRows = 6, kGroupUnits = 4, kGroupParts = 1;
-constexpr int64_t kChunkKeys = 128;  // of V at a time: 4 panels of it stay in the first-level cache
+constexpr int64_t kChunkKeys = 128;  // rows of V at a time: 4 panels of them stay in the L1 cache
 #elif FOVEA_VECTOR_FLOATS == 8
 constexpr int kMaxRows = 6, kGroupUnits = 1, kGroupParts = 2;
 constexpr int64_t kChunkKeys = 512;
@@ -50,6 +50,109 @@ struct Runs {
   int64_t count;
 };
 
+// How a product multiplies: A and the panels hold 32-bit units of kNumbers numbers each along the
+// inner dimension.
+
+/// fp32 times fp32.
+struct FloatProduct {
+  static constexpr int64_t kNumbers = 1;
+  using Sum = Float;
+  using Unit = Float;
+  static Unit broadcast_unit(const float* from) { return *from - Float{}; }
+  static void add(Sum& sum, const Unit& left, const Float& right) { sum += left * right; }
+};
+
+#if defined(__AVX512BF16__)
+/// bf16 times bf16, summed in fp32.
+struct BFloat16Product {
+  static constexpr int64_t kNumbers = 2;
+  using Sum = Float;
+  using Unit = Word;
+  static Unit broadcast_unit(const float* from) {
+    uint32_t bits;
+    std::memcpy(&bits, from, sizeof(bits));
+    return bits - Word{};
+  }
+  static void add(Sum& sum, const Unit& left, const Float& right) {
+    sum = (Float)_mm512_dpbf16_ps((__m512)sum, (__m512bh)left, (__m512bh)right);
+  }
+};
+#endif
+
+#if defined(__AVX512VNNI__)
+/// Signed 8-bit integers times unsigned ones (of the panels), exact.
+struct Int8Product {
+  static constexpr int64_t kNumbers = 4;
+  // Not __m512i: gcc 12 spills sums of that type.
+  using Sum = SignedWord;
+  using Unit = SignedWord;
+  static Unit broadcast_unit(const float* from) {
+    int32_t bits;
+    std::memcpy(&bits, from, sizeof(bits));
+    return bits - SignedWord{};
+  }
+  static void add(Sum& sum, const Unit& left, const Float& right) {
+    sum = __builtin_ia32_vpdpbusd_v16si(sum, (SignedWord)right, left);
+  }
+};
+#endif
+
+// What becomes of sums: result(sum, at, r, u) is stored to `at`, row r and panel u of the block
+// whose first row from_row() has named.
+
+struct KeepSums {
+  KeepSums from_row(int64_t) const { return *this; }
+  Float result(const Float& sum, const float*, int, int) const { return sum; }
+};
+
+/// C + sum
+struct AddSums {
+  AddSums from_row(int64_t) const { return *this; }
+  Float result(const Float& sum, const float* at, int, int) const {
+    Float before;
+    std::memcpy(&before, at, sizeof(before));
+    return before + sum;
+  }
+};
+
+/// C * rescale + sum, with a factor per row.
+struct RescaleAndAddSums {
+  const float* rescale;
+
+  RescaleAndAddSums from_row(int64_t row) const { return {rescale + row}; }
+  Float result(const Float& sum, const float* at, int r, int) const {
+    Float before;
+    std::memcpy(&before, at, sizeof(before));
+    return sum + before * rescale[r];
+  }
+};
+
+/// sum * factor
+struct ScaleSums {
+  float factor;
+
+  ScaleSums from_row(int64_t) const { return *this; }
+  Float result(const Float& sum, const float*, int, int) const { return sum * factor; }
+};
+
+/// (sum + offset of the row) * factor of the row * factor of the column
+struct ScaleIntegers {
+  const float* row_scale;
+  const int32_t* row_offset;
+  const float* column_scale[kGroupUnits];  ///< of a panel's columns
+
+  ScaleIntegers from_row(int64_t row) const {
+    ScaleIntegers out = *this;
+    out.row_scale += row, out.row_offset += row;
+    return out;
+  }
+  Float result(const SignedWord& sum, const float*, int r, int u) const {
+    Float scale;
+    std::memcpy(&scale, column_scale[u], sizeof(scale));
+    return __builtin_convertvector(sum + row_offset[r], Float) * (scale * row_scale[r]);
+  }
+};
+
 /// `count` panels of 16 columns; `panel[u]` begins with row 0.
 struct Panels {
   const float* panel[kGroupUnits];
@@ -57,12 +160,12 @@ struct Panels {
   int64_t columns = kUnit;  ///< wanted of the last panel
 };
 
-/// C = A B (rescale null) or C = C * rescale + A B, for kRows rows, kUnits panels and kVectors
-/// vectors of each; panel u is columns u * 16 and on of C.
-template <typename S, int kRows, int kUnits, int kVectors>
+/// C = what `finish` makes of A B, for kRows rows, kUnits panels and kVectors vectors of each;
+/// panel u is columns u * 16 and on of C.
+template <typename P, typename S, int kRows, int kUnits, int kVectors, typename F>
 [[gnu::noinline]] void multiply(const float* a, const Panels& b, Runs runs, float* c,
-                                const float* rescale) {
-  Float sum[kRows][kUnits][kVectors] = {};
+                                const F& finish) {
+  typename P::Sum sum[kRows][kUnits][kVectors] = {};
   for (int64_t i = 0; i < runs.count; ++i) {
     const Run& run = runs.data[i];
     const float* left = a + run.column * S::column_a;
@@ -78,11 +181,11 @@ template <typename S, int kRows, int kUnits, int kVectors>
       }
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
-        const Float factor = left[r * S::row_a + k * S::column_a] - Float{};
+        const auto unit = P::broadcast_unit(left + r * S::row_a + k * S::column_a);
 #pragma GCC unroll 4
         for (int u = 0; u < kUnits; ++u) {
 #pragma GCC unroll 4
-          for (int p = 0; p < kVectors; ++p) sum[r][u][p] += factor * right[u][p];
+          for (int p = 0; p < kVectors; ++p) P::add(sum[r][u][p], unit, right[u][p]);
         }
       }
     }
@@ -94,12 +197,7 @@ template <typename S, int kRows, int kUnits, int kVectors>
 #pragma GCC unroll 4
       for (int p = 0; p < kVectors; ++p) {
         float* at = c + r * S::row_c + u * kUnit + p * kWidth;
-        Float value = sum[r][u][p];
-        if (rescale) {
-          Float before;
-          std::memcpy(&before, at, sizeof(before));
-          value += before * rescale[r];
-        }
+        const Float value = finish.result(sum[r][u][p], at, r, u);
         std::memcpy(at, &value, sizeof(value));
       }
     }
@@ -107,45 +205,45 @@ template <typename S, int kRows, int kUnits, int kVectors>
 }
 
 /// multiply() for 1 .. kMaxRows rows.
-template <typename S, int kUnits, int kVectors, int kRows = kMaxRows>
+template <typename P, typename S, int kUnits, int kVectors, int kRows = kMaxRows, typename F>
 inline void multiply_rows(int64_t rows, const float* a, const Panels& b, Runs runs, float* c,
-                          const float* rescale) {
+                          const F& finish) {
   if constexpr (kRows > 1) {
     if (rows < kRows)
-      return multiply_rows<S, kUnits, kVectors, kRows - 1>(rows, a, b, runs, c, rescale);
+      return multiply_rows<P, S, kUnits, kVectors, kRows - 1>(rows, a, b, runs, c, finish);
   }
-  multiply<S, kRows, kUnits, kVectors>(a, b, runs, c, rescale);
+  multiply<P, S, kRows, kUnits, kVectors>(a, b, runs, c, finish);
 }
 
 /// multiply() for all rows of a tile, split evenly among the calls.
-template <typename S, int kUnits, int kVectors>
+template <typename P, typename S, int kUnits, int kVectors, typename F>
 inline void multiply_all(int64_t rows, const float* a, const Panels& b, Runs runs, float* c,
-                         const float* rescale) {
+                         const F& finish) {
   const int64_t groups = (rows + kMaxRows - 1) / kMaxRows;
   int64_t row = 0;
   for (int64_t g = 0; g < groups; ++g) {
     const int64_t end = rows * (g + 1) / groups;
-    multiply_rows<S, kUnits, kVectors>(end - row, a + row * S::row_a, b, runs, c + row * S::row_c,
-                                       rescale ? rescale + row : nullptr);
+    multiply_rows<P, S, kUnits, kVectors>(end - row, a + row * S::row_a, b, runs,
+                                          c + row * S::row_c, finish.from_row(row));
     row = end;
   }
 }
 
 /// multiply_all() for 1 .. kGroupUnits panels, as many vectors of them as hold wanted columns.
-template <typename S, int kUnits = kGroupUnits>
+template <typename P, typename S, int kUnits = kGroupUnits, typename F>
 inline void multiply_tile(int64_t rows, const float* a, const Panels& b, Runs runs, float* c,
-                          const float* rescale) {
+                          const F& finish) {
   if constexpr (kUnits > 1) {
-    if (b.count < kUnits) return multiply_tile<S, kUnits - 1>(rows, a, b, runs, c, rescale);
+    if (b.count < kUnits) return multiply_tile<P, S, kUnits - 1>(rows, a, b, runs, c, finish);
   }
   for (int part = 0; part * kWidth < b.columns; part += kGroupParts) {
     Panels panels = b;
     for (int u = 0; u < kUnits; ++u) panels.panel[u] += part * kWidth;
     float* to = c + part * kWidth;
     if (kGroupParts > 1 && b.columns <= (part + 1) * kWidth) {
-      multiply_all<S, kUnits, 1>(rows, a, panels, runs, to, rescale);
+      multiply_all<P, S, kUnits, 1>(rows, a, panels, runs, to, finish);
     } else {
-      multiply_all<S, kUnits, kGroupParts>(rows, a, panels, runs, to, rescale);
+      multiply_all<P, S, kUnits, kGroupParts>(rows, a, panels, runs, to, finish);
     }
   }
 }
@@ -198,8 +296,26 @@ inline float fold(Float a, F f) {
   return lanes[0];
 }
 
+/// Where probabilities go: over the logits, as fp32 or as pairs of bf16 in the row's first half.
+struct KeepFloats {
+  static constexpr int kAtOnce = kUnit / kWidth;
+  static void store(float* row, int64_t column, const Float* p) {
+    for (int i = 0; i < kAtOnce; ++i) std::memcpy(row + column + i * kWidth, p + i, sizeof(Float));
+  }
+};
+
+#if defined(__AVX512BF16__)
+struct RoundToBFloat16 {
+  static void store(float* row, int64_t column, const Float* p) {
+    const __m256bh rounded = _mm512_cvtneps_pbh((__m512)*p);
+    std::memcpy(row + column / 2, &rounded, sizeof(rounded));
+  }
+};
+#endif
+
 /// Turns `columns` base-2 logits of each row into probabilities under the new running maximum, and
 /// updates the running sums.
+template <typename Storage>
 inline void softmax_step(WorkerMemory& m, int64_t rows, int64_t columns) {
   constexpr int kAtOnce = kUnit / kWidth;
   for (int64_t r = 0; r < rows; ++r) {
@@ -219,13 +335,13 @@ inline void softmax_step(WorkerMemory& m, int64_t rows, int64_t columns) {
     const float from = row_max == -kInfinity ? 0.0f : row_max;
     Float sum[kAtOnce] = {};
     for (int64_t j = 0; j < columns; j += kUnit) {
+      Float p[kAtOnce];
       for (int i = 0; i < kAtOnce; ++i) {
-        Float x;
-        std::memcpy(&x, logits + j + i * kWidth, sizeof(x));
-        x = exp2_of_negative(x - from);
-        sum[i] += x;
-        std::memcpy(logits + j + i * kWidth, &x, sizeof(x));
+        std::memcpy(&p[i], logits + j + i * kWidth, sizeof(Float));
+        p[i] = exp2_of_negative(p[i] - from);
+        sum[i] += p[i];
       }
+      Storage::store(logits, j, p);
     }
     for (int i = 1; i < kAtOnce; ++i) sum[0] += sum[i];
     const float step_sum = fold(sum[0], [](float a, float b) { return a + b; });

@@ -17,11 +17,14 @@ constexpr int64_t kStepKeys = kStepUnits * kUnit;
 constexpr int64_t kRowStride = kMaxDim + kUnit;
 constexpr int64_t kLogitStride = kStepKeys + kUnit;
 
-/// A worker's buffers, all fp32.
+/// A worker's buffers. The first and the third hold 32-bit units: a number of fp32, two of bf16, or
+/// four 8-bit integers.
 struct WorkerMemory {
-  float q[kTileRows * kRowStride];         ///< queries times the scale
+  float q[kTileRows * kRowStride];         ///< queries; those of fp32 times the scale
   float out[kTileRows * kRowStride];       ///< sums of p v
   float logits[kTileRows * kLogitStride];  ///< base-2 logits, then probabilities
+  float q_scale[kTileRows];                ///< of integers: what makes their products base-2 logits
+  int32_t q_offset[kTileRows];             ///< of integers: what the offset of the keys adds
   float row_max[kTileRows];
   float row_sum[kTileRows];
   float rescale[kTileRows];  ///< what the sums so far are worth under the new maximum
@@ -30,10 +33,14 @@ struct WorkerMemory {
 /// Where things are in the workspace. (batch, kv head) pairs are packed and computed in waves, so
 /// that long sequences of many heads do not need all their keys packed at once.
 struct WorkLayout {
-  int64_t key_floats = 0, value_floats = 0;  ///< packed K and V of one (batch, kv head)
-  int64_t wave_heads = 0;                    ///< (batch, kv head) pairs of a wave
-  int64_t tiles = 0;                         ///< most tiles of any head
+  /// Of one (batch, kv head): packed K, factors of its rows, packed V. What is packed in fewer than
+  /// 32 bits a number leaves the rest unused.
+  int64_t key_floats = 0, scale_floats = 0, value_floats = 0;
+  int64_t wave_heads = 0;  ///< (batch, kv head) pairs of a wave
+  int64_t tiles = 0;       ///< most tiles of any head
   int64_t tile_starts_at = 0, packed_at = 0, workers_at = 0, bytes = 0;
+
+  int64_t pair_floats() const { return key_floats + scale_floats + value_floats; }
 };
 
 /// Tiles of the blocks of queries: blocks longer than a tile are split evenly.

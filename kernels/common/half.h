@@ -18,6 +18,8 @@ struct BFloat16 {
 
 static inline float to_float(float value) { return value; }
 
+static inline float to_float(int8_t value) { return value; }
+
 static inline float to_float(BFloat16 value) {
   return std::bit_cast<float>(static_cast<uint32_t>(value.bits) << 16);
 }

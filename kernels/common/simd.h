@@ -191,6 +191,17 @@ inline void store(Half* to, const Floats& a) {
 }
 #endif
 
+inline Floats load(const int8_t* from) {
+  typedef int8_t Byte __attribute__((vector_size(kWidth)));
+  Floats out;
+  for (int i = 0; i < kParts; ++i) {
+    Byte bytes;
+    std::memcpy(&bytes, from + i * kWidth, sizeof(bytes));
+    out.part[i] = __builtin_convertvector(__builtin_convertvector(bytes, SignedWord), Float);
+  }
+  return out;
+}
+
 /// `count` < 16 values; the lanes beyond get 0.
 template <typename T>
 inline Floats load_tail(const T* from, int64_t count) {

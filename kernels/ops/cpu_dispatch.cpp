@@ -25,7 +25,7 @@ Status run(const Variants<Args>& variants, const Args& args, RowRange range, Isa
   if (const Status status = check(args); !status.ok()) return status;
   if (!isa_available(isa))
     return {StatusCode::unsupported, "this processor lacks the instruction set"};
-  const RowKernel<Args> kernel = isa == Isa::avx512 ? variants.avx512
+  const RowKernel<Args> kernel = isa >= Isa::avx512 ? variants.avx512
                                  : isa == Isa::avx2 ? variants.avx2
                                                     : variants.baseline;
   kernel(args, range);

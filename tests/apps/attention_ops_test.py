@@ -265,6 +265,45 @@ def check_gradients():
         raise AssertionError("a second derivative was made up")
 
 
+def by_block(x, size, largest):
+    """Values of x [batch, heads, len, dim] and the factors of their blocks."""
+    pieces = x.split(size, 2)
+    scale = torch.cat([p.abs().amax((2, 3), keepdim=True).expand_as(p) for p in pieces], 2)
+    scale = scale / largest
+    return torch.where(scale == 0, 1, scale)
+
+
+def check_precision():
+    """int8_qk and fp8 by their definitions, in fp64 and through the fast path of fp32."""
+    def e4m3(x):
+        return x.to(torch.float8_e4m3fn).to(x.dtype)
+
+    for dtype, bound in ((torch.float64, 1e-10), (torch.float32, 1e-3)):
+        q, k, v = draw(50, 70, dtype, dim=16)
+        k = k + 3
+        mask = torch.rand(2, 4, 4, 5) < 0.6
+        mask[..., 0] = True
+        visible = mask.repeat_interleave(16, 2)[:, :, :50].repeat_interleave(16, 3)[..., :70]
+        mean = k.mean(2, keepdim=True)
+        shared = {}
+        for name, x in (("q", q), ("k", k - mean)):
+            scale = by_block(x, 16, 127)
+            shared[name] = torch.round(x / scale).clamp(-127, 127) * scale
+        lost = (q @ mean.repeat_interleave(2, 1).transpose(2, 3)) / 4
+        got = torch.ops.fovea.attention(q, k, v, mask, [16, 16], precision="int8_qk")
+        for a, b in zip(got, softmax(shared["q"], shared["k"], v, visible, lost)):
+            close(a, b, bound)
+        values = [e4m3(x / by_block(x, 16, 448)) * by_block(x, 16, 448) for x in (q, k)]
+        scale = v.abs().amax(2, keepdim=True) / 448
+        keys, numbers = (x.repeat_interleave(2, 1) for x in (values[1], e4m3(v / scale) * scale))
+        logits = (values[0] @ keys.transpose(2, 3) / 4).masked_fill(~visible, -math.inf)
+        weights = torch.exp(logits - logits.amax(3, keepdim=True))
+        out, lse = torch.ops.fovea.attention(q, k, v, mask, [16, 16], precision="fp8")
+        scaled = e4m3(weights * 448) / 448
+        close(out, scaled @ numbers / weights.sum(3, keepdim=True), 3e-3)
+        close(lse, logits.logsumexp(3), bound)
+
+
 def check_refusals():
     ops = torch.ops.fovea
     q, k, v = draw(8, 8, torch.float32)
@@ -305,6 +344,7 @@ def main():
     torch.manual_seed(0)
     torch.ops.load_library(sys.argv[1])
     check_attention()
+    check_precision()
     check_neighborhood()
     check_large_kernel()
     check_sparse_linear()

@@ -2,10 +2,13 @@
 // beside the rate of fused multiply-adds that this processor reaches in registers:
 //
 //   cmake --build build --target attention_bench
-//   build/tests/attention_bench [--long] [--backward] [--threads N] [baseline|AVX2|AVX-512]
+//   build/tests/attention_bench [--long] [--backward | --forward] [--threads N] [INSTRUCTION SET]
+//
+// with baseline, AVX2, AVX-512, AVX-512-VNNI or AVX-512-BF16.
 //
 // The two are timed in turns, the best of several rounds counts: other programs only take time.
-// --backward leaves the forward out.
+// --backward leaves the forward out. "int8 QK" has q and k of bf16 made 8-bit integers, a factor
+// per token, in the time that counts; its SDPA is that of bf16.
 
 #include <algorithm>
 #include <cstdio>
@@ -23,6 +26,7 @@
 #include <c10/core/InferenceMode.h>
 
 #include "kernels/attention/block_sparse_backward.h"
+#include "kernels/attention/quantize_rows.h"
 
 namespace fovea::kernels {
 namespace {
@@ -50,47 +54,81 @@ void run_on_threads(void*, int64_t count, Parallel::Task task, void* state) {
   for (std::thread& thread : threads) thread.join();
 }
 
-// Multiply-adds on registers alone. The sums begin with different values, which the empty assembly
+// Products on registers alone. The sums begin with different values, which the empty assembly
 // hides: the compiler would otherwise compute one sum for all of them.
-#define FOVEA_FMA_LOOP(width, features)                                                     \
-  __attribute__((target(features), noinline)) float fma_loop_##width(int64_t rounds) {      \
+#define FOVEA_RATE_LOOP(name, width, features, step)                                        \
+  __attribute__((target(features), noinline)) float name(int64_t rounds) {                  \
     typedef float Vector __attribute__((vector_size(width * 4)));                           \
     Vector s0 = {}, s1 = {}, s2 = {}, s3 = {}, s4 = {}, s5 = {}, s6 = {}, s7 = {}, s8 = {}; \
     Vector s9 = {}, a = 1.0f - Vector{}, b = 1e-3f - Vector{};                              \
     asm volatile("" : "+x"(s0), "+x"(s1), "+x"(s2), "+x"(s3), "+x"(s4), "+x"(a));           \
     asm volatile("" : "+x"(s5), "+x"(s6), "+x"(s7), "+x"(s8), "+x"(s9), "+x"(b));           \
     for (int64_t n = 0; n < rounds; ++n) {                                                  \
-      s0 = s0 * a + b, s1 = s1 * a + b, s2 = s2 * a + b, s3 = s3 * a + b, s4 = s4 * a + b;  \
-      s5 = s5 * a + b, s6 = s6 * a + b, s7 = s7 * a + b, s8 = s8 * a + b, s9 = s9 * a + b;  \
+      s0 = step(s0), s1 = step(s1), s2 = step(s2), s3 = step(s3), s4 = step(s4);            \
+      s5 = step(s5), s6 = step(s6), s7 = step(s7), s8 = step(s8), s9 = step(s9);            \
     }                                                                                       \
     return (s0 + s1 + s2 + s3 + s4 + s5 + s6 + s7 + s8 + s9)[0];                            \
   }
 #if defined(__x86_64__)
-FOVEA_FMA_LOOP(16, "avx512f")
-FOVEA_FMA_LOOP(8, "avx2,fma")
+typedef short Words __attribute__((vector_size(64)));
+typedef int Quads __attribute__((vector_size(64)));
+#define FOVEA_FMA_STEP(sum) (sum * a + b)
+#define FOVEA_BF16_STEP(sum) ((Vector)__builtin_ia32_dpbf16ps_v16sf(sum, (Words)a, (Words)b))
+#define FOVEA_INT8_STEP(sum) ((Vector)__builtin_ia32_vpdpbusd_v16si((Quads)sum, (Quads)a, (Quads)b))
+FOVEA_RATE_LOOP(fma_loop_16, 16, "avx512f", FOVEA_FMA_STEP)
+FOVEA_RATE_LOOP(bf16_loop, 16, "avx512f,avx512bw,avx512bf16", FOVEA_BF16_STEP)
+FOVEA_RATE_LOOP(int8_loop, 16, "avx512f,avx512bw,avx512vnni", FOVEA_INT8_STEP)
+FOVEA_RATE_LOOP(fma_loop_8, 8, "avx2,fma", FOVEA_FMA_STEP)
 #endif
-FOVEA_FMA_LOOP(4, "sse2")
+FOVEA_RATE_LOOP(fma_loop_4, 4, "sse2", FOVEA_FMA_STEP)
 constexpr int64_t kSums = 10;
 
-/// fp32 GF/s of all threads together.
-double peak(Isa isa, int threads) {
-  constexpr int64_t kRounds = 20'000'000;
+/// How fast products of two kinds are, GF/s of all threads together.
+struct Peaks {
+  double fp32 = 0, bf16 = 0, int8 = 0;
+};
+
+/// With `flops` a round and sum.
+double rate(float (*kernel)(int64_t), int64_t flops, int threads) {
+  constexpr int64_t kRounds = 10'000'000;
   const auto loop = [](void* state, int64_t) {
     volatile float kept = (*static_cast<float (**)(int64_t)>(state))(kRounds);
     (void)kept;
   };
-  float (*kernel)(int64_t) = fma_loop_4;
-  int64_t width = 4;
-#if defined(__x86_64__)
-  if (isa == Isa::avx2) kernel = fma_loop_8, width = 8;
-  if (isa == Isa::avx512) kernel = fma_loop_16, width = 16;
-#endif
   double best = 0;
   for (int i = 0; i < 20; ++i) {
     const double time = seconds([&] { run_on_threads(nullptr, threads, loop, &kernel); });
-    best = std::max(best, 2e-9 * kSums * width * kRounds * threads / time);
+    best = std::max(best, 1e-9 * static_cast<double>(kSums * flops * kRounds * threads) / time);
   }
   return best;
+}
+
+/// Of what the kernels use with this instruction set.
+Peaks measure_peaks(Isa isa, int threads) {
+  Peaks peaks;
+#if defined(__x86_64__)
+  if (isa == Isa::avx2) peaks.fp32 = rate(fma_loop_8, 16, threads);
+  if (isa >= Isa::avx512) peaks.fp32 = rate(fma_loop_16, 32, threads);
+  if (isa >= Isa::avx512_vnni) peaks.int8 = rate(int8_loop, 128, threads);
+  if (isa >= Isa::avx512_bf16) peaks.bf16 = rate(bf16_loop, 64, threads);
+#endif
+  if (isa == Isa::baseline) peaks.fp32 = rate(fma_loop_4, 8, threads);
+  if (peaks.bf16 == 0) peaks.bf16 = peaks.fp32;
+  if (peaks.int8 == 0) peaks.int8 = peaks.fp32;
+  return peaks;
+}
+
+/// What a problem is computed in.
+enum class Kind { fp32, bf16, int8_qk };
+
+const char* kind_name(Kind kind) {
+  return kind == Kind::fp32 ? "fp32" : kind == Kind::bf16 ? "bf16" : "int8 QK";
+}
+
+/// The most that both products together can reach.
+double peak_of(Kind kind, const Peaks& peaks) {
+  if (kind == Kind::int8_qk) return 2 / (1 / peaks.int8 + 1 / peaks.bf16);
+  return kind == Kind::fp32 ? peaks.fp32 : peaks.bf16;
 }
 
 /// Lists for 128-blocks, a share of them at random.
@@ -136,9 +174,10 @@ HeadRows view(const at::Tensor& t, DType dtype) {
 
 class Bench {
  public:
-  Bench(int64_t len, at::ScalarType type, Isa isa)
-      : len_(len), dtype_(type == at::kFloat ? DType::f32 : DType::bf16), isa_(isa) {
+  Bench(int64_t len, Kind kind, Isa isa)
+      : len_(len), kind_(kind), dtype_(kind == Kind::fp32 ? DType::f32 : DType::bf16), isa_(isa) {
     at::manual_seed(1);
+    const at::ScalarType type = kind == Kind::fp32 ? at::kFloat : at::kBFloat16;
     q = at::randn({1, kHeads, len, kDim}).to(type);
     k = at::randn({1, kHeads, len, kDim}).to(type);
     v = at::randn({1, kHeads, len, kDim}).to(type);
@@ -157,14 +196,29 @@ class Bench {
   }
   /// One call, its workspace included.
   double ours(const Lists& lists) {
-    const BlockSparseArgs args = make_args(lists);
+    BlockSparseArgs args = make_args(lists);
     return seconds([&] {
       const Parallel parallel{run_on_threads, nullptr, at::get_num_threads()};
+      if (kind_ == Kind::int8_qk) {
+        args.q_int8 = integers(args.q, q_int8, q_scale, parallel);
+        args.k_int8 = integers(args.k, k_int8, k_scale, parallel);
+      }
       const int64_t bytes = attention_workspace_bytes(args, parallel.threads);
       const at::Tensor memory = at::empty({bytes}, at::kByte);
       const Status status = block_sparse_cpu(args, {memory.data_ptr(), bytes}, parallel, isa_);
       TORCH_CHECK(status.ok(), status.message);
     });
+  }
+  ScaledIntegers integers(const HeadRows& x, at::Tensor& data, at::Tensor& scale,
+                          const Parallel& parallel) {
+    data = at::empty({kHeads, len_, kDim}, at::kChar);
+    scale = at::empty({kHeads, len_}, at::kFloat);
+    QuantizeRowsArgs args;
+    args.batch = 1, args.heads = kHeads, args.len = len_, args.dim = kDim, args.x = x;
+    args.out = data.data_ptr<int8_t>(), args.scale = scale.data_ptr<float>();
+    const Status status = quantize_rows_cpu(args, parallel, isa_);
+    TORCH_CHECK(status.ok(), status.message);
+    return {args.out, 0, len_ * kDim, kDim, args.scale, 0, len_};
   }
   double theirs() {
     return seconds([&] { reference = at::scaled_dot_product_attention(q, k, v); });
@@ -207,11 +261,13 @@ class Bench {
     return 4.0 * density * static_cast<double>(kHeads * len_ * len_ * kDim);
   }
 
+  at::Tensor q_int8, k_int8, q_scale, k_scale;
   at::Tensor q, k, v, out, reference, reference_lse, grad_out, grad_q, grad_k, grad_v;
   std::tuple<at::Tensor, at::Tensor, at::Tensor> their_gradients;
 
  private:
   int64_t len_;
+  Kind kind_;
   DType dtype_;
   Isa isa_;
 };
@@ -220,8 +276,8 @@ double distance(const at::Tensor& x, const at::Tensor& r) {
   return ((x - r).to(at::kDouble).norm() / r.to(at::kDouble).norm()).item<double>();
 }
 
-void run(int64_t len, at::ScalarType type, Isa isa, double machine) {
-  Bench bench(len, type, isa);
+void run(int64_t len, Kind kind, Isa isa, double machine) {
+  Bench bench(len, kind, isa);
   const int rounds = len > 8192 ? 3 : 7;
   const Lists dense(len, 1);
   double ours = 1e30, theirs = 1e30;
@@ -232,7 +288,7 @@ void run(int64_t len, at::ScalarType type, Isa isa, double machine) {
   std::printf(
       "%s, %ld tokens, %ld heads of %ld: SDPA %.1f GF/s, ours %.1f (%.2f x; %.3f of peak), "
       "relative distance %.1e\n",
-      type == at::kFloat ? "fp32" : "bf16", len, kHeads, kDim, 1e-9 * bench.flops(1) / theirs,
+      kind_name(kind), len, kHeads, kDim, 1e-9 * bench.flops(1) / theirs,
       1e-9 * bench.flops(1) / ours, theirs / ours, 1e-9 * bench.flops(1) / ours / machine,
       distance(bench.out, bench.reference));
   for (const double density : {0.5, 0.25, 0.1}) {
@@ -248,8 +304,8 @@ void run(int64_t len, at::ScalarType type, Isa isa, double machine) {
 }
 
 /// Five products of the forward's size each.
-void run_backward(int64_t len, at::ScalarType type, Isa isa, double machine) {
-  Bench bench(len, type, isa);
+void run_backward(int64_t len, Kind kind, Isa isa, double machine) {
+  Bench bench(len, kind, isa);
   bench.prepare_backward();
   const int rounds = len > 8192 ? 2 : 5;
   const Lists dense(len, 1);
@@ -262,8 +318,8 @@ void run_backward(int64_t len, at::ScalarType type, Isa isa, double machine) {
   std::printf(
       "backward %s, %ld tokens: SDPA %.1f GF/s, ours %.1f (%.2f x; %.3f of peak), relative "
       "distance of the gradients of q, k, v %.1e %.1e %.1e\n",
-      type == at::kFloat ? "fp32" : "bf16", len, flops / theirs, flops / ours, theirs / ours,
-      flops / ours / machine, distance(bench.grad_q, std::get<0>(bench.their_gradients)),
+      kind_name(kind), len, flops / theirs, flops / ours, theirs / ours, flops / ours / machine,
+      distance(bench.grad_q, std::get<0>(bench.their_gradients)),
       distance(bench.grad_k, std::get<1>(bench.their_gradients)),
       distance(bench.grad_v, std::get<2>(bench.their_gradients)));
   for (const double density : {0.5, 0.25, 0.1}) {
@@ -283,27 +339,30 @@ int main(int argc, char** argv) {
   const c10::InferenceMode guard;
   std::setvbuf(stdout, nullptr, _IOLBF, 0);
   Isa isa = best_isa();
-  bool long_too = false, backward_only = false;
+  bool long_too = false, backward = true, forward = true;
   for (int i = 1; i < argc; ++i) {
     const std::string word = argv[i];
     if (word == "--long") long_too = true;
-    if (word == "--backward") backward_only = true;
+    if (word == "--backward") forward = false;
+    if (word == "--forward") backward = false;
     if (word == "--threads" && i + 1 < argc) at::set_num_threads(std::stoi(argv[i + 1]));
-    for (const Isa other : {Isa::baseline, Isa::avx2, Isa::avx512}) {
+    for (const Isa other :
+         {Isa::baseline, Isa::avx2, Isa::avx512, Isa::avx512_vnni, Isa::avx512_bf16}) {
       if (word == isa_name(other) && isa_available(other)) isa = other;
     }
   }
   at::set_num_threads(at::get_num_threads());
-  const double machine = peak(isa, at::get_num_threads());
-  std::printf("LibTorch %s, ours %s, %d threads: %.1f GF/s of fp32 multiply-adds in registers\n",
-              at::get_cpu_capability().c_str(), isa_name(isa), at::get_num_threads(), machine);
+  const Peaks peaks = measure_peaks(isa, at::get_num_threads());
+  std::printf("LibTorch %s, ours %s, %d threads; in registers %.1f GF/s of fp32",
+              at::get_cpu_capability().c_str(), isa_name(isa), at::get_num_threads(), peaks.fp32);
+  std::printf(", %.1f of bf16, %.1f of int8\n", peaks.bf16, peaks.int8);
   const std::vector<int64_t> lengths =
       long_too ? std::vector<int64_t>{4096, 13312} : std::vector<int64_t>{4096};
   for (const int64_t len : lengths) {
-    for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
-      if (len > 4096 && type == at::kBFloat16) continue;
-      if (!backward_only) run(len, type, isa, machine);
-      run_backward(len, type, isa, machine);
+    for (const Kind kind : {Kind::fp32, Kind::bf16, Kind::int8_qk}) {
+      if (forward) run(len, kind, isa, peak_of(kind, peaks));
+      const bool has_backward = kind == Kind::fp32 || (kind == Kind::bf16 && len == 4096);
+      if (backward && has_backward) run_backward(len, kind, isa, peaks.fp32);
     }
   }
   return 0;

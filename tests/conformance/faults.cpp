@@ -163,9 +163,10 @@ void add_scale_faults(std::vector<Fault>& out) {
   }));
   out.push_back(changed("given scale ignored",
                         [](AttentionPlan&, AttentionCall& call) { call.sm_scale.reset(); }));
-  out.push_back(written("gain 1.001", [](AttentionResult& result, const auto&, const auto&) {
-    result.out = (result.out.to(at::kFloat) * 1.001).to(result.out.scalar_type());
-  }));
+  out.push_back(
+      fp32_only(written("gain 1.001", [](AttentionResult& result, const auto&, const auto&) {
+        result.out = (result.out.to(at::kFloat) * 1.001).to(result.out.scalar_type());
+      })));
 }
 
 void add_key_faults(std::vector<Fault>& out) {

@@ -34,7 +34,7 @@ class Random {
 /// padding that the contract lists, as far as they are small.
 struct Problem {
   int64_t number = 0;
-  std::string kind;       ///< of the plan's first branches, such as "summaries"
+  std::string kind;  ///< of the plan's first branches, such as "summaries"
   AttentionPlan plan;
   AttentionCall call;
 

@@ -126,6 +126,15 @@ Comparison compare_with_reference(const AttentionPlan& plan, const AttentionCall
   const bool quantized = is_quantized(plan);
   out.plain = reference_attention(plan, call, {.rows = rows, .in_storage_type = !quantized});
   if (quantized) {
+    // Queries that are padding have no part in scales, and so none to be held to.
+    at::Tensor padding = call.q_layout.valid_mask();
+    if (padding.defined()) {
+      padding = some(padding.logical_not().transpose(2, 3));  // [batch, 1, rows, 1]
+      for (AttentionResult* x : {&out.result, &out.exact, &out.plain}) {
+        x->out = x->out.masked_fill(padding, 0);
+        if (x->lse.defined()) x->lse = x->lse.masked_fill(padding.squeeze(3), 0);
+      }
+    }
     out.unquantized = reference_attention(unquantized(plan), wide, {.rows = rows}).out;
   }
   return out;

@@ -11,6 +11,7 @@
 #include "core/attention/executors/block_linear.h"
 #include "core/attention/executors/cpu_softmax.h"
 #include "core/attention/executors/key_pieces.h"
+#include "core/attention/executors/quantized.h"
 #include "core/check.h"
 #include "core/ops/widened.h"
 
@@ -60,6 +61,13 @@ std::shared_ptr<const SoftmaxLists> make_lists(const AttentionPlan& plan,
     out->kv_rows = rows(plan.kv_order, call.kv_layout);
   }
   return out;
+}
+
+// Valid tokens of each item, fp32 [batch or 1, 1, 1, 1].
+at::Tensor tokens_of(const TokenLayout& layout, const at::Tensor& x) {
+  const auto options = x.options().dtype(at::kFloat);
+  if (!has_padding(layout)) return at::full({1, 1, 1, 1}, x.size(2), options);
+  return layout.valid_mask().to(at::kFloat).sum(3, /*keepdim=*/true).clamp_min(1);
 }
 
 // Whether an order leaves padding at the end of its segment.
@@ -116,6 +124,64 @@ void take_summary(SoftmaxInputs& inputs, const AttentionPlan& plan, const Attent
   inputs.key_bias = per_head(weight.masked_fill(pieces.count.eq(0), -kInfinity), call.q.size(1));
 }
 
+bool is_int8(const Quantized& how) { return how.format == NumberFormat::int8; }
+
+std::optional<std::string> why_not_quantized(const SoftmaxBranch& branch,
+                                             const AttentionCall& call) {
+  const Precision& precision = branch.precision;
+  if (precision.p.format != NumberFormat::storage) return "does not quantize softmax weights";
+  const bool differentiates =
+      call.q.requires_grad() || call.k.requires_grad() || call.v.requires_grad();
+  if (c10::GradMode::is_enabled() && differentiates) return "has no gradients of quantized numbers";
+  const BlockAxis& blocks = branch.selection.kv_blocks;
+  const bool own_blocks = blocks.num_blocks() > 0 && blocks.offsets(at::kCPU).size(1) > 1;
+  if (own_blocks && call.k.size(1) != call.q.size(1)) {
+    return "quantizes keys that heads share in shared blocks only";
+  }
+  return std::nullopt;
+}
+
+// Takes the inputs' numbers for those of the branch. What every logit of a row loses by it,
+// [batch, heads, q_len], or undefined.
+at::Tensor quantize_inputs(SoftmaxInputs& inputs, const AttentionPlan& plan,
+                           const SoftmaxBranch& branch, const AttentionCall& call) {
+  const Precision& precision = branch.precision;
+  const OperandSide q_side{plan.q_order, call.q_layout, branch.selection.q_blocks};
+  const OperandSide kv_side{plan.kv_order, call.kv_layout, branch.selection.kv_blocks};
+  // Padding may hold anything; it has no part in a scale.
+  const auto without_padding = [](const at::Tensor& x, const TokenLayout& layout) {
+    return has_padding(layout) ? x.masked_fill(layout.valid_mask().logical_not().transpose(2, 3), 0)
+                               : x;
+  };
+  inputs.q = without_padding(inputs.q, call.q_layout);
+  inputs.k = without_padding(inputs.k, call.kv_layout);
+  inputs.v = without_padding(inputs.v, call.kv_layout);
+  at::Tensor mean, lost;
+  if (precision.smooth_k) {
+    mean = inputs.k.sum(2, /*keepdim=*/true, at::kFloat) / tokens_of(call.kv_layout, inputs.k);
+    lost = at::matmul(inputs.q.to(at::kFloat), per_head(mean, call.q.size(1)).transpose(2, 3))
+               .squeeze(3) *
+           inputs.sm_scale;
+  }
+  if (is_int8(precision.q) && is_int8(precision.k)) {
+    at::Tensor k = inputs.k;
+    if (mean.defined() && has_padding(call.kv_layout)) {
+      k = at::where(call.kv_layout.valid_mask().transpose(2, 3), k.to(at::kFloat), mean);
+    }
+    inputs.q_int8 = integer_rows(inputs.q, precision.q, q_side, at::Tensor());
+    inputs.k_int8 = integer_rows(k, precision.k, kv_side, mean);
+  } else {
+    inputs.q = quantized_operand(inputs.q.to(at::kFloat), precision.q, q_side);
+    at::Tensor k = inputs.k.to(at::kFloat);
+    inputs.k = quantized_operand(mean.defined() ? k - mean : k, precision.k, kv_side);
+    inputs.v = inputs.v.to(at::kFloat);
+  }
+  if (precision.v.format != NumberFormat::storage) {
+    inputs.v = quantized_operand(inputs.v.to(at::kFloat), precision.v, kv_side);
+  }
+  return lost;
+}
+
 }  // namespace
 
 std::optional<std::string> CpuExecutor::why_not(const AttentionPlan& plan,
@@ -138,7 +204,7 @@ std::optional<std::string> CpuExecutor::why_not(const AttentionPlan& plan,
   for (const Branch& branch : plan.branches) {
     const auto* softmax = std::get_if<SoftmaxBranch>(&branch.kind);
     if (softmax != nullptr && !softmax->precision.is_storage()) {
-      return "computes in the storage type";
+      if (const auto reason = why_not_quantized(*softmax, call)) return reason;
     }
     if (const auto* linear = std::get_if<LinearBranch>(&branch.kind)) {
       if (const auto reason = why_not_block_linear(plan, *linear, call)) return reason;
@@ -184,7 +250,10 @@ Partial CpuExecutor::run_softmax(const AttentionPlan& plan, const SoftmaxBranch&
     inputs.k = inputs.k.to(dtype);
     inputs.v = inputs.v.to(dtype);
     inputs.sm_scale = call.sm_scale.value_or(1 / std::sqrt(static_cast<double>(call.q.size(3))));
-    const Partial own = cpu_softmax(inputs, lists[part], workspace_);
+    at::Tensor lost;
+    if (!branch.precision.is_storage()) lost = quantize_inputs(inputs, plan, branch, call);
+    Partial own = cpu_softmax(inputs, lists[part], workspace_);
+    if (lost.defined()) own.lse = own.lse + lost;
     result = result.out.defined() ? merge(result, own) : own;
   }
   return result;

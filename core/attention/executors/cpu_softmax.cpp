@@ -74,6 +74,12 @@ kernels::HeadRows rows_of_item(const at::Tensor& x, int64_t item) {
   return out;
 }
 
+kernels::ScaledIntegers integers_of_item(const IntegerRows& x, int64_t item) {
+  const at::Tensor data = x.data[item], scale = x.scale[item];
+  return {data.const_data_ptr<int8_t>(), 0, data.stride(0), data.stride(1),
+          scale.const_data_ptr<float>(), 0, scale.stride(0)};
+}
+
 kernels::RowOrder order_of_item(const at::Tensor& rows, int64_t item) {
   if (!rows.defined()) return {};
   const at::Tensor own = rows[rows.size(0) == 1 ? 0 : item];
@@ -133,8 +139,13 @@ kernels::BlockSparseArgs args_of_item(const SoftmaxInputs& inputs, const Softmax
   args.kv_len = inputs.k.size(2);
   args.dim = q.size(3);
   args.value_dim = inputs.v.size(3);
-  args.q = rows_of_item(q, item);
-  args.k = rows_of_item(inputs.k, item);
+  if (inputs.q_int8) {
+    args.q_int8 = integers_of_item(*inputs.q_int8, item);
+    args.k_int8 = integers_of_item(*inputs.k_int8, item);
+  } else {
+    args.q = rows_of_item(q, item);
+    args.k = rows_of_item(inputs.k, item);
+  }
   args.v = rows_of_item(inputs.v, item);
   args.out = written_rows_of_item(result.out, item);
   args.lse = result.lse[item].mutable_data_ptr<float>();
@@ -152,13 +163,11 @@ kernels::BlockSparseArgs args_of_item(const SoftmaxInputs& inputs, const Softmax
   return args;
 }
 
-kernels::Parallel all_threads() { return {run_tasks, nullptr, at::get_num_threads()}; }
-
 Partial run_forward(const SoftmaxInputs& inputs, const SoftmaxLists& lists, at::Tensor& workspace) {
   const at::Tensor& q = inputs.q;
   const int64_t batch = q.size(0), heads = q.size(1), q_len = q.size(2);
   Partial result;
-  result.out = at::empty({batch, heads, q_len, inputs.v.size(3)}, q.options());
+  result.out = at::empty({batch, heads, q_len, inputs.v.size(3)}, inputs.v.options());
   result.lse = at::empty({batch, heads, q_len}, q.options().dtype(at::kFloat));
   const kernels::Parallel parallel = all_threads();
   std::vector<int32_t> lengths;
@@ -276,13 +285,15 @@ class Softmax : public torch::autograd::Function<Softmax> {
 
 }  // namespace
 
+kernels::Parallel all_threads() { return {run_tasks, nullptr, at::get_num_threads()}; }
+
 Partial cpu_softmax(const SoftmaxInputs& inputs, const SharedLists& lists, at::Tensor& workspace) {
   SoftmaxInputs whole = inputs;
   for (at::Tensor* x : {&whole.q, &whole.k, &whole.v}) *x = with_whole_channels(*x);
   for (at::Tensor* x : {&whole.bias, &whole.key_bias}) {
     if (x->defined()) *x = x->to(at::kFloat);
   }
-  if (!at::GradMode::is_enabled()) return run_forward(whole, *lists, workspace);
+  if (!at::GradMode::is_enabled() || whole.q_int8) return run_forward(whole, *lists, workspace);
   const Softmax::KeyBias key_bias =
       whole.key_bias.defined() ? Softmax::KeyBias(whole.key_bias) : std::nullopt;
   const variable_list out =

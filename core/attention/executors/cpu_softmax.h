@@ -7,7 +7,9 @@
 #include <ATen/core/Tensor.h>
 
 #include "core/attention/executors/partial.h"
+#include "core/attention/executors/quantized.h"
 #include "core/attention/lower.h"
+#include "kernels/attention/block_sparse.h"
 
 namespace fovea {
 
@@ -25,6 +27,8 @@ struct SoftmaxInputs {
   at::Tensor v;         ///< [batch, kv_heads, kv_len, value_dim]
   at::Tensor bias;      ///< [batch or 1, heads or 1, q_len or 1, kv_len or 1], or undefined
   at::Tensor key_bias;  ///< [batch or 1, heads or 1, kv_len], or undefined; -inf hides a key
+  /// Both or none; where they are there, instead of q and k, and without gradients.
+  std::optional<IntegerRows> q_int8, k_int8;
   double sm_scale = 1;
   /// Of the keys: what of each segment is valid. None: all of them. With `kv_rows` only for orders
   /// that leave padding at the end of its segment.
@@ -32,6 +36,9 @@ struct SoftmaxInputs {
 };
 
 constexpr int64_t kMaxCpuChannels = 256;
+
+/// LibTorch's threads, for kernels.
+kernels::Parallel all_threads();
 
 /// The kernel of kernels/attention/block_sparse.h for each item of a batch. Differentiable once, by
 /// q, k, v and key_bias, both results: with block_sparse_backward.h.

@@ -9,6 +9,7 @@
 #include "core/attention/block_pool.h"
 #include "core/attention/executors/block_linear.h"
 #include "core/attention/executors/key_pieces.h"
+#include "core/attention/executors/quantized.h"
 #include "core/check.h"
 #include "core/ops/widened.h"
 
@@ -222,43 +223,6 @@ Partial softmax(const std::vector<Columns>& parts) {
   return result;
 }
 
-// Magnitudes without padding, which may hold anything.
-at::Tensor magnitudes(const at::Tensor& x, const TokenLayout& layout) {
-  const at::Tensor valid = layout.valid_mask();
-  const at::Tensor size = x.detach().abs();
-  return valid.defined() ? size.masked_fill(valid.logical_not().transpose(2, 3), 0) : size;
-}
-
-// The largest entry of each piece at each of its rows; x is [batch, heads, seq_len, columns].
-at::Tensor largest_of_pieces(const at::Tensor& x, const at::Tensor& piece, int64_t pieces) {
-  const at::Tensor where =
-      piece.expand({x.size(0), x.size(1), x.size(2)}).unsqueeze(3).expand_as(x);
-  return at::zeros({x.size(0), x.size(1), pieces, x.size(3)}, x.options())
-      .scatter_reduce(2, where, x, "amax")
-      .gather(2, where);
-}
-
-at::Tensor pieces(const Problem& problem, bool is_query, const BlockAxis& axis, int64_t size) {
-  const AttentionCall& call = problem.call;
-  return piece_of_row(axis, size, is_query ? problem.plan.q_order : problem.plan.kv_order,
-                      is_query ? call.q_layout : call.kv_layout, problem.device, problem.heads);
-}
-
-// x [batch, heads, seq_len, dim] of one side in the numbers of an operand.
-at::Tensor operand(const Problem& problem, const at::Tensor& x, const Quantized& how, bool is_query,
-                   const BlockAxis& axis) {
-  if (how.format == NumberFormat::storage || x.size(2) == 0) return x;
-  const at::Tensor size = magnitudes(x, is_query ? problem.call.q_layout : problem.call.kv_layout);
-  if (how.unit == ScaleUnit::channel) return quantize(x, how.format, size.amax(2, true));
-  if (how.unit == ScaleUnit::head) return quantize(x, how.format, size.amax({2, 3}, true));
-  const at::Tensor of_token = size.amax(3, /*keepdim=*/true);
-  if (how.unit == ScaleUnit::token) return quantize(x, how.format, of_token);
-  const at::Tensor piece = pieces(problem, is_query, axis, how.group);
-  return quantize(
-      x, how.format,
-      largest_of_pieces(of_token, piece, axis.num_blocks() * pieces_per_block(axis, how.group)));
-}
-
 // The same as a softmax over the own keys, in the numbers of the branch: see `Precision`.
 Partial quantized_softmax(const Problem& problem, const SoftmaxBranch& branch) {
   const Precision& precision = branch.precision;
@@ -272,11 +236,12 @@ Partial quantized_softmax(const Problem& problem, const SoftmaxBranch& branch) {
     k = k - all.mean;
     lost = at::matmul(problem.q, all.mean.transpose(2, 3));
   }
-  const at::Tensor q = problem.rows(operand(problem, widened(problem.call.q), precision.q,
-                                            /*is_query=*/true, selection.q_blocks));
-  k = operand(problem, k, precision.k, /*is_query=*/false, selection.kv_blocks);
-  const at::Tensor v =
-      operand(problem, problem.values(), precision.v, /*is_query=*/false, selection.kv_blocks);
+  const OperandSide q_side{problem.plan.q_order, problem.call.q_layout, selection.q_blocks};
+  const OperandSide kv_side{problem.plan.kv_order, problem.call.kv_layout, selection.kv_blocks};
+  const at::Tensor q =
+      problem.rows(quantized_operand(widened(problem.call.q), precision.q, q_side));
+  k = quantized_operand(k, precision.k, kv_side);
+  const at::Tensor v = quantized_operand(problem.values(), precision.v, kv_side);
   at::Tensor logits = at::matmul(q, k.transpose(2, 3)) * scale;
   if (lost.defined()) logits = logits + lost;
   if (problem.call.bias.defined()) {
@@ -288,13 +253,9 @@ Partial quantized_softmax(const Problem& problem, const SoftmaxBranch& branch) {
   if (precision.p.unit == ScaleUnit::head) {
     p = quantize(p, precision.p.format, at::ones({1}, p.options()));
   } else {
-    const at::Tensor rows = pieces(problem, /*is_query=*/true, selection.q_blocks, 0);
-    const at::Tensor keys = pieces(problem, /*is_query=*/false, selection.kv_blocks, 0);
-    const at::Tensor valid = problem.call.q_layout.valid_mask();
-    const at::Tensor counted = valid.defined()
-                                   ? p.detach().masked_fill(valid.logical_not().transpose(2, 3), 0)
-                                   : p.detach();
-    at::Tensor amax = largest_of_pieces(counted, rows, selection.q_blocks.num_blocks());
+    const at::Tensor rows = q_side.pieces(problem.heads, problem.device, 0);
+    const at::Tensor keys = kv_side.pieces(problem.heads, problem.device, 0);
+    at::Tensor amax = largest_of_pieces(p.detach(), rows, selection.q_blocks.num_blocks());
     amax = largest_of_pieces(amax.transpose(2, 3), keys, selection.kv_blocks.num_blocks());
     p = quantize(p, precision.p.format, amax.transpose(2, 3));
   }

@@ -129,7 +129,8 @@ TEST(Functional, CountsBeyond32Bits) {
   ASSERT_GE(call.k.numel(), int64_t{1} << 31);
   const AttentionPlan plan = AttentionPlan::dense("dense");
   const AttentionResult result = run_plan(plan, call, "cpu");
-  EXPECT_LE(relative_error(result.out, call.v.slice(2, 0, 2)), 2e-6);
+  // A sum of so many equal numbers in fp32 is off by more than those of drawn ones.
+  EXPECT_LE(relative_error(result.out, call.v.slice(2, 0, 2)), 2e-4);
   const at::Tensor logit = at::matmul(call.q, call.k.slice(2, 0, 1).transpose(2, 3)).squeeze(3);
   EXPECT_TRUE(at::allclose(result.lse, logit / 16 + std::log(double(keys)), 1e-5, 1e-5));
 

@@ -13,6 +13,7 @@
 #include "core/attention/attention.h"
 #include "core/attention/executors/reference.h"
 #include "core/check.h"
+#include "tests/core/attention/executor_case.h"
 #include "tests/support/attention_cases.h"
 #include "tests/support/files.h"
 #include "tests/support/golden.h"
@@ -315,14 +316,68 @@ TEST(Precision, HasGradientsCloseToThoseOfTheExactBranch) {
   }
 }
 
-TEST(Precision, IsRunByTheReferenceAlone) {
+// The CPU's executor in integers or in quantized values of fp32. The reference computes in fp32
+// too: halves of bf16 numbers lie exactly between two integers, and must fall to the same side.
+TEST(Precision, RunsOnTheCpuButForTheWeights) {
+  at::manual_seed(7);
+  TokenLayout padded = TokenLayout::grid(3, 7, 9);
+  padded.append(TokenLayout::text(30, at::tensor({11, 30}, at::kLong)));
+  std::vector<Precision> all = precisions();
+  for (Precision precision : precisions()) {
+    precision.p = {.unit = ScaleUnit::head};
+    all.push_back(precision);
+  }
+  all.push_back(all[2]);
+  all.back().smooth_k = true;
+  for (const TokenLayout& layout : {padded, TokenLayout::extra(200)}) {
+    for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+      AttentionCall call = test::make_call({.layout = layout, .dtype = dtype});
+      call.k = (call.k + 0.5).to(dtype);
+      for (const Precision& precision : all) {
+        AttentionPlan plan = plan_of(call, precision);
+        Selection& selection = test::selection_of(plan);
+        selection.classes = test::random_classes(selection, 1, 4, 2);
+        const int64_t length = layout.seq_len();
+        plan.q_order = plan.kv_order = TokenOrder::index(at::randperm(length).view({1, 1, length}));
+        validate(plan, call);
+        CpuExecutor cpu;
+        EXPECT_EQ(cpu.why_not(plan, call).has_value(), precision.p.format != NumberFormat::storage);
+        if (precision.p.format != NumberFormat::storage) continue;
+        const AttentionResult got = cpu.run(plan, call, nullptr);
+        const AttentionResult expected = ReferenceExecutor().run(plan, call);
+        // A mean that differs in its last bit takes some numbers to the next integer.
+        const double bound = dtype == at::kBFloat16 ? 5e-3 : precision.smooth_k ? 5e-4 : 1e-5;
+        const at::Tensor valid = layout.valid_mask().defined() ? layout.valid_mask().transpose(2, 3)
+                                                               : at::ones({1, 1, 1, 1}, at::kBool);
+        const auto masked = [&](const at::Tensor& x) { return x.to(at::kFloat).where(valid, 0); };
+        EXPECT_LE(relative_error(masked(got.out), masked(expected.out)), bound) << plan.describe();
+        EXPECT_TRUE(at::allclose(masked(got.lse.unsqueeze(3)), masked(expected.lse.unsqueeze(3)),
+                                 1e-5, precision.smooth_k ? 1e-3 : 1e-5))
+            << plan.describe();
+        EXPECT_EQ(got.out.scalar_type(), dtype);
+      }
+    }
+  }
+}
+
+TEST(Precision, GradientsAndWeightsAreTheReferences) {
   AttentionCall call = test::awkward_call(TokenLayout::extra(20));
   for (at::Tensor* x : {&call.q, &call.k, &call.v}) *x = x->to(at::kFloat);
-  const AttentionPlan plan = plan_of(call, precisions()[1]);
-  EXPECT_FALSE(plan.is_dense());
-  for (const auto& executor : make_executors()) {
-    EXPECT_EQ(executor->why_not(plan, call).has_value(), executor->name() != "reference");
-  }
+  const AttentionPlan weights = plan_of(call, precisions()[0]);
+  EXPECT_FALSE(weights.is_dense());
+  const AttentionPlan tokens = plan_of(call, precisions()[2]);
+  const auto runs = [&](const AttentionPlan& plan) {
+    std::string out;
+    for (const auto& executor : make_executors()) {
+      const bool checks = executor->name().rfind("checked:", 0) == 0;
+      if (!checks && !executor->why_not(plan, call)) out += executor->name() + " ";
+    }
+    return out;
+  };
+  EXPECT_EQ(runs(weights), "reference ");
+  EXPECT_EQ(runs(tokens), "cpu reference ");
+  call.q.requires_grad_();
+  EXPECT_EQ(runs(tokens), "reference ");
 }
 
 TEST(Precision, SaysWhatItIsAndRefusesWhatCannotBe) {

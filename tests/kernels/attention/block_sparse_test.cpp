@@ -39,10 +39,11 @@ Output compute(const Problem& problem, Isa isa, int threads) {
   return output;
 }
 
-/// Relative L2 distance of each head, the worst one; the caps are those of the project's contract.
+/// Relative L2 distance of each head, the worst one; the caps are those of the project's contract,
+/// for bf16 a third of it: what rounding the weights and the result leaves.
 void expect_near(const Problem& problem, const Answer& answer, const Output& output) {
   const Shape& s = problem.shape();
-  const double cap = s.dtype == DType::f32 ? 5e-6 : s.dtype == DType::f16 ? 2e-3 : 1.2e-2;
+  const double cap = s.dtype == DType::f32 ? 5e-6 : s.dtype == DType::f16 ? 2e-3 : 4e-3;
   int64_t at = 0;
   for (int64_t b = 0; b < s.batch; ++b) {
     for (int64_t h = 0; h < problem.heads(); ++h) {
@@ -151,11 +152,50 @@ TEST(BlockSparse, EachOptionAlone) {
   with([](Shape& s) { s.key_bias = true; });
   with([](Shape& s) { s.bias = true; });
   with([](Shape& s) { s.blocks = false, s.bits = true; });
+  with([](Shape& s) { s.dtype = DType::bf16; });
+  with([](Shape& s) { s.dtype = DType::bf16, s.bits = true, s.block_len = true; });
+  for (const DType dtype : {DType::f32, DType::f16, DType::bf16})
+    with([&](Shape& s) { s.integers = true, s.dtype = dtype; });
+}
+
+TEST(BlockSparse, SmallNumbersOfManyDims) {
+  uint32_t seed = 350;
+  for (const int64_t dim : {1, 2, 3, 5, 16, 31, 63, 64, 65, 72, 111, 128, 160, 255, 256}) {
+    const Shape shape{
+        .q_len = 35, .kv_len = 77, .dim = dim, .value_dim = 257 - dim, .dtype = DType::bf16};
+    Shape integers = shape;
+    integers.integers = true;
+    for (Shape s : {shape, integers}) {
+      expect_right(s, seed++);
+      s.strided = true;
+      expect_right(s, seed++);
+    }
+  }
+}
+
+TEST(BlockSparse, LongOfSmallNumbers) {
+  for (const bool integers : {false, true}) {
+    expect_right({.q_len = 200,
+                  .kv_len = 1500,
+                  .dim = 128,
+                  .value_dim = 128,
+                  .dtype = DType::bf16,
+                  .integers = integers},
+                 390);
+  }
 }
 
 TEST(BlockSparse, EverythingAtOnce) {
   uint32_t seed = 400;
-  for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+  struct Kind {
+    DType dtype;
+    bool integers;
+  };
+  for (const Kind kind : {Kind{DType::f32, false},
+                          {DType::f16, false},
+                          {DType::bf16, false},
+                          {DType::f32, true},
+                          {DType::bf16, true}}) {
     for (const Lengths l : lengths()) {
       expect_right({.q_len = l.q_len,
                     .kv_len = l.kv_len,
@@ -164,7 +204,7 @@ TEST(BlockSparse, EverythingAtOnce) {
                     .batch = 2,
                     .kv_heads = 1,
                     .group = 3,
-                    .dtype = dtype,
+                    .dtype = kind.dtype,
                     .orders = true,
                     .blocks = true,
                     .map_per_head = true,
@@ -173,6 +213,7 @@ TEST(BlockSparse, EverythingAtOnce) {
                     .key_bias = true,
                     .bias = true,
                     .strided = true,
+                    .integers = kind.integers,
                     .q_scale = 3},
                    seed++);
     }
@@ -180,12 +221,13 @@ TEST(BlockSparse, EverythingAtOnce) {
 }
 
 /// NaN in every row of k and v that no list names stays out.
-TEST(BlockSparse, UnlistedKeysAreNeverUsed) {
+void expect_unlisted_keys_unused(DType dtype) {
   const Shape shape{.q_len = 90,
                     .kv_len = 400,
                     .dim = 24,
                     .value_dim = 24,
                     .kv_heads = 2,
+                    .dtype = dtype,
                     .orders = true,
                     .blocks = true,
                     .block_len = true,
@@ -209,6 +251,11 @@ TEST(BlockSparse, UnlistedKeysAreNeverUsed) {
     }
     for (const Isa isa : isas()) expect_near(problem, answer, compute(problem, isa, 1));
   }
+}
+
+TEST(BlockSparse, UnlistedKeysAreNeverUsed) {
+  expect_unlisted_keys_unused(DType::f32);
+  expect_unlisted_keys_unused(DType::bf16);
 }
 
 TEST(BlockSparse, SpecialValues) {
@@ -310,6 +357,14 @@ TEST(BlockSparse, ChecksEveryIndex) {
   EXPECT_EQ(code(good, [](BlockSparseArgs& a) { a.lists.maps = INT64_MAX; }),
             StatusCode::unsupported);
   EXPECT_EQ(code(good, [](BlockSparseArgs& a) { a.dim = 257; }), StatusCode::unsupported);
+  const Problem integers({.q_len = 100, .kv_len = 200, .kv_heads = 2, .integers = true}, 901);
+  const auto refused_integers = [&](auto change) {
+    return code(integers, change) == StatusCode::invalid;
+  };
+  ASSERT_EQ(code(integers, same), StatusCode::ok);
+  EXPECT_TRUE(refused_integers([](BlockSparseArgs& a) { a.q_int8.data = nullptr; }));
+  EXPECT_TRUE(refused_integers([](BlockSparseArgs& a) { a.k_int8.data = nullptr; }));
+  EXPECT_TRUE(refused_integers([](BlockSparseArgs& a) { a.k_int8.scale = nullptr; }));
 }
 
 TEST(BlockSparse, RefusesABadWorkspace) {

@@ -22,7 +22,8 @@ inline void run_on_threads(void*, int64_t count, Parallel::Task task, void* stat
 
 inline std::vector<Isa> isas() {
   std::vector<Isa> all;
-  for (const Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512}) {
+  for (const Isa isa :
+       {Isa::baseline, Isa::avx2, Isa::avx512, Isa::avx512_vnni, Isa::avx512_bf16}) {
     if (isa_available(isa)) all.push_back(isa);
   }
   return all;

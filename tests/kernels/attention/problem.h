@@ -8,6 +8,7 @@
 #include <cstring>
 #include <limits>
 #include <numeric>
+#include <optional>
 #include <random>
 #include <vector>
 
@@ -45,7 +46,8 @@ struct Shape {
   bool block_len = false;  ///< some blocks are not full
   bool bits = false;       ///< some entries have random bits
   bool key_bias = false, bias = false;
-  bool strided = false;  ///< rows longer than their channels, and an odd offset
+  bool strided = false;   ///< rows longer than their channels, and an odd offset
+  bool integers = false;  ///< q and k as 8-bit integers, one factor a row
   float q_scale = 1;
 };
 
@@ -79,6 +81,36 @@ struct Tensor {
   const unsigned char* data() const { return bytes.data() + offset * dtype_bytes(dtype); }
 };
 
+/// The rows of a tensor as 8-bit integers, [batch, heads, rows, channels] with room between rows.
+struct Integers {
+  int64_t heads = 0, rows = 0, room = 0;
+  std::vector<int8_t> data;
+  std::vector<float> scale;
+
+  Integers(const Tensor& from, int64_t batch, int64_t num_heads, int64_t num_rows, int64_t channels)
+      : heads(num_heads), rows(num_rows), room(channels + 3) {
+    data.resize(batch * heads * rows * room, 77);
+    for (int64_t i = 0; i < batch * heads * rows; ++i) {
+      const int64_t b = i / rows / heads, h = i / rows % heads;
+      float most = 0;
+      for (int64_t c = 0; c < channels; ++c)
+        most = std::max(most, std::abs(from.get(b, h, i % rows, c)));
+      scale.push_back(most / 127);
+      for (int64_t c = 0; c < channels; ++c) {
+        data[i * room + c] =
+            static_cast<int8_t>(std::nearbyint(from.get(b, h, i % rows, c) / scale.back()));
+      }
+    }
+  }
+  double get(int64_t b, int64_t h, int64_t row, int64_t c) const {
+    const int64_t i = (b * heads + h) * rows + row;
+    return double{scale[i]} * data[i * room + c];
+  }
+  ScaledIntegers view() const {
+    return {data.data(), heads * rows * room, rows * room, room, scale.data(), heads * rows, rows};
+  }
+};
+
 struct Answer {
   std::vector<double> out;  ///< [batch, heads, q_len, value_dim]
   std::vector<double> lse;  ///< [batch, heads, q_len]
@@ -96,6 +128,10 @@ class Problem {
     fill(q, heads_, shape.q_len, shape.dim, shape.q_scale);
     fill(k, shape.kv_heads, shape.kv_len, shape.dim, 1);
     fill(v, shape.kv_heads, shape.kv_len, shape.value_dim, 1);
+    if (shape.integers) {
+      q_int8.emplace(q, shape.batch, heads_, shape.q_len, shape.dim);
+      k_int8.emplace(k, shape.batch, shape.kv_heads, shape.kv_len, shape.dim);
+    }
     if (shape.orders) {
       q_order = orders(shape.batch * heads_, shape.q_len);
       kv_order = orders(shape.batch * shape.kv_heads, shape.kv_len);
@@ -111,7 +147,12 @@ class Problem {
     a.batch = shape_.batch, a.heads = heads_, a.kv_heads = shape_.kv_heads;
     a.q_len = shape_.q_len, a.kv_len = shape_.kv_len;
     a.dim = shape_.dim, a.value_dim = shape_.value_dim;
-    a.q = view(q), a.k = view(k), a.v = view(v);
+    a.v = view(v);
+    if (shape_.integers) {
+      a.q_int8 = q_int8->view(), a.k_int8 = k_int8->view();
+    } else {
+      a.q = view(q), a.k = view(k);
+    }
     if (shape_.orders) {
       a.q_order = {q_order.data(), heads_ * shape_.q_len, shape_.q_len};
       a.kv_order = {kv_order.data(), shape_.kv_heads * shape_.kv_len, shape_.kv_len};
@@ -164,7 +205,7 @@ class Problem {
   double logit(int64_t b, int64_t h, int64_t row, int64_t key) const {
     double dot = 0;
     for (int64_t c = 0; c < shape_.dim; ++c)
-      dot += double{q.get(b, h, row, c)} * k.get(b, h / shape_.group, key, c);
+      dot += q_value(b, h, row, c) * k_value(b, h / shape_.group, key, c);
     dot *= scale();
     if (shape_.key_bias) dot += key_bias[b * shape_.kv_len + key];
     if (shape_.bias) dot += bias[(h * shape_.q_len + row) * shape_.kv_len + key];
@@ -183,6 +224,12 @@ class Problem {
  private:
   static HeadRows view(const Tensor& t) {
     return {t.data(), t.dtype, t.batch_stride, t.head_stride, t.row_stride};
+  }
+  double q_value(int64_t b, int64_t h, int64_t row, int64_t c) const {
+    return q_int8 ? q_int8->get(b, h, row, c) : q.get(b, h, row, c);
+  }
+  double k_value(int64_t b, int64_t h, int64_t row, int64_t c) const {
+    return k_int8 ? k_int8->get(b, h, row, c) : k.get(b, h, row, c);
   }
   int64_t q_row(int64_t b, int64_t h, int64_t position) const {
     return shape_.orders ? q_order[(b * heads_ + h) * shape_.q_len + position] : position;
@@ -291,6 +338,7 @@ class Problem {
 
  public:
   Tensor q, k, v;
+  std::optional<Integers> q_int8, k_int8;
   std::vector<int32_t> q_order, kv_order;
   int64_t num_q_blocks = 1, num_kv_blocks = 1;
   std::vector<int32_t> q_offsets, kv_offsets, kv_index, kv_block_len;
