@@ -57,7 +57,7 @@ VideoPipeline::VideoPipeline(const fs::path& folder, const PipelineOptions& opti
       options_(options),
       report_(report),
       progress_(progress),
-      attention_(options.attention, options.attention_options) {
+      attention_(options.attention, options.attention_options, options.executor) {
   Config transformer = folder_.config("transformer");
   transformer_config_ = models::WanConfig::read(transformer);
   transformer.finish(report);
@@ -98,7 +98,7 @@ std::map<std::string, int64_t> VideoPipeline::attention_counts() const {
 
 void VideoPipeline::set_attention(const std::string& planner, const Json& options,
                                   AttentionObserver observer) {
-  attention_ = Attention(planner, options);
+  attention_ = Attention(planner, options, options_.executor);
   attention_.set_observer(std::move(observer));
 }
 

@@ -29,6 +29,7 @@ struct PipelineOptions {
   bool vae_tiling = false;          ///< decode in tiles of 256 pixels: less memory, faint seams
   std::string attention = "dense";  ///< planner of the transformer's attention
   Json attention_options = Json::object();
+  std::string executor = "auto";  ///< of the transformer's attention, see `pick_executor`
 };
 
 /// The place a run has reached: enough to go on bit-identically.

@@ -62,6 +62,10 @@ void add_model_options(CLI::App& app, GenerateOptions& options) {
   app.add_option("--device", options.device, "cpu, cuda or cuda:N")->capture_default_str();
   app.add_option("--dtype", options.dtype, "fp32, bf16 or fp16; the autoencoder stays fp32")
       ->capture_default_str();
+  app.add_option("--executor", options.executor,
+                 "What computes the transformer's attention: auto; checked, which compares some "
+                 "rows of each call with the reference in fp64; or one by name")
+      ->capture_default_str();
   app.add_option("--threads", options.threads, "CPU threads; 0 = all cores")->capture_default_str();
   app.add_option("--scheduler", options.scheduler, "unipc or euler; default: the folder's");
   app.add_option("--flow-shift", options.flow_shift,

@@ -37,6 +37,7 @@ struct GenerateOptions {
   std::string attention = "dense";
   std::vector<std::string> attention_options;  ///< KEY=VALUE
   std::string attention_preset;                ///< JSON file, instead of `attention`
+  std::string executor = "auto";
   bool resume = false;
   bool overwrite = false;
   bool strict = false;

@@ -156,7 +156,7 @@ namespace {
 
 std::vector<OpEntry> attention_entries() {
   const OpOption kScale{"scale", "multiplies q·k; none: 1 / sqrt(head_dim)", "none"};
-  static const OpOption kExecutor{"executor", "auto, or the name of one", "auto"};
+  static const OpOption kExecutor{"executor", "auto, checked, or the name of one", "auto"};
   static const OpTensor kQ{"q", "[batch, num_heads, q_len, head_dim]"};
   static const OpTensor kK{"k", "[batch, num_kv_heads, kv_len, head_dim], dtype of q"};
   static const OpTensor kV{"v", "[batch, num_kv_heads, kv_len, value_dim], dtype of q"};

@@ -39,7 +39,8 @@ pipelines::PipelineOptions VideoRun::pipeline_options() const {
   return {.dtype = dtype,
           .device = device_,
           .scheduler = {.name = options_.scheduler, .flow_shift = options_.flow_shift},
-          .vae_tiling = options_.vae_tiling};
+          .vae_tiling = options_.vae_tiling,
+          .executor = options_.executor};
 }
 
 void VideoRun::load_latents(std::vector<Job>& jobs) {

@@ -30,8 +30,12 @@ void check_shapes(const AttentionCall& call) {
 
 }  // namespace
 
-Attention::Attention(const std::string& planner, const Json& options)
-    : planner_(make_planner(planner, options)), executors_(make_executors()) {}
+Attention::Attention(const std::string& planner, const Json& options, std::string executor)
+    : planner_(make_planner(planner, options)),
+      executor_(std::move(executor)),
+      executors_(make_executors()) {
+  check_executor_name(executors_, executor_);
+}
 
 Attention::Planned& Attention::plan_of(const AttentionCall& call) {
   const bool planned = planner_->plans(call.role);
@@ -52,7 +56,7 @@ at::Tensor Attention::run(const AttentionCall& call) {
   Planned& planned = plan_of(call);
   const AttentionPlan& plan = planned.plan;
   validate(plan, call);
-  Executor& executor = pick_executor(executors_, plan, call);
+  Executor& executor = pick_executor(executors_, plan, call, executor_);
   ++counts_[str(role_name(call.role), ": ", plan.planner, " on ", executor.name())];
   if (planned.is_kept && planned.lowered_by != &executor) {
     planned.lowered = executor.lower(plan, call);

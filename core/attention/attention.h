@@ -21,13 +21,16 @@ using AttentionObserver =
 /// run. Not thread-safe.
 class Attention {
  public:
-  /// options  of the planner, see `make_planner`
-  /// throws   Error usage for an unknown planner or option
-  explicit Attention(const std::string& planner = "dense", const Json& options = Json::object());
+  /// options   of the planner, see `make_planner`
+  /// executor  of all calls, see `pick_executor`
+  /// throws    Error usage for an unknown planner, option or executor
+  explicit Attention(const std::string& planner = "dense", const Json& options = Json::object(),
+                     std::string executor = "auto");
 
   /// returns  [batch, num_heads, q_len, value_dim]; rows without a valid key are 0
   /// throws   Error internal when shapes and layouts disagree, usage when the planner's options do
-  ///          not fit the layout, device when no executor accepts
+  ///          not fit the layout, device when no executor accepts, non_finite when a checked one
+  ///          finds a wrong result
   at::Tensor run(const AttentionCall& call);
 
   void set_observer(AttentionObserver observer) { observer_ = std::move(observer); }
@@ -46,6 +49,7 @@ class Attention {
   Planned& plan_of(const AttentionCall& call);
 
   std::unique_ptr<Planner> planner_;
+  std::string executor_;
   std::map<std::string, Planned> plans_;  // by cache key
   Planned last_;                          // of a call without one
   std::vector<std::unique_ptr<Executor>> executors_;

@@ -45,13 +45,18 @@ class Executor {
 
 /// The first of `executors` that can run the plan, or the one of that name if it can.
 ///
-/// name    "auto" for any
+/// name    "auto" for any, "checked" for the same one, checked (see `CheckedExecutor`)
 /// throws  Error device with the reasons when none can, usage for a name that is not there
 Executor& pick_executor(const std::vector<std::unique_ptr<Executor>>& executors,
                         const AttentionPlan& plan, const AttentionCall& call,
                         const std::string& name = "auto");
 
-/// All executors in order of preference; the first without a `why_not` runs.
+/// throws  Error usage for a name that `pick_executor` does not know
+void check_executor_name(const std::vector<std::unique_ptr<Executor>>& executors,
+                         const std::string& name);
+
+/// All executors in order of preference, the first without a `why_not` runs; behind them the same
+/// ones, checked.
 std::vector<std::unique_ptr<Executor>> make_executors();
 
 }  // namespace fovea

@@ -16,22 +16,24 @@ bool fits(int64_t size, int64_t to) { return size == 1 || size == to; }
 
 void check_order(const AttentionPlan& plan, const TokenOrder& order, const TokenLayout& layout,
                  const char* side, std::array<int64_t, 2> lead) {
-  if (order.kind() != TokenOrder::Kind::index) return;
+  if (order.kind() == TokenOrder::Kind::identity) return;
   const at::Tensor rows = order.rows(layout, at::kCPU);
   need(fits(rows.size(0), lead[0]) && fits(rows.size(1), lead[1]), plan, side, " order of shape ",
        rows.sizes(), " for ", lead[0], " items and ", lead[1], " heads");
+  if (order.kind() != TokenOrder::Kind::index) return;
   const at::Tensor sorted = std::get<0>(rows.sort(2));
   need(sorted.eq(at::arange(rows.size(2), rows.options())).all().item<bool>(), plan, side,
        " order is no permutation of the rows 0 .. ", rows.size(2) - 1);
 }
 
-// lead  items, heads of queries, and those of the side
+// lead  batch, heads, and heads that may share theirs
 void check_axis(const AttentionPlan& plan, const BlockAxis& axis, int64_t tokens, const char* side,
                 std::array<int64_t, 3> lead) {
-  if (!axis.host_offsets().empty()) return;
+  if (!axis.host_offsets().empty() || axis.num_blocks() == 0) return;
   const at::Tensor offsets = axis.offsets(at::kCPU);
+  const int64_t heads = offsets.size(1);
   need(offsets.size(2) > 0 && fits(offsets.size(0), lead[0]) &&
-           (fits(offsets.size(1), lead[1]) || offsets.size(1) == lead[2]),
+           (fits(heads, lead[1]) || heads == lead[2]),
        plan, side, " offsets of shape ", offsets.sizes(), " for ", lead[0], " items and ", lead[1],
        " heads");
   const at::Tensor sizes = offsets.diff();
@@ -67,14 +69,23 @@ void check_branch(const AttentionPlan& plan, const SoftmaxBranch& branch,
          plan, "stored bits of shape ", stored->visible.sizes(), " of ",
          stored->visible.scalar_type());
   }
-  if (!selection.classes.defined()) return;
-  const at::Tensor& keys = branch.keys ? branch.keys->k : call.k;
+  if (!selection.classes.defined() && branch.precision.is_storage()) return;
+  const int64_t keys = branch.keys ? branch.keys->k.size(2) : call.k.size(2);
   check_axis(plan, selection.q_blocks, call.q.size(2), "query", {batch, heads, heads});
-  check_axis(plan, selection.kv_blocks, keys.size(2), "key", {batch, heads, keys.size(1)});
-  if (!selection.classes.is_cpu() || selection.classes.numel() == 0) return;
+  const int64_t kv_heads = branch.keys ? branch.keys->k.size(1) : call.k.size(1);
+  check_axis(plan, selection.kv_blocks, keys, "key", {batch, heads, kv_heads});
+  if (!selection.classes.defined() || !selection.classes.is_cpu() || selection.classes.numel() == 0)
+    return;
   const auto known = static_cast<int64_t>(block_class::first_summary + selection.summaries.size());
   const int64_t highest = selection.classes.max().item<int64_t>();
   need(highest < known, plan, "class ", highest, " of a block: below ", known, " expected");
+}
+
+void check_branch(const AttentionPlan& plan, const PooledValuesBranch& branch,
+                  const AttentionCall& call) {
+  const int64_t batch = call.q.size(0), heads = call.q.size(1);
+  check_axis(plan, branch.q_blocks, call.q.size(2), "query", {batch, heads, heads});
+  check_axis(plan, branch.kv_blocks, call.k.size(2), "key", {batch, heads, call.k.size(1)});
 }
 
 }  // namespace
@@ -87,6 +98,8 @@ void check_data(const AttentionPlan& plan, const AttentionCall& call) {
   for (const Branch& branch : plan.branches) {
     if (const auto* softmax = std::get_if<SoftmaxBranch>(&branch.kind)) {
       check_branch(plan, *softmax, call);
+    } else if (const auto* pooled = std::get_if<PooledValuesBranch>(&branch.kind)) {
+      check_branch(plan, *pooled, call);
     }
   }
   const std::vector<int64_t> out = {call.q.size(0), call.q.size(1), call.q.size(2), call.v.size(3)};

@@ -12,6 +12,12 @@ namespace {
 
 constexpr const char* kAxes[] = {"frames", "height", "width"};
 
+// Those of the queries that are asked about, int64 [3, rows].
+at::Tensor q_coordinates(const PredicateSpace& space, at::Device device) {
+  const at::Tensor all = grid_coordinates(space.q_layout, device);
+  return space.q_rows.defined() ? all.index_select(1, space.q_rows) : all;
+}
+
 const Segment& only_grid(const TokenLayout& layout) {
   const Segment* found = nullptr;
   for (const Segment& segment : layout.segments()) {
@@ -41,7 +47,7 @@ at::Tensor local(const at::Tensor& coordinate, int64_t origin) {
 
 at::Tensor pairs(const WindowPredicate& window, const PredicateSpace& space, at::Device device) {
   const Segment& grid = grid_of_window(window, space.q_layout, space.kv_layout);
-  const at::Tensor from = grid_coordinates(space.q_layout, device);
+  const at::Tensor from = q_coordinates(space, device);
   const at::Tensor to = grid_coordinates(space.kv_layout, device);
   at::Tensor out = at::ones({1, 1}, at::device(device).dtype(at::kBool));
   for (size_t axis = 0; axis < 3; ++axis) {
@@ -56,7 +62,7 @@ at::Tensor pairs(const WindowPredicate& window, const PredicateSpace& space, at:
 }
 
 at::Tensor pairs(const DiscPredicate& disc, const PredicateSpace& space, at::Device device) {
-  const at::Tensor from = grid_coordinates(space.q_layout, device);
+  const at::Tensor from = q_coordinates(space, device);
   const at::Tensor to = grid_coordinates(space.kv_layout, device);
   at::Tensor squares = at::zeros({1, 1}, at::device(device).dtype(at::kLong));
   for (const int64_t axis : {1, 2}) {
@@ -69,8 +75,9 @@ at::Tensor pairs(const DiscPredicate& disc, const PredicateSpace& space, at::Dev
 at::Tensor distances(const PredicateSpace& space, bool in_order, at::Device device) {
   if (in_order) return space.q_position.unsqueeze(-1) - space.kv_position.unsqueeze(-2);
   const auto options = at::device(device).dtype(at::kLong);
-  return at::arange(space.q_layout.seq_len(), options).unsqueeze(1) -
-         at::arange(space.kv_layout.seq_len(), options).unsqueeze(0);
+  const at::Tensor rows =
+      space.q_rows.defined() ? space.q_rows : at::arange(space.q_layout.seq_len(), options);
+  return rows.unsqueeze(1) - at::arange(space.kv_layout.seq_len(), options).unsqueeze(0);
 }
 
 at::Tensor pairs(const BandPredicate& band, const PredicateSpace& space, at::Device device) {
@@ -147,7 +154,11 @@ std::array<int64_t, 2> window_of(const AxisWindow& window, int64_t i, int64_t le
 }
 
 at::Tensor visible_pairs(const Predicate& predicate, const PredicateSpace& space) {
-  if (const auto* stored = std::get_if<StoredPredicate>(&predicate)) return stored->visible;
+  if (const auto* stored = std::get_if<StoredPredicate>(&predicate)) {
+    const at::Tensor& visible = stored->visible;
+    const bool some = space.q_rows.defined() && visible.size(2) == space.q_layout.seq_len();
+    return some ? visible.index_select(2, space.q_rows) : visible;
+  }
   const at::Device device = space.q_position.device();
   const at::Tensor inside = std::visit(
       [&](const auto& rule) -> at::Tensor {
@@ -158,7 +169,7 @@ at::Tensor visible_pairs(const Predicate& predicate, const PredicateSpace& space
         }
       },
       predicate);
-  const at::Tensor q_outside = grid_coordinates(space.q_layout, device)[0] < 0;
+  const at::Tensor q_outside = q_coordinates(space, device)[0] < 0;
   const at::Tensor kv_outside = grid_coordinates(space.kv_layout, device)[0] < 0;
   return inside.logical_or(q_outside.unsqueeze(1)).logical_or(kv_outside.unsqueeze(0));
 }

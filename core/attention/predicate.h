@@ -75,11 +75,13 @@ using Predicate =
 struct PredicateSpace {
   const TokenLayout& q_layout;
   const TokenLayout& kv_layout;
-  at::Tensor q_position;   ///< int64 [batch or 1, heads or 1, q_len]: position in order of each row
-  at::Tensor kv_position;  ///< the same for keys
+  at::Tensor q_position;   ///< int64 [batch or 1, heads or 1, rows]: position in order of each row
+  at::Tensor kv_position;  ///< the same for keys, all of them
+  /// int64 [rows]: only these rows of queries are asked about; undefined: all of them.
+  at::Tensor q_rows = at::Tensor();
 };
 
-/// bool, broadcasts to [batch, heads, q_len, kv_len]
+/// bool, broadcasts to [batch, heads, rows, kv_len]
 ///
 /// throws  Error usage when a window does not fit the grid, or the grids of a window differ
 at::Tensor visible_pairs(const Predicate& predicate, const PredicateSpace& space);

@@ -88,7 +88,7 @@ struct BlockSparseArgs {
   MutableHeadRows out;             ///< [batch, heads, q_len, value_dim], may not overlap the inputs
   float* lse = nullptr;            ///< [batch, heads, q_len], contiguous; null means not wanted
   RowOrder q_order;                ///< of heads; each row once
-  RowOrder kv_order;               ///< of kv_heads
+  RowOrder kv_order;               ///< of kv_heads; a row that comes twice counts twice
   BlockLists lists;
   double sm_scale = 1;
   LogitBias key_bias;  ///< [batch, heads, kv_len] by row of k; row_stride is not used

@@ -1,5 +1,6 @@
 #include <initializer_list>
 #include <limits>
+#include <vector>
 
 #include "kernels/attention/block_sparse.h"
 #include "kernels/attention/checks.h"
@@ -22,8 +23,9 @@ Status check_order(const RowOrder& order, int64_t batch, int64_t heads, int64_t 
 
 namespace {
 
+constexpr int64_t kMax = std::numeric_limits<int32_t>::max() - kMaxDim;
+
 Status check_sizes(const BlockSparseArgs& args) {
-  constexpr int64_t kMax = std::numeric_limits<int32_t>::max() - kMaxDim;
   for (const int64_t size : {args.batch, args.heads, args.kv_heads, args.q_len, args.kv_len}) {
     if (size < 0) return invalid("negative size");
     if (size > kMax) return {StatusCode::unsupported, "a size beyond 2^31"};
@@ -33,6 +35,25 @@ Status check_sizes(const BlockSparseArgs& args) {
     return {StatusCode::unsupported, "more than 256 channels per head"};
   if (args.kv_heads > 0 ? args.heads % args.kv_heads != 0 : args.heads > 0)
     return invalid("heads is not a multiple of kv_heads");
+  return {};
+}
+
+/// Of an order that check_order has passed. A row that is left out would not be written, one that
+/// comes twice be written by two tasks.
+Status check_each_once(const RowOrder& order, const BlockSparseArgs& args) {
+  if (!order.rows) return {};
+  std::vector<bool> seen;
+  for (int64_t b = 0; b < (order.batch_stride == 0 ? 1 : args.batch); ++b) {
+    for (int64_t h = 0; h < (order.head_stride == 0 ? 1 : args.heads); ++h) {
+      const int32_t* rows = order.rows + b * order.batch_stride + h * order.head_stride;
+      seen.assign(static_cast<size_t>(args.q_len), false);
+      for (int64_t i = 0; i < args.q_len; ++i) {
+        const auto row = static_cast<size_t>(rows[i]);
+        if (seen[row]) return invalid("an order of queries has a row twice");
+        seen[row] = true;
+      }
+    }
+  }
   return {};
 }
 
@@ -109,13 +130,22 @@ Status check_map(const BlockSparseArgs& args, int64_t map) {
 
 Status check_lists(const BlockSparseArgs& args) {
   const BlockLists& lists = args.lists;
-  if (lists.maps < 1 || lists.num_q_blocks < 0 || lists.num_kv_blocks < 0 || lists.num_entries < 0)
+  if (lists.maps < 1 || lists.num_q_blocks < 0 || lists.num_kv_blocks < 0 ||
+      lists.num_entries < 0 || lists.num_bit_words < 0)
     return invalid("negative size in the block lists");
+  for (const int64_t size : {lists.maps, lists.num_q_blocks, lists.num_kv_blocks}) {
+    if (size > kMax) return {StatusCode::unsupported, "a size of the block lists beyond 2^31"};
+  }
   if (!lists.q_offsets || !lists.kv_offsets || !lists.row_ptr) return invalid("null block lists");
   if (lists.num_entries > 0 && !lists.kv_index) return invalid("null kv_index");
   if (lists.bits_offset && lists.num_bit_words > 0 && !lists.bits) return invalid("null bits");
   if (lists.map_batch_stride < 0 || lists.map_head_stride < 0)
     return invalid("negative map stride");
+  // Steps larger than all maps are not multiplied: they might overflow.
+  if ((args.batch > 1 && lists.map_batch_stride > lists.maps) ||
+      (args.heads > 1 && lists.map_head_stride > lists.maps)) {
+    return invalid("map strides lead beyond the maps");
+  }
   if (args.batch > 0 && args.heads > 0 &&
       (args.batch - 1) * lists.map_batch_stride + (args.heads - 1) * lists.map_head_stride >=
           lists.maps) {
@@ -136,6 +166,7 @@ Status check(const BlockSparseArgs& args) {
     return s;
   if (const Status s = check_order(args.kv_order, args.batch, args.kv_heads, args.kv_len); !s.ok())
     return s;
+  if (const Status s = check_each_once(args.q_order, args); !s.ok()) return s;
   return check_lists(args);
 }
 

@@ -81,7 +81,8 @@ inline void finish_slot(const QueryTile& tile, const Slot& slot, float* logits, 
     }
     float* at = logits + r * stride;
     for (int i = 0; i < kUnit; ++i)
-      at[i] = (visible >> i & 1u) != 0 ? at[i] + add[i] * log2e : -kInfinity;
+      at[i] =
+          (visible >> i & 1u) != 0 && add[i] != -kInfinity ? at[i] + add[i] * log2e : -kInfinity;
   }
 }
 

@@ -45,11 +45,12 @@ struct Blocked {
     place = by_position.gather(2, positions_of_rows(whole));
   }
 
-  // [batch, heads, tokens, channels] -> [batch, heads, blocks, width, channels], padding 0
+  // [batch, heads or 1, tokens, channels] -> [batch, heads, blocks, width, channels], padding 0
   at::Tensor split(const at::Tensor& x) const {
     const int64_t batch = x.size(0), channels = x.size(3);
     const at::Tensor index = row.unsqueeze(3).expand({batch, heads, blocks * width, channels});
-    return x.gather(2, index)
+    return x.expand({batch, heads, x.size(2), channels})
+        .gather(2, index)
         .masked_fill(is_own.logical_not().unsqueeze(3), 0)
         .view({batch, heads, blocks, width, channels});
   }

@@ -21,6 +21,8 @@ namespace {
 
 using ops::widened;
 
+// Lists count positions in 32 bits.
+constexpr int64_t kMaxTokens = std::numeric_limits<int32_t>::max() - kMaxCpuChannels;
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // Per branch: of a softmax the lists of its keys, then those of each of its summaries.
@@ -80,14 +82,28 @@ bool keeps_padding_last(const TokenOrder& order, const TokenLayout& layout) {
   return true;
 }
 
-// The call's own keys. Where an order scatters padding, hidden keys are told one by one, and hold
-// numbers.
-void take_own_keys(SoftmaxInputs& inputs, const AttentionPlan& plan, const AttentionCall& call) {
+// Whether no block of keys has positions of two segments.
+bool keeps_segments_apart(const Selection& selection, const TokenLayout& layout) {
+  if (!selection.classes.defined()) return true;
+  const at::Tensor offsets = selection.kv_blocks.offsets(at::kCPU);
+  int64_t end = 0;
+  for (const Segment& segment : layout.segments()) {
+    end += segment.capacity;
+    if (!offsets.eq(end).any(2).all().item<bool>()) return false;
+  }
+  return true;
+}
+
+// The call's own keys. Where an order or blocks scatter padding, hidden keys are told one by one,
+// and hold numbers.
+void take_own_keys(SoftmaxInputs& inputs, const AttentionPlan& plan, const AttentionCall& call,
+                   const Selection& selection) {
   inputs.k = call.k;
   inputs.v = call.v;
   inputs.bias = call.bias;
   if (!has_padding(call.kv_layout)) return;
-  if (keeps_padding_last(plan.kv_order, call.kv_layout)) {
+  if (keeps_padding_last(plan.kv_order, call.kv_layout) &&
+      keeps_segments_apart(selection, call.kv_layout)) {
     inputs.padding = call.kv_layout;
     return;
   }
@@ -194,6 +210,9 @@ std::optional<std::string> CpuExecutor::why_not(const AttentionPlan& plan,
   if (call.q.size(3) > kMaxCpuChannels || call.v.size(3) > kMaxCpuChannels) {
     return fovea::str("takes up to ", kMaxCpuChannels, " channels a head");
   }
+  if (std::max(call.q.size(2), call.k.size(2)) > kMaxTokens) {
+    return fovea::str("takes up to ", kMaxTokens, " tokens");
+  }
   if (c10::GradMode::is_enabled() && call.bias.defined() && call.bias.requires_grad()) {
     return "has no gradient of a bias";
   }
@@ -239,7 +258,7 @@ Partial CpuExecutor::run_softmax(const AttentionPlan& plan, const SoftmaxBranch&
       inputs.v = branch.keys->v;
       inputs.key_bias = branch.keys->bias;
     } else {
-      take_own_keys(inputs, plan, call);
+      take_own_keys(inputs, plan, call, branch.selection);
     }
     const at::ScalarType dtype = is_alone ? call.q.scalar_type() : at::kFloat;
     inputs.q = call.q.to(dtype);

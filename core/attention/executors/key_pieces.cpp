@@ -29,9 +29,9 @@ Partial run_pooled_values(const AttentionPlan& plan, const PooledValuesBranch& b
   const at::Tensor blocks = at::matmul(branch.weights.to(values.scalar_type()), values);
   const at::Tensor q_block =
       block_of_row(branch.q_blocks, plan.q_order, call.q_layout, call.q.device());
-  const auto rows =
-      q_block.unsqueeze(3).expand({call.q.size(0), heads, q_block.size(2), blocks.size(3)});
-  return {blocks.gather(2, rows), {}};
+  const int64_t batch = call.q.size(0), channels = blocks.size(3);
+  const at::Tensor rows = q_block.unsqueeze(3).expand({batch, heads, q_block.size(2), channels});
+  return {blocks.expand({batch, heads, blocks.size(2), channels}).gather(2, rows), {}};
 }
 
 }  // namespace fovea

@@ -26,39 +26,58 @@ at::Tensor valid_rows(const TokenLayout& layout) {
   return valid.defined() ? valid.squeeze(1).squeeze(1) : valid;
 }
 
+// Rows of a tensor [.., .., seq_len, ..]; all of them where `rows` is undefined.
+at::Tensor rows_of(const at::Tensor& x, const at::Tensor& rows) {
+  return rows.defined() ? x.index_select(2, rows) : x;
+}
+
 // The positions and blocks of the tokens of one side, by row.
 struct Side {
-  at::Tensor position;  // int64 [batch or 1, heads or 1, seq_len]
+  int64_t seq_len;
+  at::Tensor position;  // int64 [batch or 1, heads or 1, rows]
 
-  Side(const TokenOrder& order, const TokenLayout& layout, at::Device device, int64_t heads)
-      : position(positions_of_rows(per_head(order.rows(layout, device), heads))) {}
+  Side(const TokenOrder& order, const TokenLayout& layout, at::Device device, int64_t heads,
+       const at::Tensor& rows)
+      : seq_len(layout.seq_len()),
+        position(rows_of(positions_of_rows(per_head(order.rows(layout, device), heads)), rows)) {}
 
   at::Tensor blocks(const BlockAxis& axis, int64_t heads) const {
-    const at::Tensor block =
-        per_head(axis.block_of_position(position.size(2), position.device()), heads);
-    const auto common = at::infer_size(block.sizes(), position.sizes());
-    return block.expand(common).gather(2, position.expand(common));
+    const at::Tensor block = per_head(axis.block_of_position(seq_len, position.device()), heads);
+    const auto lead = at::infer_size(block.sizes().slice(0, 2), position.sizes().slice(0, 2));
+    return block.expand({lead[0], lead[1], seq_len})
+        .gather(2, position.expand({lead[0], lead[1], position.size(2)}));
   }
 };
 
 struct Problem {
   const AttentionPlan& plan;
   const AttentionCall& call;
+  const ReferenceOptions& options;
   int64_t heads;
   at::Device device;
-  at::Tensor q;  // widened and scaled
+  at::Tensor q;  // the rows that are computed, widened and scaled
   Side q_side, kv_side;
 
-  Problem(const AttentionPlan& plan, const AttentionCall& call)
+  Problem(const AttentionPlan& plan, const AttentionCall& call, const ReferenceOptions& options)
       : plan(plan),
         call(call),
+        options(options),
         heads(call.q.size(1)),
         device(call.q.device()),
-        q(widened(call.q) *
-          call.sm_scale.value_or(1 / std::sqrt(static_cast<double>(call.q.size(3))))),
-        q_side(plan.q_order, call.q_layout, device, heads),
-        kv_side(plan.kv_order, call.kv_layout, device, heads) {}
+        q(computed(rows(call.q)) * scale()),
+        q_side(plan.q_order, call.q_layout, device, heads, options.rows),
+        kv_side(plan.kv_order, call.kv_layout, device, heads, at::Tensor()) {}
 
+  double scale() const {
+    return call.sm_scale.value_or(1 / std::sqrt(static_cast<double>(call.q.size(3))));
+  }
+  // Those of a tensor [.., .., q_len or 1, ..] that are computed.
+  at::Tensor rows(const at::Tensor& x) const {
+    return x.size(2) == call.q.size(2) ? rows_of(x, options.rows) : x;
+  }
+  at::Tensor computed(const at::Tensor& x) const {
+    return options.in_storage_type ? x.to(call.q.scalar_type()) : widened(x);
+  }
   // In the type that the problem is computed in.
   at::Tensor wide(const at::Tensor& x) const { return x.to(q.scalar_type()); }
   at::Tensor keys() const { return of_tokens(call.k); }
@@ -68,10 +87,29 @@ struct Problem {
   // Padding may hold anything, also NaN.
   at::Tensor of_tokens(const at::Tensor& x) const {
     const at::Tensor valid = call.kv_layout.valid_mask();
-    const at::Tensor wide = per_head(widened(x), heads);
+    const at::Tensor wide = per_head(computed(x), heads);
     return valid.defined() ? wide.masked_fill(valid.logical_not().transpose(2, 3), 0) : wide;
   }
 };
+
+// See `exact_pairs`.
+at::Tensor exact_pairs_of(const Problem& problem, const SoftmaxBranch& branch) {
+  const AttentionCall& call = problem.call;
+  const Selection& selection = branch.selection;
+  at::Tensor visible = at::ones({1, 1, 1, 1}, at::device(problem.device).dtype(at::kBool));
+  if (selection.classes.defined()) {
+    visible = at_blocks(selection.classes, problem.q_side.blocks(selection.q_blocks, problem.heads),
+                        problem.kv_side.blocks(selection.kv_blocks, problem.heads))
+                  .eq(block_class::exact);
+  }
+  const PredicateSpace space{call.q_layout, call.kv_layout, problem.q_side.position,
+                             problem.kv_side.position, problem.options.rows};
+  for (const Predicate& predicate : selection.predicates) {
+    visible = visible.logical_and(visible_pairs(predicate, space));
+  }
+  const at::Tensor valid = call.kv_layout.valid_mask();
+  return valid.defined() ? visible.logical_and(valid) : visible;
+}
 
 // Keys of one softmax: logits, which of them are seen, and values.
 struct Columns {
@@ -83,8 +121,10 @@ struct Columns {
 Columns own_keys(const Problem& problem, const SoftmaxBranch& branch) {
   Columns out;
   out.logits = at::matmul(problem.q, problem.keys().transpose(2, 3));
-  if (problem.call.bias.defined()) out.logits = out.logits + problem.wide(problem.call.bias);
-  out.visible = exact_pairs(problem.plan, branch, problem.call);
+  if (problem.call.bias.defined()) {
+    out.logits = out.logits + problem.wide(problem.rows(problem.call.bias));
+  }
+  out.visible = exact_pairs_of(problem, branch);
   out.values = problem.values();
   return out;
 }
@@ -113,8 +153,11 @@ Columns summary_keys(const Problem& problem, const Selection& selection, size_t 
   const at::Tensor count = per_head(pooled.count, problem.heads);
   const int64_t per_block = pieces_per_block(selection.kv_blocks, summary.pool);
   Columns out;
-  out.logits = at::matmul(problem.q, per_head(pooled.k, problem.heads).transpose(2, 3));
-  if (summary.log_count) out.logits = out.logits + count.clamp_min(1).log().unsqueeze(2);
+  const at::Tensor keys = problem.wide(per_head(pooled.k, problem.heads));
+  out.logits = at::matmul(problem.q, keys.transpose(2, 3));
+  if (summary.log_count) {
+    out.logits = out.logits + problem.wide(count.clamp_min(1).log().unsqueeze(2));
+  }
   const at::Tensor block_of_piece =
       at::arange(pooled.k.size(2), at::device(problem.device).dtype(at::kLong))
           .floor_divide(per_block)
@@ -124,7 +167,7 @@ Columns summary_keys(const Problem& problem, const Selection& selection, size_t 
                           problem.q_side.blocks(selection.q_blocks, problem.heads), block_of_piece)
                     .eq(value)
                     .logical_and(count.gt(0).unsqueeze(2));
-  out.values = per_head(pooled.v, problem.heads);
+  out.values = problem.wide(per_head(pooled.v, problem.heads));
   return out;
 }
 
@@ -173,8 +216,7 @@ Partial softmax(const std::vector<Columns>& parts) {
 Partial quantized_softmax(const Problem& problem, const SoftmaxBranch& branch) {
   const Precision& precision = branch.precision;
   const Selection& selection = branch.selection;
-  const double scale =
-      problem.call.sm_scale.value_or(1 / std::sqrt(static_cast<double>(problem.call.q.size(3))));
+  const double scale = problem.scale();
   at::Tensor k = problem.keys(), lost;
   if (precision.smooth_k) {
     const PooledTokens all =
@@ -185,14 +227,16 @@ Partial quantized_softmax(const Problem& problem, const SoftmaxBranch& branch) {
   }
   const OperandSide q_side{problem.plan.q_order, problem.call.q_layout, selection.q_blocks};
   const OperandSide kv_side{problem.plan.kv_order, problem.call.kv_layout, selection.kv_blocks};
-  const at::Tensor q = quantized_operand(widened(problem.call.q), precision.q, q_side);
+  const at::Tensor q =
+      problem.rows(quantized_operand(widened(problem.call.q), precision.q, q_side));
   k = quantized_operand(k, precision.k, kv_side);
   const at::Tensor v = quantized_operand(problem.values(), precision.v, kv_side);
   at::Tensor logits = at::matmul(q, k.transpose(2, 3)) * scale;
   if (lost.defined()) logits = logits + lost;
-  if (problem.call.bias.defined()) logits = logits + problem.wide(problem.call.bias);
-  logits =
-      logits.masked_fill(exact_pairs(problem.plan, branch, problem.call).logical_not(), -kInfinity);
+  if (problem.call.bias.defined()) {
+    logits = logits + problem.wide(problem.rows(problem.call.bias));
+  }
+  logits = logits.masked_fill(exact_pairs_of(problem, branch).logical_not(), -kInfinity);
   const Weights weights = weights_of(logits);
   at::Tensor p = weights.p;
   if (precision.p.unit == ScaleUnit::head) {
@@ -220,7 +264,7 @@ Partial run_branch(const Problem& problem, const SoftmaxBranch& branch) {
 }
 
 Partial run_branch(const Problem& problem, const LinearBranch& branch) {
-  const at::Tensor q = features(widened(problem.call.q), branch.feature_map);
+  const at::Tensor q = features(problem.computed(problem.rows(problem.call.q)), branch.feature_map);
   const at::Tensor k = features(problem.keys(), branch.feature_map);
   at::Tensor weights = at::matmul(q, k.transpose(2, 3));
   const at::Tensor valid = problem.call.kv_layout.valid_mask();
@@ -229,7 +273,7 @@ Partial run_branch(const Problem& problem, const LinearBranch& branch) {
     const auto& softmax =
         std::get<SoftmaxBranch>(problem.plan.branches[*branch.complement_of].kind);
     // A block that a summary stands for is not skipped.
-    at::Tensor taken = exact_pairs(problem.plan, softmax, problem.call);
+    at::Tensor taken = exact_pairs_of(problem, softmax);
     const Selection& selection = softmax.selection;
     if (selection.classes.defined() && !selection.summaries.empty()) {
       taken = taken.logical_or(at_blocks(selection.classes,
@@ -244,32 +288,66 @@ Partial run_branch(const Problem& problem, const LinearBranch& branch) {
 }
 
 Partial run_branch(const Problem& problem, const PooledValuesBranch& branch) {
-  return run_pooled_values(problem.plan, branch, problem.call);
+  return {problem.wide(problem.rows(run_pooled_values(problem.plan, branch, problem.call).out)),
+          at::Tensor()};
 }
 
 Partial run_branch(const Problem& problem, const ReuseBranch& branch) {
-  return {problem.wide(branch.out), branch.lse.defined() ? problem.wide(branch.lse) : at::Tensor()};
+  return {problem.wide(problem.rows(branch.out)),
+          branch.lse.defined() ? problem.wide(problem.rows(branch.lse)) : at::Tensor()};
+}
+
+// Weights of groups as they are for some rows; others broadcast.
+AttentionPlan with_weights_of_rows(const AttentionPlan& plan, const AttentionCall& call,
+                                   const at::Tensor& rows) {
+  AttentionPlan out = plan;
+  for (at::Tensor& weight : out.group_weights) {
+    if (!weight.defined() || weight.dim() < 2 || weight.size(-2) != call.q.size(2)) continue;
+    weight = weight.index_select(-2, rows);
+  }
+  return out;
+}
+
+AttentionResult run_reference(const AttentionPlan& plan, const AttentionCall& call,
+                              const ReferenceOptions& options) {
+  const Problem problem(plan, call, options);
+  std::vector<Partial> parts;
+  for (const Branch& branch : plan.branches) {
+    parts.push_back(
+        std::visit([&](const auto& kind) { return run_branch(problem, kind); }, branch.kind));
+  }
+  if (!options.rows.defined()) return combine(plan, parts, call.q.scalar_type());
+  return combine(with_weights_of_rows(plan, call, options.rows), parts, call.q.scalar_type());
+}
+
+// Whether scales of a plan's weights are those of whole blocks of queries.
+bool needs_whole_blocks(const AttentionPlan& plan) {
+  for (const Branch& branch : plan.branches) {
+    const auto* softmax = std::get_if<SoftmaxBranch>(&branch.kind);
+    if (softmax != nullptr && softmax->precision.p.format != NumberFormat::storage &&
+        softmax->precision.p.unit == ScaleUnit::block) {
+      return true;
+    }
+  }
+  return false;
 }
 
 }  // namespace
 
 at::Tensor exact_pairs(const AttentionPlan& plan, const SoftmaxBranch& branch,
                        const AttentionCall& call) {
-  const Problem problem(plan, call);
-  const Selection& selection = branch.selection;
-  at::Tensor visible = at::ones({1, 1, 1, 1}, at::device(problem.device).dtype(at::kBool));
-  if (selection.classes.defined()) {
-    visible = at_blocks(selection.classes, problem.q_side.blocks(selection.q_blocks, problem.heads),
-                        problem.kv_side.blocks(selection.kv_blocks, problem.heads))
-                  .eq(block_class::exact);
+  return exact_pairs_of(Problem(plan, call, ReferenceOptions{}), branch);
+}
+
+AttentionResult reference_attention(const AttentionPlan& plan, const AttentionCall& call,
+                                    const ReferenceOptions& options) {
+  if (!options.rows.defined() || !needs_whole_blocks(plan)) {
+    return run_reference(plan, call, options);
   }
-  const PredicateSpace space{call.q_layout, call.kv_layout, problem.q_side.position,
-                             problem.kv_side.position};
-  for (const Predicate& predicate : selection.predicates) {
-    visible = visible.logical_and(visible_pairs(predicate, space));
-  }
-  const at::Tensor valid = call.kv_layout.valid_mask();
-  return valid.defined() ? visible.logical_and(valid) : visible;
+  const AttentionResult whole =
+      run_reference(plan, call, {.in_storage_type = options.in_storage_type});
+  return {rows_of(whole.out, options.rows),
+          whole.lse.defined() ? rows_of(whole.lse, options.rows) : whole.lse};
 }
 
 std::optional<std::string> ReferenceExecutor::why_not(const AttentionPlan&,
@@ -279,13 +357,7 @@ std::optional<std::string> ReferenceExecutor::why_not(const AttentionPlan&,
 
 AttentionResult ReferenceExecutor::run(const AttentionPlan& plan, const AttentionCall& call,
                                        const LoweredPlan*) {
-  const Problem problem(plan, call);
-  std::vector<Partial> parts;
-  for (const Branch& branch : plan.branches) {
-    parts.push_back(
-        std::visit([&](const auto& kind) { return run_branch(problem, kind); }, branch.kind));
-  }
-  return combine(plan, parts, call.q.scalar_type());
+  return reference_attention(plan, call);
 }
 
 }  // namespace fovea

@@ -15,6 +15,19 @@ class ReferenceExecutor : public Executor {
                       const LoweredPlan* lowered = nullptr) override;
 };
 
+/// What of a plan is computed, and in what type.
+struct ReferenceOptions {
+  /// int64 [count] of queries on the device of q: nothing else is computed; undefined: all rows.
+  at::Tensor rows = at::Tensor();
+  /// In q's own type throughout, nothing widened: how far plain tensor algebra of that type is off.
+  bool in_storage_type = false;
+};
+
+/// A plan by the reference; out and lse have one row for each of `rows`. Where the weights of a
+/// softmax are quantized per block all rows are computed, and those of `rows` returned.
+AttentionResult reference_attention(const AttentionPlan& plan, const AttentionCall& call,
+                                    const ReferenceOptions& options = {});
+
 /// bool, broadcasts to [batch, heads, q_len, kv_len]: the pairs of tokens, by row, that a softmax
 /// branch of the plan takes exactly; padding among the keys never is.
 at::Tensor exact_pairs(const AttentionPlan& plan, const SoftmaxBranch& branch,

@@ -61,9 +61,16 @@ AttentionResult SdpaExecutor::run(const AttentionPlan&, const AttentionCall& cal
     mask = mask ? mask->masked_fill(valid.logical_not(), -std::numeric_limits<double>::infinity())
                 : valid;
   }
+  at::Tensor k = call.k, v = call.v;
+  if (valid.defined()) {
+    // A weight of 0 does not keep NaN out, which padding may hold.
+    const at::Tensor padding = valid.logical_not().transpose(2, 3);
+    k = k.masked_fill(padding, 0);
+    v = v.masked_fill(padding, 0);
+  }
   const CudnnFirst cudnn_first(call.q);
   const bool grouped_heads = call.k.size(1) != call.q.size(1);
-  return {at::scaled_dot_product_attention(call.q, call.k, call.v, mask, /*dropout_p=*/0.0,
+  return {at::scaled_dot_product_attention(call.q, k, v, mask, /*dropout_p=*/0.0,
                                            /*is_causal=*/false, call.sm_scale, grouped_heads),
           {}};
 }

@@ -82,6 +82,22 @@ TEST(CpuBranches, PaddingThatAnIndexScatters) {
   EXPECT_TRUE(cpu.run(plan, call, nullptr).out.equal(before));
 }
 
+// Blocks that begin in the video and end in the text's padding.
+TEST(CpuBranches, PaddingWithinBlocksOfTwoSegments) {
+  at::manual_seed(9);
+  TokenLayout layout = TokenLayout::text(20, at::tensor({11, 0}, at::kLong));
+  layout.append(TokenLayout::grid(1, 7, 9))
+      .append(TokenLayout::text(30, at::tensor({4, 30}, at::kLong)));
+  const Case c{.layout = layout};
+  AttentionPlan plan = AttentionPlan::dense("straddling");
+  Selection& selection = selection_of(plan);
+  selection.q_blocks = BlockAxis::uniform(c.layout, 32);
+  const at::Tensor ends = at::tensor({0, 7, 25, 50, 101, 113}, at::kInt).view({1, 1, 6});
+  selection.kv_blocks = BlockAxis::from_offsets(ends, 51);
+  selection.classes = random_classes(selection, 2, 4, 2);
+  expect_reference(plan, make_call(c), kBound);
+}
+
 TEST(CpuBranches, GivenKeysTakeThePlaceOfTheCalls) {
   at::manual_seed(4);
   const Case c{.layout = video_and_text()};
@@ -136,6 +152,25 @@ TEST(CpuBranches, PooledValues) {
   branch.kv_blocks = BlockAxis::uniform(c.layout, 40);
   branch.weights = at::rand({1, 4, branch.q_blocks.num_blocks(), branch.kv_blocks.num_blocks()});
   plan.branches.push_back({branch, 1});
+  expect_reference(plan, make_call(c), kBound);
+}
+
+// All that is one for all heads, on both executors.
+TEST(CpuBranches, OneHeadOfKeysForAll) {
+  at::manual_seed(10);
+  const Case c{.layout = video_and_text(), .kv_heads = 1};
+  AttentionPlan plan = AttentionPlan::dense("shared");
+  plan.q_order = TokenOrder::tiles({1, 4, 4});
+  Selection& selection = selection_of(plan);
+  set_blocks(selection, c.layout, 32, 24);
+  selection.summaries = {{.pool = 5}};
+  selection.classes = random_classes(selection, 1, 1, 3);
+  PooledValuesBranch pooled;
+  pooled.q_blocks = pooled.kv_blocks = BlockAxis::uniform(c.layout, 40);
+  const int64_t blocks = pooled.q_blocks.num_blocks();
+  pooled.weights = at::rand({1, 1, blocks, blocks});
+  plan.branches.push_back({pooled, 1});
+  plan.branches.push_back({LinearBranch{.complement_of = 0, .epsilon = 1e-3}, 2});
   expect_reference(plan, make_call(c), kBound);
 }
 

@@ -102,6 +102,45 @@ TEST(Functional, RunsAPlanner) {
   EXPECT_GT(relative_error(cpu.out, attention(in.q, in.k, in.v).out), 1e-2);
 }
 
+// Keys are shared by heads, and so are their clusters.
+TEST(Functional, PlansOfSharedKeysMayHaveBlocksPerHeadOfKeys) {
+  at::manual_seed(4);
+  const TokenLayout layout = TokenLayout::grid(2, 8, 8);
+  const Inputs in = draw(128, 128);
+  AttentionOptions options{.planner = "svg2",
+                           .planner_options = {{"q_clusters", 4}, {"kv_clusters", 6}},
+                           .q_layout = layout,
+                           .kv_layout = layout};
+  const AttentionResult cpu = attention(in.q, in.k, in.v, options);
+  options.executor = "reference";
+  EXPECT_LE(relative_error(cpu.out, attention(in.q, in.k, in.v, options).out), 2e-6);
+}
+
+// 2^31 numbers that lie in one row of memory.
+TEST(Functional, CountsBeyond32Bits) {
+  at::manual_seed(5);
+  const int64_t keys = 1 << 20;
+  AttentionCall call{.q_layout = TokenLayout::sequence(2),
+                     .kv_layout = TokenLayout::sequence(keys),
+                     .q = at::randn({1, 8, 2, 256}),
+                     .k = at::randn({1, 8, 1, 256}).expand({1, 8, keys, 256}),
+                     .v = at::randn({1, 8, 1, 3}).expand({1, 8, keys, 3}),
+                     .needs_lse = true};
+  ASSERT_GE(call.k.numel(), int64_t{1} << 31);
+  const AttentionPlan plan = AttentionPlan::dense("dense");
+  const AttentionResult result = run_plan(plan, call, "cpu");
+  // A sum of so many equal numbers in fp32 is off by more than those of drawn ones.
+  EXPECT_LE(relative_error(result.out, call.v.slice(2, 0, 2)), 2e-4);
+  const at::Tensor logit = at::matmul(call.q, call.k.slice(2, 0, 1).transpose(2, 3)).squeeze(3);
+  EXPECT_TRUE(at::allclose(result.lse, logit / 16 + std::log(double(keys)), 1e-5, 1e-5));
+
+  const int64_t too_many = (int64_t{1} << 31) + 8;
+  call.kv_layout = TokenLayout::sequence(too_many);
+  call.k = at::zeros({1, 8, 1, 256}).expand({1, 8, too_many, 256});
+  call.v = at::zeros({1, 8, 1, 3}).expand({1, 8, too_many, 3});
+  expect_message([&] { run_plan(plan, call, "cpu"); }, "takes up to 2147483391 tokens");
+}
+
 TEST(Functional, RefusesTensorsThatDoNotGoTogether) {
   const Inputs in = draw(8, 8);
   expect_message([&] { attention(in.q[0], in.k, in.v); }, "tensor 'q'");
@@ -120,7 +159,7 @@ TEST(Functional, RefusesTensorsThatDoNotGoTogether) {
   expect_message([&] { attention(in.q, in.k, in.v, options); }, "grid 1x3x3");
   options = {};
   options.executor = "abacus";
-  expect_message([&] { attention(in.q, in.k, in.v, options); }, "known: auto, cpu, sdpa");
+  expect_message([&] { attention(in.q, in.k, in.v, options); }, "known: auto, checked, cpu, sdpa");
   options.executor = "sdpa";
   expect_message([&] { attention(in.q, in.k, in.v, options); }, "no log-sum-exp");
 }
@@ -179,6 +218,18 @@ INSTANTIATE_TEST_SUITE_P(
         Lie{"query order of shape",
             [](AttentionPlan& plan, Selection&) {
               plan.q_order = TokenOrder::index(at::arange(12, at::kInt).expand({1, 3, 12}));
+            }},
+        Lie{"key order of shape",
+            [](AttentionPlan& plan, Selection&) {
+              plan.kv_order = TokenOrder::axes({{0, 1, 2}, {2, 1, 0}, {1, 2, 0}});
+            }},
+        Lie{"key offsets do not ascend from 0 to 12",
+            [](AttentionPlan& plan, Selection&) {
+              PooledValuesBranch branch;
+              branch.q_blocks = BlockAxis::from_offsets(offsets_of({0, 4, 12}), 12);
+              branch.kv_blocks = BlockAxis::from_offsets(offsets_of({0, 4, 13}), 12);
+              branch.weights = at::ones({1, 1, 2, 2});
+              plan.branches.push_back({branch, 1});
             }},
         Lie{"query offsets do not ascend",
             [](AttentionPlan&, Selection& s) {

@@ -369,7 +369,8 @@ TEST(Precision, GradientsAndWeightsAreTheReferences) {
   const auto runs = [&](const AttentionPlan& plan) {
     std::string out;
     for (const auto& executor : make_executors()) {
-      if (!executor->why_not(plan, call)) out += executor->name() + " ";
+      const bool checks = executor->name().rfind("checked:", 0) == 0;
+      if (!checks && !executor->why_not(plan, call)) out += executor->name() + " ";
     }
     return out;
   };

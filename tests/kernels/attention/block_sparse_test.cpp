@@ -333,6 +333,7 @@ TEST(BlockSparse, ChecksEveryIndex) {
     return code(problem, same) == StatusCode::invalid;
   };
   EXPECT_TRUE(broken([](Problem& p) { p.q_order[150] = 100; }));
+  EXPECT_TRUE(broken([](Problem& p) { p.q_order[150] = p.q_order[151]; }));
   EXPECT_TRUE(broken([](Problem& p) { p.kv_order[399] = -1; }));
   EXPECT_TRUE(broken([](Problem& p) { p.q_offsets.back() = 99; }));
   EXPECT_TRUE(broken([](Problem& p) { p.kv_offsets.back() = 201; }));
@@ -351,7 +352,10 @@ TEST(BlockSparse, ChecksEveryIndex) {
   EXPECT_TRUE(refused([](BlockSparseArgs& a) { a.dim = 0; }));
   EXPECT_TRUE(refused([](BlockSparseArgs& a) { a.k.dtype = DType::f16; }));
   EXPECT_TRUE(refused([](BlockSparseArgs& a) { a.lists.map_head_stride = 1; }));
+  EXPECT_TRUE(refused([](BlockSparseArgs& a) { a.lists.map_head_stride = INT64_MAX; }));
   EXPECT_TRUE(refused([](BlockSparseArgs& a) { a.lists.row_ptr = nullptr; }));
+  EXPECT_EQ(code(good, [](BlockSparseArgs& a) { a.lists.maps = INT64_MAX; }),
+            StatusCode::unsupported);
   EXPECT_EQ(code(good, [](BlockSparseArgs& a) { a.dim = 257; }), StatusCode::unsupported);
   const Problem integers({.q_len = 100, .kv_len = 200, .kv_heads = 2, .integers = true}, 901);
   const auto refused_integers = [&](auto change) {

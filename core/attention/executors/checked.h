@@ -1,0 +1,51 @@
+#pragma once
+
+#include "core/attention/executors/accuracy.h"
+
+namespace fovea {
+
+/// What the names of checked executors begin with, such as "checked:cpu".
+constexpr const char* kChecked = "checked:";
+
+/// Runs another executor and computes some rows of each call once more with the reference in fp64.
+///
+/// The rows are the same for all batch items and heads: the first and the last one, those at the
+/// edges of some blocks of queries, and some others, drawn by counting from layer, step and
+/// guidance branch. They are held against the rules of `judge`. A check costs those rows in fp64
+/// and in the storage type, and an fp64 copy of k and v; it waits for the device.
+///
+/// throws  Error non_finite that names executor, plan, layer, step, batch item, head and row where
+///         a rule is broken
+class CheckedExecutor : public Executor {
+ public:
+  explicit CheckedExecutor(std::unique_ptr<Executor> executor, int64_t rows = 16);
+
+  std::string name() const override { return kChecked + executor_->name(); }
+  std::optional<std::string> why_not(const AttentionPlan& plan,
+                                     const AttentionCall& call) const override {
+    return executor_->why_not(plan, call);
+  }
+  std::shared_ptr<const LoweredPlan> lower(const AttentionPlan& plan,
+                                           const AttentionCall& call) const override {
+    return executor_->lower(plan, call);
+  }
+  AttentionResult run(const AttentionPlan& plan, const AttentionCall& call,
+                      const LoweredPlan* lowered) override;
+
+ private:
+  std::unique_ptr<Executor> executor_;
+  int64_t rows_;
+};
+
+/// The rows of a call that are checked: int64 on the CPU, ascending, at most `count`, all where
+/// there are no more.
+at::Tensor sampled_rows(const AttentionPlan& plan, const AttentionCall& call, int64_t count);
+
+/// What a result is held against, for some of its rows.
+///
+/// result  of the whole call
+/// rows    int64 on the device of q; undefined: all
+Comparison compare_with_reference(const AttentionPlan& plan, const AttentionCall& call,
+                                  const AttentionResult& result, const at::Tensor& rows);
+
+}  // namespace fovea
