@@ -71,7 +71,8 @@ struct BlockLists {
 /// out = softmax(sm_scale * q k^T + key_bias + bias) v over the listed pairs, and the natural
 /// logarithm of the softmax' denominator. Sums are fp32, or exact for integers; out is rounded
 /// once. Where the instruction set multiplies bf16, the softmax' weights are rounded to it for the
-/// product with bf16 values, not for their sum; everything else is fp32.
+/// product with bf16 values, whose divisor is the sum of the rounded ones; lse is that of the
+/// others.
 ///
 /// The softmax is computed step by step (Milakov and Gimelshein 2018, arXiv:1805.02867), tile by
 /// tile as in FlashAttention (Dao et al. 2022, arXiv:2205.14135). A row that sees no key gets 0 and

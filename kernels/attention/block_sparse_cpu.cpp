@@ -180,8 +180,8 @@ void store_results(const Tile& tile) {
   for (int64_t r = 0; r < tile.rows; ++r) {
     const int64_t position = tile.begin + r;
     const int64_t row = tile.q_order ? tile.q_order[position] : position;
-    const float sum = m.row_sum[r];
-    store_row(m.out + r * kRowStride, args.value_dim, sum == 0.0f ? 0.0 : 1.0 / sum,
+    const float sum = m.row_sum[r], weight = m.row_weight[r];
+    store_row(m.out + r * kRowStride, args.value_dim, weight == 0.0f ? 0.0 : 1.0 / weight,
               out + row * args.out.row_stride);
     if (lse) lse[row] = static_cast<float>(m.row_max[r] * kLn2 + std::log(double{sum}));
   }
@@ -320,6 +320,7 @@ void tile_task(const Job& job, int64_t task, WorkerMemory& memory) {
   load_tile_queries<N, K>(t);
   std::fill_n(memory.row_max, t.rows, -kInfinity);
   std::fill_n(memory.row_sum, t.rows, 0.0f);
+  std::fill_n(memory.row_weight, t.rows, 0.0f);
   const int64_t width = (args.value_dim + kUnit - 1) / kUnit * kUnit;
   for (int64_t r = 0; r < t.rows; ++r) std::fill_n(memory.out + r * kRowStride, width, 0.0f);
   run_list<N>(t, map, block);

@@ -299,6 +299,7 @@ inline float fold(Float a, F f) {
 
 /// Where probabilities go: over the logits, as fp32 or as pairs of bf16 in the row's first half.
 struct KeepFloats {
+  static constexpr bool kRounds = false;
   static constexpr int kAtOnce = kUnit / kWidth;
   static void store(float* row, int64_t column, const Float* p) {
     for (int i = 0; i < kAtOnce; ++i) std::memcpy(row + column + i * kWidth, p + i, sizeof(Float));
@@ -307,9 +308,15 @@ struct KeepFloats {
 
 #if defined(__AVX512BF16__)
 struct RoundToBFloat16 {
+  static constexpr bool kRounds = true;
   static void store(float* row, int64_t column, const Float* p) {
     const __m256bh rounded = _mm512_cvtneps_pbh((__m512)*p);
     std::memcpy(row + column / 2, &rounded, sizeof(rounded));
+  }
+  /// What the product with the values sees of p.
+  static Float kept(const Float& p) {
+    const HalfWord bits = (HalfWord)_mm512_cvtneps_pbh((__m512)p);
+    return (Float)(__builtin_convertvector(bits, Word) << 16);
   }
 };
 #endif
@@ -334,13 +341,14 @@ inline void softmax_step(WorkerMemory& m, int64_t rows, int64_t columns) {
     const float row_max = fold(most[0], [](float a, float b) { return a > b ? a : b; });
     // A row that has seen no key keeps -inf; its differences are taken from 0.
     const float from = row_max == -kInfinity ? 0.0f : row_max;
-    Float sum[kAtOnce] = {};
+    Float sum[kAtOnce] = {}, kept = {};
     for (int64_t j = 0; j < columns; j += kUnit) {
       Float p[kAtOnce];
       for (int i = 0; i < kAtOnce; ++i) {
         std::memcpy(&p[i], logits + j + i * kWidth, sizeof(Float));
         p[i] = exp2_of_negative(p[i] - from);
         sum[i] += p[i];
+        if constexpr (Storage::kRounds) kept += Storage::kept(p[i]);
       }
       Storage::store(logits, j, p);
     }
@@ -348,6 +356,9 @@ inline void softmax_step(WorkerMemory& m, int64_t rows, int64_t columns) {
     const float step_sum = fold(sum[0], [](float a, float b) { return a + b; });
     m.rescale[r] = exp2_of_negative(m.row_max[r] - from);
     m.row_sum[r] = m.row_sum[r] * m.rescale[r] + step_sum;
+    const float kept_sum =
+        Storage::kRounds ? fold(kept, [](float a, float b) { return a + b; }) : step_sum;
+    m.row_weight[r] = m.row_weight[r] * m.rescale[r] + kept_sum;
     m.row_max[r] = row_max;
   }
 }

@@ -27,7 +27,8 @@ struct WorkerMemory {
   int32_t q_offset[kTileRows];             ///< of integers: what the offset of the keys adds
   float row_max[kTileRows];
   float row_sum[kTileRows];
-  float rescale[kTileRows];  ///< what the sums so far are worth under the new maximum
+  float row_weight[kTileRows];  ///< the same of the weights as they are multiplied with values
+  float rescale[kTileRows];     ///< what the sums so far are worth under the new maximum
 };
 
 /// Where things are in the workspace. (batch, kv head) pairs are packed and computed in waves, so

@@ -88,8 +88,8 @@ std::optional<Finding> check_form(const Problem& problem, const AttentionResult&
                                     ": ", problem.describe())};
 }
 
-std::optional<Finding> check_rules(const Problem& problem, const AttentionResult& result,
-                                   Tally& tally) {
+std::optional<Finding> check_rules(const Executor& executor, const Problem& problem,
+                                   const AttentionResult& result, Tally& tally) {
   const std::vector<RuleResult> rules =
       judge(compare_with_reference(problem.plan, problem.call, result, at::Tensor()));
   for (const RuleResult& rule : rules) {
@@ -98,7 +98,7 @@ std::optional<Finding> check_rules(const Problem& problem, const AttentionResult
   }
   if (rules.empty()) return std::nullopt;
   const RuleResult& worst = worst_of(rules);
-  if (worst.ratio <= 1) return std::nullopt;
+  if (worst.ratio <= promises_of(executor).allowance) return std::nullopt;
   return Finding{worst.rule, fovea::str("error ", worst.error, ", allowed ", worst.bound,
                                         ", at batch ", worst.batch, " head ", worst.head, " row ",
                                         worst.row, " of ", problem.describe())};
@@ -187,7 +187,7 @@ std::optional<Finding> check_retrieval(Executor& executor, const Problem& zeros,
   call.k = call.k.clone();
   call.k.select(2, target).fill_(size);
   const AttentionResult result = executor.run(problem.plan, call, nullptr);
-  if (auto finding = check_rules(problem, result, tally)) return finding;
+  if (auto finding = check_rules(executor, problem, result, tally)) return finding;
   const auto& softmax = std::get<SoftmaxBranch>(problem.plan.branches[0].kind);
   const std::vector<int64_t> pairs = {call.q.size(0), call.q.size(1), call.q.size(2),
                                       call.k.size(2)};
@@ -236,11 +236,14 @@ std::string Tally::describe() const {
 }
 
 Promises promises_of(const Executor& executor) {
-  // LibTorch adds up in another order with another number of threads; the reference divides weights
-  // before it multiplies with them.
+  // LibTorch adds up in another order with another number of threads, and its blocks of keys cost
+  // accuracy on some processors (M1 and M4 2.2 times what is allowed); the reference divides
+  // weights before it multiplies with them.
   const std::string name = executor.name();
   const bool ours = name != "sdpa" && name != "reference";
-  return {.same_bits_for_any_threads = ours, .exact_averages = ours};
+  return {.same_bits_for_any_threads = ours,
+          .exact_averages = ours,
+          .allowance = name == "sdpa" ? 4.0 : 1.0};
 }
 
 std::optional<Finding> examine(Executor& executor, const Problem& problem, Tally& tally) {
@@ -251,7 +254,7 @@ std::optional<Finding> examine(Executor& executor, const Problem& problem, Tally
   const auto run = [&] { return executor.run(problem.plan, problem.call, nullptr); };
   const AttentionResult result = run();
   if (auto finding = check_form(problem, result)) return finding;
-  if (auto finding = check_rules(problem, result, tally)) return finding;
+  if (auto finding = check_rules(executor, problem, result, tally)) return finding;
   if (!same_bits(run(), result)) {
     return Finding{"repeat", "other bits in the second run: " + problem.describe()};
   }

@@ -29,6 +29,7 @@ struct Tally {
 struct Promises {
   bool same_bits_for_any_threads = true;
   bool exact_averages = true;  ///< of ones are 1 within 1 ulp: divides once, in the end
+  double allowance = 1;        ///< times what the rules allow
 };
 Promises promises_of(const Executor& executor);
 

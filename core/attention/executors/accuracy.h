@@ -52,9 +52,9 @@ struct Comparison {
 /// M7  |lse − lse of r| ≤ 1e-5 + 2e-6 |lse of r| + 2⁻²⁰ logit_size. That holds the share of the
 ///     softmax that a plan keeps, exp(lse − lse of all keys), to the same
 ///
-/// Quantized plans have no cap; M7 is |exp(lse − lse of r) − 1| ≤ max(1e-3, twice that of b), and
-/// Q6 ‖x − unquantized‖ ≤ 1.1 ‖round(r) or b − unquantized‖ + 1e-4 ‖unquantized‖. For fp64 there is
-/// no b that says anything: M3 and M4 with 1e-12, and that in M7.
+/// Quantized plans have no cap; M5 has 2c in place of 10c / √n; M7 is |exp(lse − lse of r) − 1| ≤
+/// max(1e-3, twice that of b), and Q6 ‖x − unquantized‖ ≤ 1.1 ‖round(r) or b − unquantized‖ + 1e-4
+/// ‖unquantized‖. For fp64 there is no b that says anything: M3 and M4 with 1e-12, and that in M7.
 ///
 /// returns  one entry for each rule that applies; none for a result without numbers
 std::vector<RuleResult> judge(const Comparison& comparison);

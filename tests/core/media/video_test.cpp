@@ -118,8 +118,12 @@ TEST(VideoWriter, RepeatsByteForByte) {
     std::vector<std::string> runs;
     for (int run = 0; run < 2; ++run) {
       const TemporaryFolder folder;
-      write_video(
-          {.path = folder / name, .width = 96, .height = 64, .frames = 12, .comment = "{}"});
+      write_video({.path = folder / name,
+                   .width = 96,
+                   .height = 64,
+                   .frames = 12,
+                   .comment = "{}",
+                   .threads = 1});
       std::string all;
       for (const std::string& file : folder.names()) all += read_bytes(folder / file);
       runs.push_back(all);
