@@ -145,7 +145,7 @@ class Judge {
     const at::Tensor own = g.rounded_dot.abs() / safe;
     // The few numbers that fall to the other side decide a quantized plan's error; they are no
     // mean.
-    const at::Tensor count = is_quantized() ? at::full_like(g.count, 25) : g.count;
+    const at::Tensor count = is_quantized() ? g.count.clamp_max(25) : g.count;
     add("M5", (g.dot / safe).abs(),
         10 * chance_ * (g.plain_square / safe / count).sqrt() + 2 * own + std::pow(2.0, -22) +
             slack);
