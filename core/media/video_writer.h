@@ -20,7 +20,7 @@ struct VideoOptions {
   Rational fps;            ///< frames a second
   std::string comment;     ///< text kept inside the file, UTF-8 without NUL, such as JSON
   bool overwrite = false;  ///< replace a file that exists
-  int threads = 4;         ///< of the encoder, or PNG files at a time; one always gives equal bytes
+  int threads = 4;         ///< of the encoder, or PNG files at a time; the bytes depend on it
 };
 
 /// What was written.
