@@ -111,8 +111,8 @@ class Page {
         "over all frames. ");
     if (has_lpips()) add("LPIPS: distance to dense as a network sees it, the less the better. ");
     add("Density: share of query-key products computed. Attention error: relative "
-        "L2 distance to dense attention of the same inputs; recall: softmax mass kept; both on "
-        "sampled calls. Seconds: mean of a video.</p>");
+        "L2 distance to dense attention of the same inputs; recall: softmax mass of the keys taken "
+        "one by one; both on sampled calls. Seconds: mean of a video.</p>");
   }
 
   void add_plots() {

@@ -262,7 +262,8 @@ class Refused(Case):
     def test_bad_methods(self):
         for methods, word in (
             ("fast", "fast"),
-            ("topk:densty=0.5", "densty"),
+            ("topk:densty=0.5", "'densty'; known: block_kv, block_q, dense_layers"),
+            ("window,svg2:density=0.5", "attention svg2: unknown option 'density'; known: "),
             ("topk:density=2", "density"),
             ("topk:density", "KEY=VALUE"),
             ("dense", "beside dense"),

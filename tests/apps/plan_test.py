@@ -104,6 +104,8 @@ class Plan(Case):
             (["--grid", "4x4x4", "--out", self.folder / "none/a.png"], 2, "none"),
             (["--grid", "4x4x4", "--prompt", "x"], 2, "--model"),
             (["--model", MODEL, "--height", "50"], 2, "--height"),
+            (["--grid", "4x4x4", "--attention", "radial", "--attn", "density=0.5"], 2,
+             "unknown option 'density'; known: block, decay, dense_layers, dense_steps, sink_"),
             (["--grid", "4x4x4", "--executor", "abacus"], 2, "known: auto, checked, cpu"),
             (["--model", MODEL, "--prompt", "x", "--executor", "checked:x"], 2, "'checked:x'"),
         ):
