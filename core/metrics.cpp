@@ -131,7 +131,7 @@ void SimilarityMean::add(const Similarity& frame) {
   if (!frame.lpips) return;
   ++with_lpips_;
   lpips_ += *frame.lpips;
-  worst_lpips_ = std::max(worst_lpips_, *frame.lpips);
+  worst_lpips_ = with_lpips_ == 1 ? *frame.lpips : std::max(worst_lpips_, *frame.lpips);
 }
 
 std::optional<double> SimilarityMean::lpips() const {
