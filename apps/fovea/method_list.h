@@ -11,8 +11,8 @@ namespace fovea::apps {
 struct Method {
   PlanRecipe attention;
   std::string executor;  ///< by name; empty where none is given
-  std::string label;  ///< as shown: "topk density=0.25"
-  std::string name;   ///< as part of a file name: "topk-density-0.25"
+  std::string label;     ///< as shown: "topk density=0.25"
+  std::string name;      ///< as part of a file name: "topk-density-0.25"
 };
 
 /// Methods as a user lists them: `dense,radial,topk:density=0.25:block_q=64,window:tile=2,8,8`.

@@ -101,7 +101,8 @@ class Compare(Case):
         self.assertEqual(executors["self: dense on cpu"] * 2, executors["self: window on cpu"])
 
     def test_executors_by_name(self):
-        self.succeeds(self.compare(methods=f"{WINDOW}:executor=reference,dense:executor=sdpa,dense"))
+        self.succeeds(self.compare(
+            methods=f"{WINDOW}:executor=reference,dense:executor=sdpa,dense"))
         labels = [method["method"] for method in self.result()["methods"]]
         self.assertEqual(labels[0], "dense executor=sdpa")
         self.assertEqual(labels[2], "dense")
