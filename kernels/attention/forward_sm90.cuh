@@ -21,12 +21,15 @@ namespace fovea::kernels::sm90 {
 using wgmma::Type;
 
 /// The shape of a kernel.
-template <int kDim_, int kGroups_, int kKeys_, int kStages_>
+template <int kDim_, int kGroups_, int kKeys_, int kStages_, bool kHold_ = false>
 struct ForwardShape {
   static constexpr int kDim = kDim_;        // channels of a head
   static constexpr int kGroups = kGroups_;  // computing warpgroups
   static constexpr int kKeys = kKeys_;      // of a span
   static constexpr int kStages = kStages_;  // spans that a ring holds
+  // The compiler waits for the values before the exponentials, unless something of these is stored
+  // first: then the matrix units work meanwhile.
+  static constexpr bool kHold = kHold_;
   static constexpr int kQueries = 64 * kGroups;
   static constexpr int kThreads = 128 * (kGroups + 1);
   static constexpr int kPanels = kDim / 64;  // of 64 columns
@@ -45,7 +48,8 @@ struct ForwardMemory {
   uint64_t q_full, q_empty;
   uint64_t k_full[Shape::kStages], k_empty[Shape::kStages];
   uint64_t v_full[Shape::kStages], v_empty[Shape::kStages];
-  int k_len[Shape::kStages];  // keys of the span
+  int k_len[Shape::kStages];                                     // keys of the span
+  volatile float held[Shape::kHold ? 128 * Shape::kGroups : 1];  // written, never read
 };
 
 struct ForwardParams {
@@ -277,6 +281,8 @@ struct Computer {
       k_place.next();
       mask(len);
       softmax.step(scale_log2, s, keep);
+      if constexpr (Shape::kHold)
+        memory.held[group * 128 + thread] = softmax.sum[0] + softmax.sum[1];
       wgmma::wait<0>();
       wgmma::pin(o);
       release(&memory.v_empty[v_place.slot]);
