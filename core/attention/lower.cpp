@@ -131,13 +131,24 @@ void append(HostLists& to, const Entries& from) {
 
 }  // namespace
 
+namespace {
+
+// Whether lists are of the blocks that the branch names.
+bool takes_own_blocks(const SoftmaxBranch& branch) {
+  const Quantized& weights = branch.precision.p;
+  return branch.selection.classes.defined() ||
+         (weights.format != NumberFormat::storage && weights.unit == ScaleUnit::block);
+}
+
+}  // namespace
+
 BlockAxis default_blocks(const TokenLayout& layout) { return BlockAxis::uniform(layout, kBlock); }
 
 bool lists_differ(const AttentionPlan& plan, const SoftmaxBranch& branch) {
   const Selection& selection = branch.selection;
   const auto has_items = [](const at::Tensor& x) { return x.defined() && x.size(0) > 1; };
   bool differ = has_items(selection.classes);
-  if (selection.classes.defined()) {
+  if (takes_own_blocks(branch)) {
     differ = differ || has_items(selection.q_blocks.offsets(at::kCPU)) ||
              has_items(selection.kv_blocks.offsets(at::kCPU));
   }
@@ -157,7 +168,7 @@ HostLists lower_to_lists(const AttentionPlan& plan, const SoftmaxBranch& branch,
   const TokenLayout kv_layout =
       branch.keys ? TokenLayout::extra(branch.keys->k.size(2)) : call.kv_layout;
   Task task{plan, selection, call, item, keys, selection.q_blocks, selection.kv_blocks};
-  if (!task.is_mapped()) {
+  if (!takes_own_blocks(branch)) {
     task.q_blocks = default_blocks(call.q_layout);
     task.kv_blocks = default_blocks(kv_layout);
   }

@@ -25,7 +25,7 @@ struct HostLists {
   std::vector<uint64_t> bits;
 };
 
-/// The blocks of a branch that has no class map.
+/// The blocks of a branch that has no class map, and no scales of weights per block.
 BlockAxis default_blocks(const TokenLayout& layout);
 
 /// Whether items of a batch have lists of their own.

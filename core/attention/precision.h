@@ -38,7 +38,13 @@ struct Quantized {
 ///
 /// With q', k', v' the quantized operands, logits are s = sm_scale · q'·k' + bias; p = exp(s − m)
 /// with m the largest logit of the row over all keys that it sees; p' is p quantized; and
-/// out = Σ p'·v' / Σ p, lse = m + ln Σ p. Gradients go straight through the rounding.
+/// out = Σ p'·v' / Σ p, lse = m + ln Σ p. Queries that are padding have no part in scales, of p
+/// neither.
+///
+/// Gradients go straight through the rounding, and m is a constant. With dx that of x,
+/// dv' = Σ p'·dout / Σ p over the rows and ds = (dout·v' − dout·out + dlse) p / Σ p; q, k and v get
+/// dq', dk' and dv'. Where p is quantized, the ds of a row do not add up to dlse exactly, and with
+/// `smooth_k` the keys' mean and q get what that leaves.
 struct Precision {
   Quantized q, k;  ///< per head, block or token
   Quantized v;     ///< per head, block or channel

@@ -22,7 +22,11 @@ struct BackwardTileMemory {
   float ds[kTileRows * kPairStride];     ///< gradients of the probabilities, then of the logits
   float lse_high[kTileRows];             ///< base-2 lse, as a sum of two floats
   float lse_low[kTileRows];
-  float delta[kTileRows];  ///< rows' sums of grad_out * out, less the gradient of the lse
+  float delta[kTileRows];     ///< rows' sums of grad_out * out, less the gradient of the lse
+  float row_sums[kTileRows];  ///< of dS
+  // Of quantized weights: the largest logits, and what makes weights probabilities.
+  float row_max[kTileRows];
+  float inverse_sum[kTileRows];
 };
 
 /// Where things are in the workspace. The keys are cut into chunks, one task each: it holds its

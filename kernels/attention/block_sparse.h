@@ -68,11 +68,28 @@ struct BlockLists {
   int64_t num_bit_words = 0;
 };
 
+enum class WeightFormat { none, int8, e4m3 };
+
+/// How the softmax' weights are quantized before they meet the values. With p = exp(logit - m), m
+/// the row's largest logit, and a the largest p of a unit, p becomes s times the number of the
+/// format that is nearest to p / s, halves to even and at most M: s = a / M (1 where a is 0), M =
+/// 127 or, of e4m3 (8-bit floats of 4 exponent and 3 fraction bits), 448.
+struct QuantizedWeights {
+  WeightFormat format = WeightFormat::none;
+  bool per_entry = false;  ///< an entry of the lists is a unit; else a is 1
+  /// [batch, q_len] by row of q, contiguous: rows of 0 have no part in a; null: all have.
+  const uint8_t* counted = nullptr;
+  // What the forward pass finds and the backward pass reads.
+  float* row_max = nullptr;  ///< [batch, heads, q_len] by row, contiguous: m / ln 2
+  float* largest = nullptr;  ///< a, of (batch, head) from its strides on, for each entry
+  int64_t largest_batch_stride = 0, largest_head_stride = 0;  ///< 0 where maps are not shared
+};
+
 /// out = softmax(sm_scale * q k^T + key_bias + bias) v over the listed pairs, and the natural
 /// logarithm of the softmax' denominator. Sums are fp32, or exact for integers; out is rounded
 /// once. Where the instruction set multiplies bf16, the softmax' weights are rounded to it for the
 /// product with bf16 values, whose divisor is the sum of the rounded ones; lse is that of the
-/// others.
+/// others. With quantized weights out = sum of quantized p v / sum of p, of fp32 values.
 ///
 /// The softmax is computed step by step (Milakov and Gimelshein 2018, arXiv:1805.02867), tile by
 /// tile as in FlashAttention (Dao et al. 2022, arXiv:2205.14135). A row that sees no key gets 0 and
@@ -94,6 +111,7 @@ struct BlockSparseArgs {
   double sm_scale = 1;
   LogitBias key_bias;  ///< [batch, heads, kv_len] by row of k; row_stride is not used
   LogitBias bias;      ///< [batch, heads, q_len, kv_len] by rows of q and k
+  QuantizedWeights weights;
 };
 
 /// How a kernel gets threads: `run` calls task(state, i) once for each i below count, at the same
@@ -112,7 +130,7 @@ struct Workspace {
 };
 
 /// Status invalid when pointers, sizes, orders or lists contradict each other (every index is
-/// looked at), unsupported for more than 256 channels.
+/// looked at), unsupported for more than 256 channels and for quantized weights of half types.
 Status check(const BlockSparseArgs& args);
 
 /// What block_sparse_cpu needs with that many threads; `args` must have passed check().

@@ -7,6 +7,7 @@
 #include "kernels/attention/steps_cpu.h"
 #include "kernels/attention/tasks_cpu.h"
 #include "kernels/attention/tile_cpu.h"
+#include "kernels/attention/weights_cpu.h"
 
 namespace fovea::kernels::FOVEA_ISA {
 namespace {
@@ -122,6 +123,28 @@ void pair_gradients(BackwardTileMemory& m, int64_t rows, int64_t columns) {
   }
 }
 
+/// The same for quantized weights: p becomes quantized ones, over the row's sum.
+template <typename Format>
+void quantized_pair_gradients(const Tile& tile, const Step& step) {
+  BackwardTileMemory& m = tile.memory;
+  WeightScale scales[kStepUnits];
+  weight_scales<Format>(tile, step, scales);
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    const float from = weight_origin(m.row_max[r]), inverse = m.inverse_sum[r], delta = m.delta[r];
+    for (int64_t j = 0; j < step.num_slots * kUnit; j += kWidth) {
+      const int64_t at = r * kPairStride + j;
+      Float p, ds;
+      std::memcpy(&p, m.p + at, sizeof(p));
+      std::memcpy(&ds, m.ds + at, sizeof(ds));
+      p = exp2_of_negative(p - from);
+      ds = p * inverse * (ds - delta);
+      p = quantized<Format>(p, scales[j / kUnit]) * inverse;
+      std::memcpy(m.p + at, &p, sizeof(p));
+      std::memcpy(m.ds + at, &ds, sizeof(ds));
+    }
+  }
+}
+
 void add_bias_gradients(const Tile& tile, const Step& step) {
   const BackwardTileMemory& m = tile.memory;
   for (int64_t i = 0; i < step.num_runs; ++i) {
@@ -131,6 +154,28 @@ void add_bias_gradients(const Tile& tile, const Step& step) {
       for (int64_t r = 0; r < tile.rows; ++r) sum += m.ds[r * kPairStride + run.column + k];
       tile.keys.grad_bias[run.row + k] += sum;
     }
+  }
+}
+
+/// Sums of rows, and all of them where they are wanted.
+void add_logit_gradients(const Tile& tile, const Step& step) {
+  BackwardTileMemory& m = tile.memory;
+  const BlockSparseArgs& f = tile.args;
+  const BlockSparseBackwardArgs& args = tile.job.args;
+  const int64_t head = tile.batch * f.heads + tile.head;
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    const int64_t position = tile.begin + r;
+    const int64_t row = tile.q_order ? tile.q_order[position] : position;
+    float* to = args.grad_bias ? args.grad_bias + (head * f.q_len + row) * f.kv_len : nullptr;
+    float sum = 0;
+    for (int64_t i = 0; i < step.num_runs; ++i) {
+      const Run& run = step.runs[i];
+      const float* ds = m.ds + r * kPairStride + run.column;
+      for (int64_t k = 0; k < run.count; ++k) sum += ds[k];
+      for (int64_t k = 0; to && k < run.count; ++k)
+        to[tile.kv_order ? tile.kv_order[run.row + k] : run.row + k] = ds[k];
+    }
+    m.row_sums[r] += sum;
   }
 }
 
@@ -147,7 +192,13 @@ void run_step(const Tile& tile, Step& step) {
     if (biased || slot.bits || slot.last - slot.first < kUnit)
       finish_slot(tile, slot, m.p + s * kUnit, kPairStride);
   }
-  pair_gradients(m, tile.rows, step.num_slots * kUnit);
+  if (f.weights.format == WeightFormat::none) {
+    pair_gradients(m, tile.rows, step.num_slots * kUnit);
+  } else {
+    with_weights(f.weights.format,
+                 [&](auto format) { quantized_pair_gradients<decltype(format)>(tile, step); });
+  }
+  if (args.grad_row_bias || args.grad_bias) add_logit_gradients(tile, step);
   const Run all_rows{0, 0, tile.rows};
   using KeySums = Strides<1, kPairStride, kUnit, kRowStride>;
   for (int64_t i = 0; i < step.num_runs; ++i) {
@@ -219,22 +270,26 @@ void load_tile(const Tile& tile, int64_t head_of_wave) {
             tile.rows, f.value_dim, m.grad_out, [](const Floats& x) { return x; });
   to_panels(tile.rows, f.dim, m.q, m.q_panels);
   to_panels(tile.rows, f.value_dim, m.grad_out, m.grad_out_panels);
-  const float* lse = f.lse + (tile.batch * f.heads + tile.head) * f.q_len;
+  const int64_t first_row = (tile.batch * f.heads + tile.head) * f.q_len;
+  const bool quantizes = f.weights.format != WeightFormat::none;
   for (int64_t r = 0; r < tile.rows; ++r) {
     const int64_t position = tile.begin + r;
+    const int64_t row = first_row + (tile.q_order ? tile.q_order[position] : position);
     // A row without keys has probabilities 2^-inf.
-    const float of_row = lse[tile.q_order ? tile.q_order[position] : position];
+    const float of_row = f.lse[row];
     const double base2 = of_row == -kInfinity ? double{kInfinity} : of_row * kLog2E;
     m.lse_high[r] = static_cast<float>(base2);
     m.lse_low[r] = std::isinf(base2) ? 0.0f : static_cast<float>(base2 - m.lse_high[r]);
     m.delta[r] = tile.job.delta[head_of_wave * f.q_len + position];
+    m.row_sums[r] = 0;
+    m.row_max[r] = quantizes ? f.weights.row_max[row] : 0.0f;
+    m.inverse_sum[r] = static_cast<float>(std::exp2(m.row_max[r] - base2));
     std::fill_n(m.grad_q + r * kRowStride, tile.job.layout.q_width, 0.0f);
   }
 }
 
 /// Adds the tile's sums to those of the head, after the chunk before has.
-void add_query_gradients(const Tile& tile, int64_t head_of_wave, int32_t& done,
-                         const Visit& visit) {
+void add_row_gradients(const Tile& tile, int64_t head_of_wave, int32_t& done, const Visit& visit) {
   const int64_t width = tile.job.layout.q_width;
   std::atomic_ref<int32_t> turn(done);
   while (turn.load(std::memory_order_acquire) != visit.before) std::this_thread::yield();
@@ -243,6 +298,13 @@ void add_query_gradients(const Tile& tile, int64_t head_of_wave, int32_t& done,
     for (int64_t c = 0; c < width; c += kUnit) {
       float* at = to + r * width + c;
       store(at, load(at) + load(tile.memory.grad_q + r * kRowStride + c));
+    }
+  }
+  if (float* sums = tile.job.args.grad_row_bias) {
+    sums += (tile.batch * tile.args.heads + tile.head) * tile.args.q_len;
+    for (int64_t r = 0; r < tile.rows; ++r) {
+      const int64_t position = tile.begin + r;
+      sums[tile.q_order ? tile.q_order[position] : position] += tile.memory.row_sums[r];
     }
   }
   turn.store(static_cast<int32_t>(tile.chunk.begin / tile.job.layout.chunk_keys + 1),
@@ -283,7 +345,8 @@ void run_head(const Job& job, int64_t pair, int64_t member, Span chunk, const Ch
                      [&](const KeyRange& range) { add_range(range, step, run); });
       run();
       int32_t& done = job.done[head_of_wave * job.layout.tiles + starts[block] + t];
-      if (job.args.grad_q.data) add_query_gradients(tile, head_of_wave, done, visit);
+      if (job.args.grad_q.data || job.args.grad_row_bias)
+        add_row_gradients(tile, head_of_wave, done, visit);
     }
   }
 }
@@ -370,6 +433,7 @@ void prepare_task(const Job& job, int64_t task) {
     job.delta[index] =
         f.lse[row] == -kInfinity ? 0.0f : static_cast<float>(sum(products) - lse_gradient);
     std::fill_n(job.grad_q + index * job.layout.q_width, job.layout.q_width, 0.0f);
+    if (job.args.grad_row_bias) job.args.grad_row_bias[row] = 0;
   }
 }
 

@@ -75,6 +75,26 @@ Status check_data(const BlockSparseArgs& args) {
   return {};
 }
 
+Status check_weights(const BlockSparseArgs& args) {
+  const QuantizedWeights& weights = args.weights;
+  if (weights.format == WeightFormat::none) return {};
+  if (args.out.dtype != DType::f32)
+    return {StatusCode::unsupported, "quantized weights meet values of fp32"};
+  if (args.batch == 0 || args.heads == 0 || args.q_len == 0) return {};
+  if (!weights.row_max) return invalid("quantized weights without row_max");
+  if (!weights.per_entry || args.lists.num_entries == 0) return {};
+  if (!weights.largest) return invalid("quantized weights per entry without largest");
+  // Where (batch, head) share a map, they do not share what is found for its entries.
+  const auto clash = [&](int64_t count, int64_t map_stride, int64_t stride) {
+    return count > 1 && stride < args.lists.num_entries && (stride != 0 || map_stride == 0);
+  };
+  if (clash(args.batch, args.lists.map_batch_stride, weights.largest_batch_stride) ||
+      clash(args.heads, args.lists.map_head_stride, weights.largest_head_stride)) {
+    return invalid("heads share the factors of quantized weights");
+  }
+  return {};
+}
+
 Status check_offsets(const int32_t* offsets, int64_t blocks, int64_t len) {
   if (offsets[0] < 0 || offsets[blocks] > len) return invalid("blocks beyond the sequence");
   for (int64_t i = 0; i < blocks; ++i) {
@@ -162,6 +182,7 @@ Status check_lists(const BlockSparseArgs& args) {
 Status check(const BlockSparseArgs& args) {
   if (const Status s = check_sizes(args); !s.ok()) return s;
   if (const Status s = check_data(args); !s.ok()) return s;
+  if (const Status s = check_weights(args); !s.ok()) return s;
   if (const Status s = check_order(args.q_order, args.batch, args.heads, args.q_len); !s.ok())
     return s;
   if (const Status s = check_order(args.kv_order, args.batch, args.kv_heads, args.kv_len); !s.ok())

@@ -1,10 +1,13 @@
+#include <atomic>
 #include <new>
+#include <optional>
 
 #include "kernels/attention/cpu_variants.h"
 #include "kernels/attention/panels_cpu.h"
 #include "kernels/attention/steps_cpu.h"
 #include "kernels/attention/tasks_cpu.h"
 #include "kernels/attention/tile_cpu.h"
+#include "kernels/attention/weights_cpu.h"
 
 namespace fovea::kernels::FOVEA_ISA {
 namespace {
@@ -20,11 +23,13 @@ struct Numbers {
 
 /// What a tile of queries is computed from.
 struct Tile : QueryTile {
+  int64_t map, block;       ///< of the lists
   const float* keys;        ///< [units][dim in 32-bit units][16]
   const float* key_scales;  ///< [units][16], of integers
   const float* values;      ///< [panels][rows][16]
   int64_t value_rows;       ///< a row is a position, or a pair of them
   WorkerMemory& memory;
+  float* tops;  ///< [entries of the block][kTileRows] largest logits, of quantized weights
 };
 
 /// Four panels of V at most, from the given one on.
@@ -131,10 +136,9 @@ struct ProbabilitiesFor<BFloat16Product> {
 };
 #endif
 
-template <typename N>
-void run_step(const Tile& tile, Step& step) {
-  using Keys = typename N::Keys;
-  if (step.num_slots == 0) return;
+/// Base-2 logits of the step's keys.
+template <typename Keys>
+void step_logits(const Tile& tile, const Step& step) {
   WorkerMemory& m = tile.memory;
   const BlockSparseArgs& args = tile.args;
   const int64_t channels = (args.dim + Keys::kNumbers - 1) / Keys::kNumbers;
@@ -154,20 +158,84 @@ void run_step(const Tile& tile, Step& step) {
     if (biased || slot.bits || slot.last - slot.first < kUnit)
       finish_slot(tile, slot, m.logits + s * kUnit, kLogitStride);
   }
-  softmax_step<typename ProbabilitiesFor<typename N::Values>::Storage>(m, tile.rows,
-                                                                       step.num_slots * kUnit);
-  add_values(tile, step, typename N::Values());
-  step.num_slots = step.num_runs = 0;
 }
 
-/// Runs over the tile's list.
 template <typename N>
-void run_list(const Tile& tile, int64_t map, int64_t block) {
+void run_step(const Tile& tile, const Step& step) {
+  step_logits<typename N::Keys>(tile, step);
+  softmax_step<typename ProbabilitiesFor<typename N::Values>::Storage>(tile.memory, tile.rows,
+                                                                       step.num_slots * kUnit);
+  add_values(tile, step, typename N::Values());
+}
+
+/// Runs over the tile's list: f(step) for its keys, as many of them at a time as a step takes.
+template <typename F>
+void run_list(const Tile& tile, F f) {
   Step step;
-  const auto run = [&] { run_step<N>(tile, step); };
-  for_each_range(tile, map, block, {0, tile.args.kv_len},
+  const auto run = [&] {
+    if (step.num_slots == 0) return;
+    f(step);
+    step.num_slots = step.num_runs = 0;
+  };
+  for_each_range(tile, tile.map, tile.block, {0, tile.args.kv_len},
                  [&](const KeyRange& range) { add_range(range, step, run); });
   run();
+}
+
+/// Of quantized weights: the largest logits so far of each row, and of it for each entry.
+void find_largest(const Tile& tile, const Step& step) {
+  WorkerMemory& m = tile.memory;
+  const int64_t first =
+      tile.args.lists.row_ptr[tile.map * (tile.args.lists.num_q_blocks + 1) + tile.block];
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    for (int64_t s = 0; s < step.num_slots; ++s) {
+      const float* logits = m.logits + r * kLogitStride + s * kUnit;
+      Float most = -kInfinity - Float{};
+      for (int64_t i = 0; i < kUnit; i += kWidth) {
+        Float x;
+        std::memcpy(&x, logits + i, sizeof(x));
+        most = max_or_second(x, most);
+      }
+      const float top = fold(most, [](float a, float b) { return a > b ? a : b; });
+      m.row_max[r] = std::max(m.row_max[r], top);
+      if (!tile.args.weights.per_entry) continue;
+      float& of_entry = tile.tops[(step.slots[s].entry - first) * kTileRows + r];
+      of_entry = std::max(of_entry, top);
+    }
+  }
+}
+
+/// Base-2 logits become quantized weights; the sums are those of the others.
+template <typename Format>
+void quantize_weights(const Tile& tile, const Step& step) {
+  WorkerMemory& m = tile.memory;
+  WeightScale scales[kStepUnits];
+  weight_scales<Format>(tile, step, scales);
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    const float from = weight_origin(m.row_max[r]);
+    Float sum = {};
+    for (int64_t s = 0; s < step.num_slots; ++s) {
+      float* logits = m.logits + r * kLogitStride + s * kUnit;
+      for (int64_t i = 0; i < kUnit; i += kWidth) {
+        Float p;
+        std::memcpy(&p, logits + i, sizeof(p));
+        p = exp2_of_negative(p - from);
+        sum += p;
+        p = quantized<Format>(p, scales[s]);
+        std::memcpy(logits + i, &p, sizeof(p));
+      }
+    }
+    m.row_weight[r] = m.row_sum[r] += fold(sum, [](float a, float b) { return a + b; });
+    m.rescale[r] = 1;
+  }
+}
+
+template <typename Keys>
+void run_quantized_step(const Tile& tile, const Step& step) {
+  step_logits<Keys>(tile, step);
+  with_weights(tile.args.weights.format,
+               [&](auto format) { quantize_weights<decltype(format)>(tile, step); });
+  add_values(tile, step, FloatProduct());
 }
 
 template <typename T>
@@ -194,6 +262,7 @@ struct Job {
   int32_t* tile_starts;  ///< [maps, num_q_blocks + 1]
   float* packed;
   unsigned char* workers;
+  float* tops;
   int64_t first_pair = 0, num_pairs = 0;  ///< of this wave
 
   float* keys(int64_t pair) const { return packed + pair * layout.pair_floats(); }
@@ -291,8 +360,9 @@ void load_tile_queries(const Tile& tile) {
   }
 }
 
-template <typename N, typename K, typename V>
-void tile_task(const Job& job, int64_t task, WorkerMemory& memory) {
+/// A tile of the wave, or none where its head has fewer.
+template <typename N>
+std::optional<Tile> tile_of(const Job& job, int64_t task, int64_t worker) {
   const BlockSparseArgs& args = job.args;
   const BlockLists& lists = args.lists;
   const int64_t group = args.heads / args.kv_heads;
@@ -303,28 +373,116 @@ void tile_task(const Job& job, int64_t task, WorkerMemory& memory) {
       (job.first_pair + pair) % args.kv_heads * group + task / job.layout.tiles % group;
   const int64_t map = map_of(lists, batch, head);
   const int32_t* starts = job.tile_starts + map * (lists.num_q_blocks + 1);
-  if (tile >= starts[lists.num_q_blocks]) return;
+  if (tile >= starts[lists.num_q_blocks]) return std::nullopt;
   const int64_t block =
       std::upper_bound(starts, starts + lists.num_q_blocks + 1, tile) - starts - 1;
   const int32_t* offsets = lists.q_offsets + map * (lists.num_q_blocks + 1) + block;
   const int64_t size = offsets[1] - offsets[0], tiles = starts[block + 1] - starts[block];
   const int64_t begin = offsets[0] + size * (tile - starts[block]) / tiles;
   const int64_t end = offsets[0] + size * (tile - starts[block] + 1) / tiles;
-  const Tile t{{args, batch, head, order_of(args.q_order, batch, head),
-                order_of(args.kv_order, batch, head / group), begin, end - begin},
-               job.keys(pair),
-               job.key_scales(pair),
-               job.values(pair),
-               value_rows<typename N::Values>(args),
-               memory};
-  load_tile_queries<N, K>(t);
-  std::fill_n(memory.row_max, t.rows, -kInfinity);
-  std::fill_n(memory.row_sum, t.rows, 0.0f);
-  std::fill_n(memory.row_weight, t.rows, 0.0f);
-  const int64_t width = (args.value_dim + kUnit - 1) / kUnit * kUnit;
-  for (int64_t r = 0; r < t.rows; ++r) std::fill_n(memory.out + r * kRowStride, width, 0.0f);
-  run_list<N>(t, map, block);
-  store_results<V>(t);
+  return Tile{{args, batch, head, order_of(args.q_order, batch, head),
+               order_of(args.kv_order, batch, head / group), begin, end - begin},
+              map,
+              block,
+              job.keys(pair),
+              job.key_scales(pair),
+              job.values(pair),
+              value_rows<typename N::Values>(args),
+              job.memory(worker),
+              job.tops + worker * job.layout.tops_floats};
+}
+
+void clear_sums(const Tile& tile) {
+  WorkerMemory& m = tile.memory;
+  std::fill_n(m.row_max, tile.rows, -kInfinity);
+  std::fill_n(m.row_sum, tile.rows, 0.0f);
+  std::fill_n(m.row_weight, tile.rows, 0.0f);
+  const int64_t width = (tile.args.value_dim + kUnit - 1) / kUnit * kUnit;
+  for (int64_t r = 0; r < tile.rows; ++r) std::fill_n(m.out + r * kRowStride, width, 0.0f);
+}
+
+template <typename N, typename K, typename V>
+void tile_task(const Job& job, int64_t task, int64_t worker) {
+  const std::optional<Tile> tile = tile_of<N>(job, task, worker);
+  if (!tile) return;
+  load_tile_queries<N, K>(*tile);
+  clear_sums(*tile);
+  run_list(*tile, [&](const Step& step) { run_step<N>(*tile, step); });
+  store_results<V>(*tile);
+}
+
+/// What the tile's rows say of the factors of their block's entries.
+void add_largest(const Tile& tile) {
+  const QuantizedWeights& weights = tile.args.weights;
+  const WorkerMemory& m = tile.memory;
+  const int64_t* row =
+      tile.args.lists.row_ptr + tile.map * (tile.args.lists.num_q_blocks + 1) + tile.block;
+  float* largest = weights.largest + tile.batch * weights.largest_batch_stride +
+                   tile.head * weights.largest_head_stride;
+  for (int64_t i = row[0]; i < row[1]; ++i) {
+    float most = 0;
+    for (int64_t r = 0; r < tile.rows; ++r) {
+      const int64_t position = tile.begin + r;
+      const int64_t at = tile.q_order ? tile.q_order[position] : position;
+      if (weights.counted && weights.counted[tile.batch * tile.args.q_len + at] == 0) continue;
+      const float top = tile.tops[(i - row[0]) * kTileRows + r];
+      most = std::max(most, exp2_of_negative(top - weight_origin(m.row_max[r])));
+    }
+    // The other tiles of the block do the same.
+    std::atomic_ref<float> all(largest[i]);
+    float before = all.load(std::memory_order_relaxed);
+    while (before < most && !all.compare_exchange_weak(before, most, std::memory_order_relaxed)) {
+    }
+  }
+}
+
+/// The largest logits of a tile's rows, before any weight is quantized.
+template <typename N, typename K>
+void find_task(const Job& job, int64_t task, int64_t worker) {
+  const std::optional<Tile> tile = tile_of<N>(job, task, worker);
+  if (!tile) return;
+  const BlockSparseArgs& args = job.args;
+  WorkerMemory& m = tile->memory;
+  load_tile_queries<N, K>(*tile);
+  std::fill_n(m.row_max, tile->rows, -kInfinity);
+  std::fill_n(tile->tops, job.layout.tops_floats, -kInfinity);
+  run_list(*tile, [&](const Step& step) {
+    step_logits<typename N::Keys>(*tile, step);
+    find_largest(*tile, step);
+  });
+  float* row_max = args.weights.row_max + (tile->batch * args.heads + tile->head) * args.q_len;
+  for (int64_t r = 0; r < tile->rows; ++r) {
+    const int64_t position = tile->begin + r;
+    row_max[tile->q_order ? tile->q_order[position] : position] = m.row_max[r];
+  }
+  if (args.weights.per_entry) add_largest(*tile);
+}
+
+template <typename N, typename K, typename V>
+void quantized_task(const Job& job, int64_t task, int64_t worker) {
+  const std::optional<Tile> tile = tile_of<N>(job, task, worker);
+  if (!tile) return;
+  const BlockSparseArgs& args = job.args;
+  load_tile_queries<N, K>(*tile);
+  clear_sums(*tile);
+  const float* row_max =
+      args.weights.row_max + (tile->batch * args.heads + tile->head) * args.q_len;
+  for (int64_t r = 0; r < tile->rows; ++r) {
+    const int64_t position = tile->begin + r;
+    tile->memory.row_max[r] = row_max[tile->q_order ? tile->q_order[position] : position];
+  }
+  run_list(*tile, [&](const Step& step) { run_quantized_step<typename N::Keys>(*tile, step); });
+  store_results<V>(*tile);
+}
+
+/// All tiles of a wave whose weights are quantized: what is the largest of a unit is known first.
+template <typename N, typename K, typename V>
+void run_quantized_tiles(Job& job, const Parallel& parallel, int64_t tiles) {
+  run_tasks(job, parallel, tiles,
+            [](const Job& j, int64_t task, int64_t worker) { find_task<N, K>(j, task, worker); });
+  run_tasks(job, parallel, tiles, [](const Job& j, int64_t task, int64_t worker) {
+    quantized_task<N, K, V>(j, task, worker);
+  });
 }
 
 template <typename N, typename K, typename V>
@@ -337,8 +495,14 @@ void run_waves(Job& job, const Parallel& parallel) {
     const int64_t tiles = job.num_pairs * (args.heads / args.kv_heads) * job.layout.tiles;
     run_tasks(job, parallel, job.num_pairs * pack_chunks(args),
               [](const Job& j, int64_t task, int64_t) { pack_task<N, K, V>(j, task); });
+    if constexpr (std::is_same_v<V, float>) {
+      if (args.weights.format != WeightFormat::none) {
+        run_quantized_tiles<N, K, V>(job, parallel, tiles);
+        continue;
+      }
+    }
     run_tasks(job, parallel, tiles, [](const Job& j, int64_t task, int64_t worker) {
-      tile_task<N, K, V>(j, task, j.memory(worker));
+      tile_task<N, K, V>(j, task, worker);
     });
   }
 }
@@ -362,12 +526,26 @@ using IntegerProduct = Int8Product;
 using IntegerProduct = FloatProduct;
 #endif
 
+void clear_largest(const BlockSparseArgs& args) {
+  const QuantizedWeights& weights = args.weights;
+  for (int64_t i = 0; weights.per_entry && i < args.batch * args.heads; ++i) {
+    std::fill_n(weights.largest + i / args.heads * weights.largest_batch_stride +
+                    i % args.heads * weights.largest_head_stride,
+                args.lists.num_entries, 0.0f);
+  }
+}
+
 }  // namespace
 
 void block_sparse(const BlockSparseArgs& args, const WorkLayout& layout, unsigned char* memory,
                   const Parallel& parallel) {
-  Job job{args, layout, reinterpret_cast<int32_t*>(memory + layout.tile_starts_at),
-          reinterpret_cast<float*>(memory + layout.packed_at), memory + layout.workers_at};
+  Job job{args,
+          layout,
+          reinterpret_cast<int32_t*>(memory + layout.tile_starts_at),
+          reinterpret_cast<float*>(memory + layout.packed_at),
+          memory + layout.workers_at,
+          reinterpret_cast<float*>(memory + layout.tops_at)};
+  if (args.weights.format != WeightFormat::none) clear_largest(args);
   count_tiles(args.lists, job.tile_starts);
   with_type(args.out.dtype, [&](auto* type) {
     using V = std::remove_pointer_t<decltype(type)>;

@@ -34,6 +34,20 @@ int64_t most_tiles(const BlockLists& lists) {
   return most;
 }
 
+namespace {
+
+// The most blocks of keys that a block of queries lists.
+int64_t most_entries(const BlockLists& lists) {
+  int64_t most = 0;
+  for (int64_t map = 0; map < lists.maps; ++map) {
+    const int64_t* row = lists.row_ptr + map * (lists.num_q_blocks + 1);
+    for (int64_t i = 0; i < lists.num_q_blocks; ++i) most = std::max(most, row[i + 1] - row[i]);
+  }
+  return most;
+}
+
+}  // namespace
+
 Status check_run(const Workspace& workspace, int64_t bytes, Isa isa) {
   if (!isa_available(isa))
     return {StatusCode::unsupported, "this processor lacks the instruction set"};
@@ -65,7 +79,9 @@ WorkLayout work_layout(const BlockSparseArgs& args, int threads) {
   layout.packed_at =
       aligned(args.lists.maps * (args.lists.num_q_blocks + 1) * int64_t{sizeof(int32_t)});
   layout.workers_at = layout.packed_at + aligned(layout.wave_heads * pair_bytes);
-  layout.bytes = layout.workers_at + workers * aligned(sizeof(WorkerMemory));
+  layout.tops_at = layout.workers_at + workers * aligned(sizeof(WorkerMemory));
+  layout.tops_floats = args.weights.per_entry ? most_entries(args.lists) * kTileRows : 0;
+  layout.bytes = layout.tops_at + aligned(workers * layout.tops_floats * int64_t{sizeof(float)});
   return layout;
 }
 

@@ -30,6 +30,7 @@ struct Slot {
   const uint64_t* bits = nullptr;  ///< of the tile's first row; null: all pairs are visible
   int64_t bit_words = 0;           ///< of one row
   int64_t bit_of_lane_0 = 0;       ///< may be negative: the block begins within the unit
+  int64_t entry = 0;               ///< of the lists; of ranges that were joined the first one's
 };
 
 /// The keys that are computed together.
@@ -91,6 +92,7 @@ struct KeyRange {
   int64_t begin = 0, end = 0;
   const uint64_t* bits = nullptr;
   int64_t bit_words = 0, bit_begin = 0;  ///< words of a row, position of the first bit
+  int64_t entry = 0;
 };
 
 /// Adds the range to the step; run() computes and empties the step whenever it is full.
@@ -112,7 +114,8 @@ inline void add_range(const KeyRange& range, Step& step, F run) {
                                     static_cast<int>(end - unit * kUnit),
                                     range.bits,
                                     range.bit_words,
-                                    unit * kUnit - range.bit_begin};
+                                    unit * kUnit - range.bit_begin,
+                                    range.entry};
     at = end;
   }
 }
@@ -154,26 +157,28 @@ inline int64_t first_entry(const BlockLists& lists, int64_t map, int64_t block, 
 }
 
 /// Calls f(range) for the positions within `within` that a tile's list names, ascending; ranges
-/// that touch become one, so that no unit is computed twice.
+/// that touch become one, so that no unit is computed twice, unless entries have factors.
 template <typename F>
 inline void for_each_range(const QueryTile& tile, int64_t map, int64_t block, Span within, F f) {
   const BlockLists& lists = tile.args.lists;
   const int64_t row = map * (lists.num_q_blocks + 1) + block;
   const int32_t* offsets = lists.kv_offsets + map * (lists.num_kv_blocks + 1);
   const int64_t first_row = tile.begin - lists.q_offsets[row];
+  const bool joins = !tile.args.weights.per_entry;
   KeyRange range;
   for (int64_t i = first_entry(lists, map, block, within.begin); i < lists.row_ptr[row + 1]; ++i) {
     const int64_t index = lists.kv_index[i];
     if (offsets[index] >= within.end) break;
     const Span keys = keys_of_block(lists, map, index);
     KeyRange next{std::max(keys.begin, within.begin), std::min(keys.end, within.end)};
+    next.entry = i;
     if (next.begin >= next.end) continue;
     if (lists.bits_offset && lists.bits_offset[i] >= 0) {
       next.bit_words = (offsets[index + 1] - offsets[index] + 63) / 64;
       next.bits = lists.bits + lists.bits_offset[i] + first_row * next.bit_words;
       next.bit_begin = keys.begin;
     }
-    if (!next.bits && !range.bits && next.begin == range.end) {
+    if (joins && !next.bits && !range.bits && next.begin == range.end) {
       range.end = next.end;
       continue;
     }

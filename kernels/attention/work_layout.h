@@ -37,9 +37,10 @@ struct WorkLayout {
   /// Of one (batch, kv head): packed K, factors of its rows, packed V. What is packed in fewer than
   /// 32 bits a number leaves the rest unused.
   int64_t key_floats = 0, scale_floats = 0, value_floats = 0;
-  int64_t wave_heads = 0;  ///< (batch, kv head) pairs of a wave
-  int64_t tiles = 0;       ///< most tiles of any head
-  int64_t tile_starts_at = 0, packed_at = 0, workers_at = 0, bytes = 0;
+  int64_t wave_heads = 0;   ///< (batch, kv head) pairs of a wave
+  int64_t tiles = 0;        ///< most tiles of any head
+  int64_t tops_floats = 0;  ///< of one worker: the largest logit of each row for each entry
+  int64_t tile_starts_at = 0, packed_at = 0, workers_at = 0, tops_at = 0, bytes = 0;
 
   int64_t pair_floats() const { return key_floats + scale_floats + value_floats; }
 };

@@ -50,6 +50,26 @@ Fault written(std::string name,
           }};
 }
 
+// Faults of the backward pass: results are right, their gradients those of another plan or call.
+Fault changed_gradient(std::string name,
+                       std::function<void(AttentionPlan&, AttentionCall&)> change) {
+  return {std::move(name),
+          [change = std::move(change)](const AttentionPlan& plan, const AttentionCall& call) {
+            AttentionResult result = right(plan, call);
+            AttentionPlan other = plan;
+            AttentionCall own = call;
+            change(other, own);
+            const AttentionResult wrong = right(other, own);
+            const auto swap = [](at::Tensor& x, const at::Tensor& from) {
+              if (from.requires_grad()) x = x.detach() + (from - from.detach()).nan_to_num(0, 0, 0);
+            };
+            if (!result.out.requires_grad()) return result;
+            swap(result.out, wrong.out);
+            if (result.lse.defined()) swap(result.lse, wrong.lse);
+            return result;
+          }};
+}
+
 // The call's keys where `hidden`, bool [kv_len], is true are not seen.
 void hide(AttentionCall& call, const at::Tensor& hidden) {
   const at::Tensor bias = at::zeros({1, 1, 1, call.k.size(2)}, call.q.options().dtype(at::kFloat))
@@ -393,6 +413,90 @@ void add_branch_faults(std::vector<Fault>& out) {
   }));
 }
 
+Precision* precision_of(AttentionPlan& plan) {
+  SoftmaxBranch* branch = softmax_of(plan);
+  const bool quantized = branch != nullptr && !branch->precision.is_storage();
+  return quantized ? &branch->precision : nullptr;
+}
+
+// Weights of a plan whose other numbers are as they are stored, quantized tile by tile.
+AttentionResult run_one_pass(const AttentionPlan& plan, const AttentionCall& call) {
+  AttentionPlan exact = plan;
+  const Precision* precision = precision_of(exact);
+  if (precision == nullptr || precision->p.format == NumberFormat::storage) {
+    return right(plan, call);
+  }
+  const Quantized weights = precision->p;
+  *precision_of(exact) = {};
+  const auto logits = logits_of(exact, call);
+  if (!logits || logits->s.size(3) == 0) return right(plan, call);
+  at::Tensor top = at::full_like(logits->s.select(3, 0).unsqueeze(3), -kInfinity);
+  at::Tensor sum = at::zeros_like(top), out;
+  for (int64_t begin = 0; begin < logits->s.size(3); begin += 16) {
+    const at::Tensor s = logits->s.slice(3, begin, begin + 16);
+    const at::Tensor larger = at::maximum(top, s.amax(3, /*keepdim=*/true));
+    const at::Tensor safe = larger.masked_fill(larger.eq(-kInfinity), 0);
+    const at::Tensor p = (s - safe).exp(), factor = (top - safe).exp();
+    const at::Tensor added = at::matmul(quantize(p, weights.format, at::ones({1}, p.options())),
+                                        logits->v.slice(2, begin, begin + 16));
+    sum = sum * factor + p.sum(3, /*keepdim=*/true);
+    out = out.defined() ? out * factor + added : added;
+    top = larger;
+  }
+  return {(out / sum.masked_fill(sum.eq(0), 1)).to(call.q.scalar_type()), right(plan, call).lse};
+}
+
+void add_precision_faults(std::vector<Fault>& out) {
+  const auto changed_precision = [&](const char* name, std::function<void(Precision&)> change) {
+    out.push_back(changed(name, [change](AttentionPlan& plan, AttentionCall&) {
+      if (Precision* precision = precision_of(plan)) change(*precision);
+    }));
+  };
+  changed_precision("quantization of weights left out", [](Precision& x) { x.p = {}; });
+  changed_precision("weights per block for the head's", [](Precision& x) {
+    x.p.unit = x.p.unit == ScaleUnit::block ? ScaleUnit::head : ScaleUnit::block;
+  });
+  changed_precision("e4m3 weights for int8 ones", [](Precision& x) {
+    if (x.p.format == NumberFormat::int8) x.p.format = NumberFormat::e4m3;
+  });
+  changed_precision("one scale of values for all channels", [](Precision& x) {
+    if (x.v.unit == ScaleUnit::channel) x.v.unit = ScaleUnit::head;
+  });
+  changed_precision("one scale of queries for all blocks", [](Precision& x) {
+    if (x.q.unit == ScaleUnit::block) x.q.unit = ScaleUnit::head;
+  });
+  out.push_back({"weights quantized before the largest is known", run_one_pass});
+}
+
+void add_gradient_faults(std::vector<Fault>& out) {
+  out.push_back(changed_gradient("no gradient of a bias", [](auto&, AttentionCall& call) {
+    if (call.bias.defined()) call.bias = call.bias.detach();
+  }));
+  out.push_back(changed_gradient("gradients with half the scale", [](auto&, AttentionCall& call) {
+    call.q = call.q * 0.5 + call.q.detach() * 0.5;
+  }));
+  out.push_back(changed_gradient("keys' gradients of the first head", [](auto&, auto& call) {
+    const int64_t group = call.q.size(1) / call.k.size(1);
+    const auto first = [&](const at::Tensor& x) {
+      const at::Tensor all = per_head(x, call.q.size(1));
+      const at::Tensor own = at::arange(call.q.size(1)).remainder(group).eq(0).view({-1, 1, 1});
+      return at::where(own, all, all.detach());
+    };
+    if (group > 1) call.k = first(call.k), call.v = first(call.v);
+  }));
+  out.push_back(changed_gradient("gradients stop at the rounding", [](auto& plan, auto& call) {
+    if (precision_of(plan) != nullptr) call.q = call.q.detach();
+  }));
+  out.push_back(fp32_only(
+      changed_gradient("gradients with weights before the rounding", [](auto& plan, auto&) {
+        if (Precision* precision = precision_of(plan)) precision->p = {};
+      })));
+  out.push_back(
+      fp32_only(changed_gradient("gradients with keys before the rounding", [](auto& plan, auto&) {
+        if (Precision* precision = precision_of(plan)) precision->k = {};
+      })));
+}
+
 void add_memory_faults(std::vector<Fault>& out) {
   out.push_back(written("two rows swapped", [](AttentionResult& result, const auto&, const auto&) {
     const int64_t length = result.out.size(2);
@@ -451,6 +555,8 @@ std::vector<Fault> planted_faults() {
   add_softmax_faults(out);
   add_lse_faults(out);
   add_branch_faults(out);
+  add_precision_faults(out);
+  add_gradient_faults(out);
   add_memory_faults(out);
   return out;
 }

@@ -75,7 +75,7 @@ INSTANTIATE_TEST_SUITE_P(Types, NoFault, testing::Values(at::kFloat, at::kBFloat
                          [](const auto& info) { return std::string(toString(info.param)); });
 
 INSTANTIATE_TEST_SUITE_P(Types, PlantedFaults,
-                         testing::Combine(testing::Values(at::kFloat, at::kBFloat16),
+                         testing::Combine(testing::Values(at::kFloat, at::kBFloat16, at::kHalf),
                                           testing::Range(int64_t{0}, kShards)),
                          [](const auto& info) {
                            return std::string(toString(std::get<0>(info.param))) + "_" +

@@ -104,12 +104,6 @@ at::Tensor outside(const TokenLayout& layout) {
   return at::cat(parts, 0);
 }
 
-bool has_scales_of_weights(const AttentionPlan& plan) {
-  const auto* softmax = std::get_if<SoftmaxBranch>(&plan.branches[0].kind);
-  return softmax != nullptr && softmax->precision.p.format != NumberFormat::storage &&
-         softmax->precision.p.unit == ScaleUnit::block;
-}
-
 class EveryPlanner : public testing::TestWithParam<std::string> {
  protected:
   // As a user gets it, and with small blocks.
@@ -168,12 +162,7 @@ TEST_P(EveryPlanner, DoesNotLookAtPadding) {
       const at::Tensor before = result_of(*planner(own), call).out.masked_fill(rows.eq(0), 0);
       for (const double poison : {kNaN, 1e30}) {
         AttentionCall bad = call;
-        for (at::Tensor* x : {&bad.k, &bad.v}) *x = x->masked_fill(rows.eq(0), poison);
-        // Where weights have a scale per block, those of queries that are padding have a part in
-        // it.
-        if (!has_scales_of_weights(planner(own)->plan(call))) {
-          bad.q = bad.q.masked_fill(rows.eq(0), poison);
-        }
+        for (at::Tensor* x : {&bad.q, &bad.k, &bad.v}) *x = x->masked_fill(rows.eq(0), poison);
         const at::Tensor after = result_of(*planner(own), bad).out.masked_fill(rows.eq(0), 0);
         EXPECT_TRUE(after.equal(before)) << poison << " in " << layout.describe();
       }

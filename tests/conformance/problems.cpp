@@ -437,8 +437,6 @@ class Maker {
     if (kind < 80) return add_given(plan, /*alone=*/false);
     if (kind < 90) return add_linear(plan);
     if (kind < 95) return add_pooled(plan);
-    // Rows of queries that are padding have no part in scales, and so no scale to be held to.
-    if (q_layout_.valid_mask().defined()) return "blocks";
     call.needs_lse = false;
     // Of ordinary numbers: where one element makes the logits, one step of an integer, which may be
     // rounded either way, is another softmax; and integers hold no NaN.

@@ -1,13 +1,16 @@
 #include "tests/conformance/suite.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <set>
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <c10/core/GradMode.h>
+#include <torch/csrc/autograd/autograd.h>
 
 #include "core/attention/block_pool.h"
 #include "core/attention/executors/checked.h"
@@ -46,6 +49,13 @@ bool is_softmax_only(const AttentionPlan& plan) {
   return std::all_of(plan.branches.begin(), plan.branches.end(), [](const Branch& branch) {
     return std::holds_alternative<SoftmaxBranch>(branch.kind) ||
            std::holds_alternative<ReuseBranch>(branch.kind);
+  });
+}
+
+bool is_quantized(const AttentionPlan& plan) {
+  return std::any_of(plan.branches.begin(), plan.branches.end(), [](const Branch& branch) {
+    const auto* softmax = std::get_if<SoftmaxBranch>(&branch.kind);
+    return softmax != nullptr && !softmax->precision.is_storage();
   });
 }
 
@@ -224,6 +234,124 @@ std::optional<Finding> check_uniform(Executor& executor, const Problem& zeros) {
   return Finding{"doubling", "twice the values are not twice the output: " + problem.describe()};
 }
 
+constexpr std::array kLeaves = {&AttentionCall::q, &AttentionCall::k, &AttentionCall::v,
+                                &AttentionCall::bias};
+constexpr std::array kLeafNames = {"q", "k", "v", "bias"};
+
+using Gradients = std::vector<at::Tensor>;  // of kLeaves, as far as they are there
+using Run = std::function<AttentionResult(const AttentionCall&)>;
+
+// The call in another type, with leaves that want gradients.
+AttentionCall with_leaves(AttentionCall call, at::ScalarType dtype) {
+  for (at::Tensor AttentionCall::*x : kLeaves) {
+    if ((call.*x).defined()) call.*x = (call.*x).to(dtype).detach().clone().requires_grad_();
+  }
+  return call;
+}
+
+// Weights of results in a loss, the same for all executors.
+at::Tensor loss_weights(const at::Tensor& like, double step) {
+  return at::arange(like.numel(), like.options().dtype(at::kDouble))
+      .add(1)
+      .mul(step)
+      .sin()
+      .view(like.sizes());
+}
+
+// bool, broadcasts to out: rows that have numbers. Queries that are padding have none if quantized.
+at::Tensor counted_rows(const AttentionCall& call) {
+  const at::Tensor valid = call.q_layout.valid_mask();
+  return valid.defined() ? valid.transpose(2, 3) : at::ones({1, 1, 1, 1}, at::kBool);
+}
+
+Gradients gradients_of(const AttentionCall& call, const Run& run) {
+  const c10::AutoGradMode with_gradients(true);
+  const AttentionResult result = run(call);
+  const at::Tensor uncounted = counted_rows(call).to(call.q.device()).logical_not();
+  at::Tensor loss =
+      (result.out.to(at::kDouble) * loss_weights(result.out, 0.7)).masked_fill(uncounted, 0).sum();
+  if (result.lse.defined()) {
+    const at::Tensor seen = result.lse.masked_fill(result.lse.isinf(), 0).to(at::kDouble);
+    loss = loss + (seen * loss_weights(seen, 0.3)).unsqueeze(3).masked_fill(uncounted, 0).sum();
+  }
+  std::vector<at::Tensor> leaves;
+  for (at::Tensor AttentionCall::*x : kLeaves) {
+    if ((call.*x).defined()) leaves.push_back(call.*x);
+  }
+  if (!loss.requires_grad()) return Gradients(leaves.size());
+  return torch::autograd::grad({loss}, leaves, {}, std::nullopt, false, /*allow_unused=*/true);
+}
+
+// What rounding out to its type, or the logits, does to each gradient at most: it is in dout·out,
+// which dout·v all but cancels where few keys are seen.
+std::array<double, 4> gradient_floors(const AttentionCall& call) {
+  const auto largest = [](const at::Tensor& x) {
+    const at::Tensor norms = x.to(at::kDouble).nan_to_num(0, 0, 0).square().sum(3).sqrt();
+    return norms.numel() == 0 ? 0 : norms.max().item<double>();
+  };
+  const at::Tensor padding = call.kv_layout.valid_mask();
+  const auto keys = [&](const at::Tensor& x) {
+    return padding.defined() ? x.masked_fill(padding.logical_not().transpose(2, 3), 0) : x;
+  };
+  const double scale = call.sm_scale.value_or(1 / std::sqrt(static_cast<double>(call.q.size(3))));
+  const double unit = call.q.scalar_type() == at::kBFloat16 ? 0x1p-8
+                      : call.q.scalar_type() == at::kHalf   ? 0x1p-11
+                                                            : 0x1p-22;
+  const double q = std::abs(scale) * largest(call.q), k = std::abs(scale) * largest(keys(call.k));
+  const double logits = q * largest(keys(call.k));
+  const double terms = std::sqrt(
+      static_cast<double>(call.q.size(0) * call.q.size(1) * call.q.size(2) * call.v.size(3)));
+  const double of_v = terms * (unit + 0x1p-22 * logits), of_s = of_v * (1 + largest(keys(call.v)));
+  return {of_s * k, of_s * q, of_v, of_s};
+}
+
+// Rule G3. Padding among the queries holds no NaN: it would be in every key's gradient.
+std::optional<Finding> check_gradients(Executor& executor, const Problem& problem) {
+  AttentionCall call = problem.call;
+  call.q = call.q.nan_to_num(0, 0, 0);
+  const AttentionPlan& plan = problem.plan;
+  const AttentionCall own = with_leaves(call, call.q.scalar_type());
+  const bool refused = [&] {
+    const c10::AutoGradMode with_gradients(true);
+    return executor.why_not(plan, own).has_value();
+  }();
+  if (refused) return std::nullopt;
+  const Gradients x =
+      gradients_of(own, [&](const AttentionCall& c) { return executor.run(plan, c, nullptr); });
+  const auto reference = [&](at::ScalarType dtype, const ReferenceOptions& options) {
+    return gradients_of(with_leaves(call, dtype), [&](const AttentionCall& c) {
+      return reference_attention(plan, c, options);
+    });
+  };
+  const bool quantized = is_quantized(plan);
+  const Gradients r = reference(at::kDouble, {}),
+                  b = reference(call.q.scalar_type(), {.in_storage_type = !quantized});
+  std::vector<Gradients> nudged;
+  if (const double nudge = weight_error(plan, call); nudge > 0) {
+    nudged = {reference(at::kDouble, {.nudge = nudge}), reference(at::kDouble, {.nudge = -nudge})};
+  }
+  const auto floors = gradient_floors(call);
+  for (size_t i = 0, leaf = 0; i < kLeaves.size(); ++i) {
+    if (!(call.*kLeaves[i]).defined()) continue;
+    const size_t at = leaf++;
+    if (!r[at].defined()) continue;
+    const auto length = [&](const at::Tensor& other) {
+      return (other.to(at::kDouble) - r[at]).norm().item<double>();
+    };
+    double bound = 3 * length(b[at]) + 1.5 * length(r[at].to((own.*kLeaves[i]).scalar_type()));
+    if (!std::isfinite(bound)) continue;  // plain algebra overflows and is no measure
+    // Parts that are merged are rounded once more each.
+    bound += floors[i] + 0x1p-18 * r[at].norm().item<double>();
+    for (const Gradients& other : nudged) bound += length(other[at]);
+    const double error = x[at].defined() ? length(x[at]) : r[at].norm().item<double>();
+    if (error <= bound * promises_of(executor).allowance) continue;
+    return Finding{"G3",
+                   fovea::str("gradient of ", kLeafNames[i], ": error ", error, ", allowed ", bound,
+                              " of ", r[at].norm().item<double>(), ": ", problem.describe())};
+  }
+  return std::nullopt;
+}
+
 }  // namespace
 
 std::string Tally::describe() const {
@@ -243,7 +371,8 @@ Promises promises_of(const Executor& executor) {
   const bool ours = name != "sdpa" && name != "reference";
   return {.same_bits_for_any_threads = ours,
           .exact_averages = ours,
-          .allowance = name == "sdpa" ? 4.0 : 1.0};
+          .allowance = name == "sdpa" ? 4.0 : 1.0,
+          .exact_gradients = name != "sdpa"};
 }
 
 std::optional<Finding> examine(Executor& executor, const Problem& problem, Tally& tally) {
@@ -267,7 +396,10 @@ std::optional<Finding> examine(Executor& executor, const Problem& problem, Tally
       return Finding{"threads", "other bits with two threads: " + problem.describe()};
     }
   }
-  return check_poison(executor, problem);
+  if (auto finding = check_poison(executor, problem)) return finding;
+  const bool differentiates = problem.number % 4 == 0 || is_quantized(problem.plan);
+  if (!differentiates || !promises_of(executor).exact_gradients) return std::nullopt;
+  return is_softmax_only(problem.plan) ? check_gradients(executor, problem) : std::nullopt;
 }
 
 std::optional<Finding> examine_retrieval(Executor& executor, const Problem& problem, Tally& tally) {

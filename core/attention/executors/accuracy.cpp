@@ -48,6 +48,10 @@ class Judge {
     at::Tensor plain = given_.plain.out.to(at::kDouble);
     // Where plain algebra overflows it is no measure.
     plain_error_ = at::where(plain.isfinite(), plain - r_, rounding_);
+    if (given_.jump.defined()) {
+      const at::Tensor jump = given_.jump.to(at::kDouble).nan_to_num(0, 0);
+      plain_error_ = at::where(jump.gt(plain_error_.abs()), jump, plain_error_);
+    }
     slack_ = at::full({x_.size(0), x_.size(1)}, given_.slack, x_.options());
     if (given_.logit_size.defined()) {
       slack_ = slack_ + std::pow(2.0, -24) * given_.logit_size.amax(2);

@@ -94,7 +94,34 @@ at::Tensor logit_size(const AttentionPlan& plan, const AttentionCall& wide,
   return norms(q) * largest * std::abs(scale);
 }
 
+// See `Comparison::jump`; undefined where no weights are quantized.
+at::Tensor jump_of(const AttentionPlan& plan, const AttentionCall& call, const AttentionCall& wide,
+                   const at::Tensor& exact, const at::Tensor& rows) {
+  const double nudge = weight_error(plan, call);
+  if (nudge == 0) return {};
+  at::Tensor out;
+  for (const double sign : {-1.0, 1.0}) {
+    const at::Tensor other =
+        reference_attention(plan, wide, {.rows = rows, .nudge = sign * nudge}).out;
+    const at::Tensor jump = (other - exact).abs();
+    out = out.defined() ? out + jump : jump;
+  }
+  return out;
+}
+
 }  // namespace
+
+double weight_error(const AttentionPlan& plan, const AttentionCall& call) {
+  const bool quantizes =
+      std::any_of(plan.branches.begin(), plan.branches.end(), [](const Branch& branch) {
+        const auto* softmax = std::get_if<SoftmaxBranch>(&branch.kind);
+        return softmax != nullptr && softmax->precision.p.format != NumberFormat::storage;
+      });
+  if (!quantizes || call.q.scalar_type() == at::kDouble) return 0;
+  const at::Tensor size = logit_size(plan, call, at::Tensor());
+  return std::pow(2.0, -20) +
+         std::pow(2.0, -22) * (size.numel() == 0 ? 0 : size.max().item<double>());
+}
 
 at::Tensor sampled_rows(const AttentionPlan& plan, const AttentionCall& call, int64_t count) {
   const int64_t q_len = call.q.size(2);
@@ -126,6 +153,7 @@ Comparison compare_with_reference(const AttentionPlan& plan, const AttentionCall
   const bool quantized = is_quantized(plan);
   out.plain = reference_attention(plan, call, {.rows = rows, .in_storage_type = !quantized});
   if (quantized) {
+    out.jump = jump_of(plan, call, wide, out.exact.out, rows);
     // Queries that are padding have no part in scales, and so none to be held to.
     at::Tensor padding = call.q_layout.valid_mask();
     if (padding.defined()) {
@@ -134,6 +162,7 @@ Comparison compare_with_reference(const AttentionPlan& plan, const AttentionCall
         x->out = x->out.masked_fill(padding, 0);
         if (x->lse.defined()) x->lse = x->lse.masked_fill(padding.squeeze(3), 0);
       }
+      if (out.jump.defined()) out.jump = out.jump.masked_fill(padding, 0);
     }
     out.unquantized = reference_attention(unquantized(plan), wide, {.rows = rows}).out;
   }

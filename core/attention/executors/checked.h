@@ -41,6 +41,10 @@ class CheckedExecutor : public Executor {
 /// there are no more.
 at::Tensor sampled_rows(const AttentionPlan& plan, const AttentionCall& call, int64_t count);
 
+/// How far off fp32 may have softmax weights that a plan quantizes, relatively; 0 where it
+/// quantizes none.
+double weight_error(const AttentionPlan& plan, const AttentionCall& call);
+
 /// What a result is held against, for some of its rows.
 ///
 /// result  of the whole call

@@ -45,6 +45,18 @@ bool is_one_softmax(const AttentionPlan& plan) {
          softmax->selection.summaries.empty();
 }
 
+// Whether heads that share keys have blocks of their own, and so scales of their own.
+bool splits_keys(const SoftmaxBranch& branch, const AttentionCall& call) {
+  if (branch.precision.is_storage() || call.k.size(1) == call.q.size(1)) return false;
+  const BlockAxis& blocks = branch.selection.kv_blocks;
+  return blocks.num_blocks() > 0 && blocks.offsets(at::kCPU).size(1) > 1;
+}
+
+// bool [batch, 1, len, 1] or undefined: all are valid.
+at::Tensor valid_tokens(const TokenLayout& layout) {
+  return has_padding(layout) ? layout.valid_mask().transpose(2, 3) : at::Tensor();
+}
+
 std::shared_ptr<const SoftmaxLists> make_lists(const AttentionPlan& plan,
                                                const SoftmaxBranch& branch,
                                                const AttentionCall& call, uint8_t keys) {
@@ -60,6 +72,9 @@ std::shared_ptr<const SoftmaxLists> make_lists(const AttentionPlan& plan,
   out->q_rows = rows(plan.q_order, call.q_layout);
   if (keys == block_class::exact && !branch.keys) {
     out->kv_rows = rows(plan.kv_order, call.kv_layout);
+    if (out->kv_rows.defined() && splits_keys(branch, call)) {
+      out->kv_rows = per_head(out->kv_rows, call.q.size(1)).contiguous();
+    }
   }
   return out;
 }
@@ -139,60 +154,65 @@ std::optional<std::string> why_not_dense(const AttentionCall& call) {
 
 bool is_int8(const Quantized& how) { return how.format == NumberFormat::int8; }
 
-std::optional<std::string> why_not_quantized(const SoftmaxBranch& branch,
-                                             const AttentionCall& call) {
-  const Precision& precision = branch.precision;
-  if (precision.p.format != NumberFormat::storage) return "does not quantize softmax weights";
-  const bool differentiates =
-      call.q.requires_grad() || call.k.requires_grad() || call.v.requires_grad();
-  if (c10::GradMode::is_enabled() && differentiates) return "has no gradients of quantized numbers";
-  const BlockAxis& blocks = branch.selection.kv_blocks;
-  const bool own_blocks = blocks.num_blocks() > 0 && blocks.offsets(at::kCPU).size(1) > 1;
-  if (own_blocks && call.k.size(1) != call.q.size(1)) {
-    return "quantizes keys that heads share in shared blocks only";
-  }
-  return std::nullopt;
+// q and k as 8-bit integers, without the keys' mean where there is one. They get their gradients in
+// fp32, as if nothing had been rounded.
+void take_integers(SoftmaxInputs& inputs, const Precision& precision, const OperandSide& q_side,
+                   const OperandSide& kv_side, const at::Tensor& mean) {
+  at::Tensor k = inputs.k.detach();
+  const at::Tensor valid = valid_tokens(kv_side.layout);
+  const at::Tensor lost = mean.defined() ? mean.detach() : mean;
+  if (lost.defined() && valid.defined()) k = at::where(valid, k.to(at::kFloat), lost);
+  inputs.q_int8 = integer_rows(inputs.q.detach(), precision.q, q_side, at::Tensor());
+  inputs.k_int8 = integer_rows(k, precision.k, kv_side, lost);
+  const bool differentiates = inputs.q.requires_grad() || inputs.k.requires_grad();
+  if (!c10::GradMode::is_enabled() || !differentiates) return;
+  inputs.q = inputs.q.to(at::kFloat);
+  inputs.k = inputs.k.to(at::kFloat);
+  if (mean.defined()) inputs.k = inputs.k - mean;
 }
 
-// Takes the inputs' numbers for those of the branch. What every logit of a row loses by it,
-// [batch, heads, q_len], or undefined.
-at::Tensor quantize_inputs(SoftmaxInputs& inputs, const AttentionPlan& plan,
-                           const SoftmaxBranch& branch, const AttentionCall& call) {
+// Takes the inputs' numbers for those of the branch. Gradients pass the rounding.
+void quantize_inputs(SoftmaxInputs& inputs, const AttentionPlan& plan, const SoftmaxBranch& branch,
+                     const AttentionCall& call) {
   const Precision& precision = branch.precision;
   const OperandSide q_side{plan.q_order, call.q_layout, branch.selection.q_blocks};
   const OperandSide kv_side{plan.kv_order, call.kv_layout, branch.selection.kv_blocks};
   // Padding may hold anything; it has no part in a scale.
   const auto without_padding = [](const at::Tensor& x, const TokenLayout& layout) {
-    return has_padding(layout) ? x.masked_fill(layout.valid_mask().logical_not().transpose(2, 3), 0)
-                               : x;
+    const at::Tensor valid = valid_tokens(layout);
+    return valid.defined() ? x.masked_fill(valid.logical_not(), 0) : x;
   };
   inputs.q = without_padding(inputs.q, call.q_layout);
   inputs.k = without_padding(inputs.k, call.kv_layout);
   inputs.v = without_padding(inputs.v, call.kv_layout);
-  at::Tensor mean, lost;
+  if (splits_keys(branch, call)) {
+    inputs.k = per_head(inputs.k, call.q.size(1));
+    inputs.v = per_head(inputs.v, call.q.size(1));
+  }
+  at::Tensor mean;
   if (precision.smooth_k) {
     mean = inputs.k.sum(2, /*keepdim=*/true, at::kFloat) / tokens_of(call.kv_layout, inputs.k);
-    lost = at::matmul(inputs.q.to(at::kFloat), per_head(mean, call.q.size(1)).transpose(2, 3))
-               .squeeze(3) *
-           inputs.sm_scale;
+    inputs.row_bias =
+        at::matmul(inputs.q.to(at::kFloat), per_head(mean, call.q.size(1)).transpose(2, 3))
+            .squeeze(3) *
+        inputs.sm_scale;
   }
   if (is_int8(precision.q) && is_int8(precision.k)) {
-    at::Tensor k = inputs.k;
-    if (mean.defined() && has_padding(call.kv_layout)) {
-      k = at::where(call.kv_layout.valid_mask().transpose(2, 3), k.to(at::kFloat), mean);
-    }
-    inputs.q_int8 = integer_rows(inputs.q, precision.q, q_side, at::Tensor());
-    inputs.k_int8 = integer_rows(k, precision.k, kv_side, mean);
+    take_integers(inputs, precision, q_side, kv_side, mean);
   } else {
     inputs.q = quantized_operand(inputs.q.to(at::kFloat), precision.q, q_side);
-    at::Tensor k = inputs.k.to(at::kFloat);
+    const at::Tensor k = inputs.k.to(at::kFloat);
     inputs.k = quantized_operand(mean.defined() ? k - mean : k, precision.k, kv_side);
     inputs.v = inputs.v.to(at::kFloat);
   }
   if (precision.v.format != NumberFormat::storage) {
     inputs.v = quantized_operand(inputs.v.to(at::kFloat), precision.v, kv_side);
   }
-  return lost;
+  inputs.p = precision.p;
+  if (precision.p.format == NumberFormat::storage) return;
+  inputs.v = inputs.v.to(at::kFloat);
+  const at::Tensor valid = valid_tokens(call.q_layout);
+  if (valid.defined()) inputs.counted = valid.flatten(1).to(at::kByte).contiguous();
 }
 
 }  // namespace
@@ -213,14 +233,7 @@ std::optional<std::string> CpuExecutor::why_not(const AttentionPlan& plan,
   if (std::max(call.q.size(2), call.k.size(2)) > kMaxTokens) {
     return fovea::str("takes up to ", kMaxTokens, " tokens");
   }
-  if (c10::GradMode::is_enabled() && call.bias.defined() && call.bias.requires_grad()) {
-    return "has no gradient of a bias";
-  }
   for (const Branch& branch : plan.branches) {
-    const auto* softmax = std::get_if<SoftmaxBranch>(&branch.kind);
-    if (softmax != nullptr && !softmax->precision.is_storage()) {
-      if (const auto reason = why_not_quantized(*softmax, call)) return reason;
-    }
     if (const auto* linear = std::get_if<LinearBranch>(&branch.kind)) {
       if (const auto reason = why_not_block_linear(plan, *linear, call)) return reason;
     }
@@ -265,10 +278,8 @@ Partial CpuExecutor::run_softmax(const AttentionPlan& plan, const SoftmaxBranch&
     inputs.k = inputs.k.to(dtype);
     inputs.v = inputs.v.to(dtype);
     inputs.sm_scale = call.sm_scale.value_or(1 / std::sqrt(static_cast<double>(call.q.size(3))));
-    at::Tensor lost;
-    if (!branch.precision.is_storage()) lost = quantize_inputs(inputs, plan, branch, call);
-    Partial own = cpu_softmax(inputs, lists[part], workspace_);
-    if (lost.defined()) own.lse = own.lse + lost;
+    if (!branch.precision.is_storage()) quantize_inputs(inputs, plan, branch, call);
+    const Partial own = cpu_softmax(inputs, lists[part], workspace_);
     result = result.out.defined() ? merge(result, own) : own;
   }
   return result;

@@ -8,7 +8,8 @@ namespace fovea {
 
 /// Plans on the CPU: softmax branches with the kernel of kernels/attention/block_sparse.h, linear
 /// ones in linear time. fp32 arithmetic from fp32, fp16 or bf16; time in proportion to the blocks
-/// that a plan keeps. Differentiable once, but for the bias of a call.
+/// that a plan keeps. Differentiable once; gradients pass the
+/// rounding of quantized plans as if it were not there.
 ///
 /// Dense plans too, where it is faster than LibTorch's attention (docs/tuning-cpu.md): not with a
 /// bias, and not in a half type that the processor multiplies with AMX. Executors in order decide

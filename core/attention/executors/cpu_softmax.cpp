@@ -1,6 +1,9 @@
 #include "core/attention/executors/cpu_softmax.h"
 
 #include <algorithm>
+#include <array>
+#include <limits>
+#include <utility>
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -124,12 +127,36 @@ const HostLists& lists_of_item(const SoftmaxLists& lists, int64_t item) {
   return lists.items[lists.items.size() == 1 ? 0 : item];
 }
 
+// What the forward pass gives, and what it finds on the way for quantized weights.
+struct Computed {
+  Partial result;                   // its lse without the bias of rows
+  at::Tensor row_max;               // fp32 [batch, heads, q_len]
+  std::vector<at::Tensor> largest;  // of each item, fp32 [heads or 1, entries]
+};
+
+kernels::QuantizedWeights weights_of_item(const SoftmaxInputs& inputs, const Computed& computed,
+                                          int64_t item) {
+  kernels::QuantizedWeights out;
+  if (inputs.p.format == NumberFormat::storage) return out;
+  out.format = inputs.p.format == NumberFormat::int8 ? kernels::WeightFormat::int8
+                                                     : kernels::WeightFormat::e4m3;
+  out.row_max = computed.row_max[item].mutable_data_ptr<float>();
+  if (inputs.p.unit == ScaleUnit::head) return out;
+  out.per_entry = true;
+  const at::Tensor& largest = computed.largest[static_cast<size_t>(item)];
+  out.largest = largest.mutable_data_ptr<float>();
+  out.largest_head_stride = largest.size(0) == 1 ? 0 : largest.size(1);
+  if (inputs.counted.defined()) out.counted = inputs.counted[item].const_data_ptr<uint8_t>();
+  return out;
+}
+
 /// What the kernels are told about one item of the batch.
 ///
 /// lengths  what the arguments point to
 kernels::BlockSparseArgs args_of_item(const SoftmaxInputs& inputs, const SoftmaxLists& lists,
-                                      const Partial& result, int64_t item,
+                                      const Computed& computed, int64_t item,
                                       std::vector<int32_t>& lengths) {
+  const Partial& result = computed.result;
   const at::Tensor& q = inputs.q;
   kernels::BlockSparseArgs args;
   args.batch = 1;
@@ -160,19 +187,36 @@ kernels::BlockSparseArgs args_of_item(const SoftmaxInputs& inputs, const Softmax
   lengths.clear();
   if (inputs.padding) lengths = block_lengths(own, *inputs.padding, item);
   args.lists = block_lists(own, lengths);
+  args.weights = weights_of_item(inputs, computed, item);
   return args;
 }
 
-Partial run_forward(const SoftmaxInputs& inputs, const SoftmaxLists& lists, at::Tensor& workspace) {
+// Memory for results.
+Computed make_results(const SoftmaxInputs& inputs, const SoftmaxLists& lists) {
   const at::Tensor& q = inputs.q;
   const int64_t batch = q.size(0), heads = q.size(1), q_len = q.size(2);
-  Partial result;
-  result.out = at::empty({batch, heads, q_len, inputs.v.size(3)}, inputs.v.options());
-  result.lse = at::empty({batch, heads, q_len}, q.options().dtype(at::kFloat));
+  const auto numbers = q.options().dtype(at::kFloat);
+  Computed out;
+  out.result.out = at::empty({batch, heads, q_len, inputs.v.size(3)}, inputs.v.options());
+  out.result.lse = at::empty({batch, heads, q_len}, numbers);
+  if (inputs.p.format == NumberFormat::storage) return out;
+  out.row_max = at::empty_like(out.result.lse);
+  for (int64_t item = 0; item < batch && inputs.p.unit == ScaleUnit::block; ++item) {
+    const HostLists& own = lists_of_item(lists, item);
+    // Where each head has a map, its entries are its own.
+    const int64_t rows = own.maps > 1 ? 1 : heads;
+    out.largest.push_back(at::empty({rows, static_cast<int64_t>(own.kv_index.size())}, numbers));
+  }
+  return out;
+}
+
+Computed run_forward(const SoftmaxInputs& inputs, const SoftmaxLists& lists,
+                     at::Tensor& workspace) {
+  const Computed computed = make_results(inputs, lists);
   const kernels::Parallel parallel = all_threads();
   std::vector<int32_t> lengths;
-  for (int64_t item = 0; item < batch; ++item) {
-    const kernels::BlockSparseArgs args = args_of_item(inputs, lists, result, item, lengths);
+  for (int64_t item = 0; item < inputs.q.size(0); ++item) {
+    const kernels::BlockSparseArgs args = args_of_item(inputs, lists, computed, item, lengths);
     const kernels::Status checked = kernels::check(args);
     FOVEA_ASSERT(checked.ok(), checked.message);
     const int64_t bytes = kernels::attention_workspace_bytes(args, parallel.threads);
@@ -180,33 +224,54 @@ Partial run_forward(const SoftmaxInputs& inputs, const SoftmaxLists& lists, at::
         kernels::block_sparse_cpu(args, aligned(workspace, bytes), parallel, kernels::best_isa());
     FOVEA_ASSERT(status.ok(), status.message);
   }
-  return result;
+  return computed;
+}
+
+Partial with_row_bias(const Partial& result, const at::Tensor& bias) {
+  return {result.out, bias.defined() ? result.lse + bias : result.lse};
 }
 
 // Undefined where not wanted.
 struct SoftmaxGradients {
   at::Tensor q, k, v;
-  at::Tensor key_bias;  // fp32 [batch, heads, kv_len]
+  at::Tensor of_keys;  // fp32 [batch, heads, kv_len]: those of logits, added up over the rows
+  at::Tensor of_rows;  // fp32 [batch, heads, q_len]: added up over the keys
+  at::Tensor bias;     // fp32, as the bias; 0
 };
 
-// out     with its gradient
-// lse     the gradient may be undefined
-// wanted  defined tensors of the gradients' shapes
-void run_backward(const SoftmaxInputs& inputs, const SoftmaxLists& lists, const Partial& result,
+// One number after the other, in an order that no number of threads changes.
+at::Tensor summed_to(at::Tensor x, at::IntArrayRef sizes) {
+  for (int64_t axis = 0; axis < x.dim(); ++axis) {
+    if (sizes[axis] == 1 && x.size(axis) != 1) x = x.sum(axis, /*keepdim=*/true);
+  }
+  return x;
+}
+
+// gradient  of `out`, and of `lse` where it is defined
+// wanted    defined tensors of the gradients' shapes
+void run_backward(const SoftmaxInputs& inputs, const SoftmaxLists& lists, const Computed& computed,
                   const Partial& gradient, const SoftmaxGradients& wanted) {
   const kernels::Parallel parallel = all_threads();
   std::vector<int32_t> lengths;
   at::Tensor workspace;
+  const auto numbers = [](const at::Tensor& x, int64_t item) {
+    return x.defined() ? x[item].mutable_data_ptr<float>() : nullptr;
+  };
   for (int64_t item = 0; item < inputs.q.size(0); ++item) {
     kernels::BlockSparseBackwardArgs args;
-    args.forward = args_of_item(inputs, lists, result, item, lengths);
+    args.forward = args_of_item(inputs, lists, computed, item, lengths);
     args.grad_out = rows_of_item(gradient.out, item);
-    if (gradient.lse.defined()) args.grad_lse = gradient.lse[item].const_data_ptr<float>();
+    args.grad_lse = numbers(gradient.lse, item);
     args.grad_q = written_rows_of_item(wanted.q, item);
     args.grad_k = written_rows_of_item(wanted.k, item);
     args.grad_v = written_rows_of_item(wanted.v, item);
-    if (wanted.key_bias.defined()) {
-      args.grad_key_bias = wanted.key_bias[item].mutable_data_ptr<float>();
+    args.grad_key_bias = numbers(wanted.of_keys, item);
+    args.grad_row_bias = numbers(wanted.of_rows, item);
+    at::Tensor logits;
+    if (wanted.bias.defined()) {
+      logits =
+          at::zeros({inputs.q.size(1), inputs.q.size(2), inputs.k.size(2)}, wanted.bias.options());
+      args.grad_bias = logits.mutable_data_ptr<float>();
     }
     const kernels::Status checked = kernels::check(args);
     FOVEA_ASSERT(checked.ok(), checked.message);
@@ -214,8 +279,14 @@ void run_backward(const SoftmaxInputs& inputs, const SoftmaxLists& lists, const 
     const kernels::Status status = kernels::block_sparse_backward_cpu(
         args, aligned(workspace, bytes), parallel, kernels::best_isa());
     FOVEA_ASSERT(status.ok(), status.message);
+    if (!wanted.bias.defined()) continue;
+    at::Tensor own = wanted.bias[wanted.bias.size(0) == 1 ? 0 : item];
+    own.add_(summed_to(logits, own.sizes()));
   }
 }
+
+// 8-bit integers as what they stand for.
+at::Tensor values_of(const IntegerRows& x) { return x.data.to(at::kFloat) * x.scale.unsqueeze(3); }
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
@@ -228,25 +299,48 @@ struct SoftmaxTask {
   at::Tensor& workspace;
 };
 
+// What may have gradients. LibTorch is given those that are defined, in this order.
+constexpr at::Tensor SoftmaxInputs::*kDifferentiable[] = {
+    &SoftmaxInputs::q,        &SoftmaxInputs::k,    &SoftmaxInputs::v,
+    &SoftmaxInputs::key_bias, &SoftmaxInputs::bias, &SoftmaxInputs::row_bias};
+constexpr size_t kInputs = std::size(kDifferentiable);
+constexpr size_t kKeyBias = 3, kBias = 4, kRowBias = 5;
+
 // The same for the backward pass, without those tensors.
 struct SavedSoftmax : torch::CustomClassHolder {
   SoftmaxInputs inputs;
   SharedLists lists;
+  Computed computed;
+  std::array<bool, kInputs> given = {};
+
+  bool needs(const AutogradContext& context, size_t input) const {
+    const auto edge = static_cast<size_t>(std::count(given.begin(), given.begin() + input, true));
+    return given[input] && context.needs_input_grad(edge);
+  }
 };
 
 class Softmax : public torch::autograd::Function<Softmax> {
  public:
-  using KeyBias = std::optional<at::Tensor>;  // LibTorch takes no undefined tensor here
-
-  static variable_list forward(AutogradContext* context, const at::Tensor& q, const at::Tensor& k,
-                               const at::Tensor& v, const KeyBias& key_bias,
+  static variable_list forward(AutogradContext* context, at::TensorList /*given*/,
                                const SoftmaxTask& task) {
-    const Partial result = run_forward(task.inputs, *task.lists, task.workspace);
-    context->save_for_backward({q, k, v, key_bias.value_or(at::Tensor()), result.out, result.lse});
-    context->set_materialize_grads(false);
+    Computed computed = run_forward(task.inputs, *task.lists, task.workspace);
+    const Partial result = with_row_bias(computed.result, task.inputs.row_bias);
     auto saved = c10::make_intrusive<SavedSoftmax>();
     saved->inputs = task.inputs;
-    for (at::Tensor SoftmaxInputs::*x : kDifferentiable) (saved->inputs.*x).reset();
+    for (size_t i = 0; i < kInputs; ++i) {
+      saved->given[i] = (task.inputs.*kDifferentiable[i]).defined();
+    }
+    if (task.inputs.q_int8) saved->inputs.q = saved->inputs.k = at::Tensor();
+    variable_list tensors;
+    for (at::Tensor SoftmaxInputs::*x : kDifferentiable) {
+      tensors.push_back(saved->inputs.*x);
+      (saved->inputs.*x).reset();
+    }
+    tensors.insert(tensors.end(), {computed.result.out, computed.result.lse});
+    context->save_for_backward(tensors);
+    context->set_materialize_grads(false);
+    computed.result = {};
+    saved->computed = std::move(computed);
     saved->lists = task.lists;
     context->saved_data["softmax"] = at::IValue::make_capsule(std::move(saved));
     return {result.out, result.lse};
@@ -259,28 +353,71 @@ class Softmax : public torch::autograd::Function<Softmax> {
         context->saved_data["softmax"].toCapsule());
     const variable_list tensors = context->get_saved_variables();
     SoftmaxInputs inputs = saved->inputs;
-    for (size_t i = 0; i < std::size(kDifferentiable); ++i) inputs.*kDifferentiable[i] = tensors[i];
-    const Partial result{tensors[4], tensors[5]};
+    for (size_t i = 0; i < kInputs; ++i) inputs.*kDifferentiable[i] = tensors[i];
+    Computed computed = saved->computed;
+    computed.result = {tensors[kInputs], tensors[kInputs + 1]};
     Partial gradient;
-    gradient.out =
-        gradients[0].defined() ? with_whole_channels(gradients[0]) : at::zeros_like(result.out);
+    gradient.out = gradients[0].defined() ? with_whole_channels(gradients[0])
+                                          : at::zeros_like(computed.result.out);
     if (gradients[1].defined()) gradient.lse = gradients[1].contiguous();
-    const auto wanted = [&](size_t edge, const at::Tensor& x) {
-      return context->needs_input_grad(edge) ? at::empty(x.sizes(), x.options()) : at::Tensor();
-    };
-    SoftmaxGradients out{wanted(0, inputs.q), wanted(1, inputs.k), wanted(2, inputs.v), {}};
-    if (inputs.key_bias.defined() && context->needs_input_grad(3)) {
-      out.key_bias = at::empty({inputs.q.size(0), inputs.q.size(1), inputs.k.size(2)},
-                               inputs.key_bias.options());
+    if (inputs.q_int8) {
+      inputs.q = values_of(*std::exchange(inputs.q_int8, std::nullopt));
+      inputs.k = values_of(*std::exchange(inputs.k_int8, std::nullopt));
+      for (at::Tensor* x : {&inputs.v, &computed.result.out, &gradient.out}) *x = x->to(at::kFloat);
     }
-    run_backward(inputs, *saved->lists, result, gradient, out);
-    if (out.key_bias.defined()) out.key_bias = out.key_bias.sum_to_size(inputs.key_bias.sizes());
-    return {out.q, out.k, out.v, out.key_bias, {}};
+    const SoftmaxGradients out = memory_for_gradients(*context, *saved, inputs);
+    run_backward(inputs, *saved->lists, computed, gradient, out);
+    std::array<at::Tensor, kInputs> all = {out.q, out.k, out.v, {}, out.bias, {}};
+    if (saved->needs(*context, kKeyBias)) {
+      all[kKeyBias] = summed_to(out.of_keys, inputs.key_bias.sizes());
+    }
+    if (saved->needs(*context, kBias) && !out.bias.defined()) {
+      all[kBias] = inputs.bias.size(2) == 1
+                       ? summed_to(out.of_keys.unsqueeze(2), inputs.bias.sizes())
+                       : summed_to(out.of_rows.unsqueeze(3), inputs.bias.sizes());
+    }
+    if (saved->needs(*context, kRowBias)) {
+      all[kRowBias] = out.of_rows.defined() ? out.of_rows : of_lse(computed.result, gradient);
+    }
+    variable_list of_given;
+    for (size_t i = 0; i < kInputs; ++i) {
+      if (saved->given[i]) of_given.push_back(all[i]);
+    }
+    of_given.emplace_back();  // the task's
+    return of_given;
   }
 
  private:
-  static constexpr at::Tensor SoftmaxInputs::*kDifferentiable[] = {
-      &SoftmaxInputs::q, &SoftmaxInputs::k, &SoftmaxInputs::v, &SoftmaxInputs::key_bias};
+  // Rows without keys hand nothing on.
+  static at::Tensor of_lse(const Partial& result, const Partial& gradient) {
+    if (!gradient.lse.defined()) return {};
+    return gradient.lse.masked_fill(result.lse.eq(-std::numeric_limits<float>::infinity()), 0);
+  }
+
+  static SoftmaxGradients memory_for_gradients(const AutogradContext& context,
+                                               const SavedSoftmax& saved,
+                                               const SoftmaxInputs& inputs) {
+    const auto needs = [&](size_t input) { return saved.needs(context, input); };
+    const auto wanted = [&](size_t input, const at::Tensor& x) {
+      return needs(input) ? at::empty(x.sizes(), x.options()) : at::Tensor();
+    };
+    SoftmaxGradients out{wanted(0, inputs.q), wanted(1, inputs.k), wanted(2, inputs.v), {}, {}, {}};
+    const bool biased = needs(kBias);
+    const bool for_keys = biased && inputs.bias.size(2) == 1;
+    const bool for_rows = biased && !for_keys && inputs.bias.size(3) == 1;
+    const auto sums = [&](int64_t count) {
+      return at::empty({inputs.q.size(0), inputs.q.size(1), count},
+                       inputs.q.options().dtype(at::kFloat));
+    };
+    if (needs(kKeyBias) || for_keys) out.of_keys = sums(inputs.k.size(2));
+    // Of weights that are not quantized the sums over keys are what comes for the lse.
+    const bool quantizes = inputs.p.format != NumberFormat::storage;
+    if ((needs(kRowBias) && quantizes) || for_rows) {
+      out.of_rows = sums(inputs.q.size(2));
+    }
+    if (biased && !for_keys && !for_rows) out.bias = at::zeros_like(inputs.bias);
+    return out;
+  }
 };
 
 }  // namespace
@@ -293,11 +430,15 @@ Partial cpu_softmax(const SoftmaxInputs& inputs, const SharedLists& lists, at::T
   for (at::Tensor* x : {&whole.bias, &whole.key_bias}) {
     if (x->defined()) *x = x->to(at::kFloat);
   }
-  if (!at::GradMode::is_enabled() || whole.q_int8) return run_forward(whole, *lists, workspace);
-  const Softmax::KeyBias key_bias =
-      whole.key_bias.defined() ? Softmax::KeyBias(whole.key_bias) : std::nullopt;
+  if (!at::GradMode::is_enabled()) {
+    return with_row_bias(run_forward(whole, *lists, workspace).result, whole.row_bias);
+  }
+  variable_list given;
+  for (at::Tensor SoftmaxInputs::*x : kDifferentiable) {
+    if ((whole.*x).defined()) given.push_back(whole.*x);
+  }
   const variable_list out =
-      Softmax::apply(whole.q, whole.k, whole.v, key_bias, SoftmaxTask{whole, lists, workspace});
+      Softmax::apply(at::TensorList(given), SoftmaxTask{whole, lists, workspace});
   return {out[0], out[1]};
 }
 

@@ -76,7 +76,7 @@ IntegerRows integer_rows(const at::Tensor& x, const Quantized& how, const Operan
   if (lost.defined()) args.mean = lost.const_data_ptr<float>();
   at::Tensor rows, offsets;
   if (how.unit == ScaleUnit::block && !side.order.is_identity()) {
-    rows = side.order.rows(side.layout, at::kCPU).to(at::kInt).contiguous();
+    rows = per_head(side.order.rows(side.layout, at::kCPU), x.size(1)).to(at::kInt).contiguous();
     args.order = {rows.const_data_ptr<int32_t>(), stride_of(rows, 0), stride_of(rows, 1)};
   }
   if (how.unit != ScaleUnit::token) {

@@ -238,13 +238,16 @@ Partial quantized_softmax(const Problem& problem, const SoftmaxBranch& branch) {
   }
   logits = logits.masked_fill(exact_pairs_of(problem, branch).logical_not(), -kInfinity);
   const Weights weights = weights_of(logits);
-  at::Tensor p = weights.p;
+  at::Tensor p = weights.p * (1 + problem.options.nudge);
   if (precision.p.unit == ScaleUnit::head) {
     p = quantize(p, precision.p.format, at::ones({1}, p.options()));
   } else {
     const at::Tensor rows = q_side.pieces(problem.heads, problem.device, 0);
     const at::Tensor keys = kv_side.pieces(problem.heads, problem.device, 0);
-    at::Tensor amax = largest_of_pieces(p.detach(), rows, selection.q_blocks.num_blocks());
+    const at::Tensor valid = problem.call.q_layout.valid_mask();  // padding has no part in a scale
+    at::Tensor amax = weights.p.detach();
+    if (valid.defined()) amax = amax.masked_fill(valid.logical_not().transpose(2, 3), 0);
+    amax = largest_of_pieces(amax, rows, selection.q_blocks.num_blocks());
     amax = largest_of_pieces(amax.transpose(2, 3), keys, selection.kv_blocks.num_blocks());
     p = quantize(p, precision.p.format, amax.transpose(2, 3));
   }
@@ -344,8 +347,8 @@ AttentionResult reference_attention(const AttentionPlan& plan, const AttentionCa
   if (!options.rows.defined() || !needs_whole_blocks(plan)) {
     return run_reference(plan, call, options);
   }
-  const AttentionResult whole =
-      run_reference(plan, call, {.in_storage_type = options.in_storage_type});
+  const AttentionResult whole = run_reference(
+      plan, call, {.in_storage_type = options.in_storage_type, .nudge = options.nudge});
   return {rows_of(whole.out, options.rows),
           whole.lse.defined() ? rows_of(whole.lse, options.rows) : whole.lse};
 }

@@ -21,6 +21,9 @@ struct ReferenceOptions {
   at::Tensor rows = at::Tensor();
   /// In q's own type throughout, nothing widened: how far plain tensor algebra of that type is off.
   bool in_storage_type = false;
+  /// Softmax weights get so much more of themselves before they are quantized: what it changes is
+  /// what rounding errors before may change.
+  double nudge = 0;
 };
 
 /// A plan by the reference; out and lse have one row for each of `rows`. Where the weights of a

@@ -38,6 +38,8 @@ struct Gradient {
 struct Gradients {
   Gradient q, k, v;   ///< as the tensors, contiguous
   Gradient key_bias;  ///< [batch, heads, kv_len]
+  Gradient row_bias;  ///< [batch, heads, q_len]
+  Gradient bias;      ///< [batch, heads, q_len, kv_len]
 };
 
 /// A problem, the forward's results rounded as they are stored, and gradients of them.
@@ -82,24 +84,32 @@ Gradients BackwardProblem::gradients(bool with_lse) const {
   g.k.resize(s.batch * s.kv_heads * s.kv_len * s.dim);
   g.v.resize(s.batch * s.kv_heads * s.kv_len * s.value_dim);
   g.key_bias.resize(s.batch * heads * s.kv_len);
+  g.row_bias.resize(s.batch * heads * s.q_len);
+  g.bias.resize(s.batch * heads * s.q_len * s.kv_len);
   for (int64_t b = 0; b < s.batch; ++b) {
     for (int64_t h = 0; h < heads; ++h) {
       const int64_t kv_head = h / s.group;
-      problem.for_each_pair(b, h, [&](int64_t row, int64_t key) {
+      problem.for_each_pair(b, h, [&](int64_t row, int64_t key, int64_t entry) {
         const int64_t q_index = (b * heads + h) * s.q_len + row;
         const int64_t k_index = (b * s.kv_heads + kv_head) * s.kv_len + key;
         if (answer.lse[q_index] == -kInfinity) return;
         const double p = std::exp(problem.logit(b, h, row, key) - answer.lse[q_index]);
+        const double a = s.per_entry ? answer.largest[problem.largest_at(b, h, entry)] : 1;
+        const double sum = std::exp(answer.lse[q_index] - answer.row_max[q_index] * std::log(2.0));
+        const double w = quantized_weight(p * sum, a, s.weights) / sum;
         double ds = with_lse ? grad_lse[q_index] : 0, parts = std::abs(ds);
         for (int64_t c = 0; c < s.value_dim; ++c) {
           const double gradient = grad_out.get(b, h, row, c);
           const double with_value = gradient * problem.v.get(b, kv_head, key, c);
           const double with_out = gradient * answer.out[q_index * s.value_dim + c];
-          g.v.add(k_index * s.value_dim + c, p * gradient, p * gradient);
+          g.v.add(k_index * s.value_dim + c, w * gradient, w * gradient);
           ds += with_value - with_out, parts += std::abs(with_value) + std::abs(with_out);
         }
         ds *= p, parts *= p;
         g.key_bias.add((b * heads + h) * s.kv_len + key, ds, parts);
+        // All terms have the rounding of out in common.
+        g.row_bias.add(q_index, ds, 4 * parts);
+        g.bias.add(q_index * s.kv_len + key, ds, parts);
         for (int64_t c = 0; c < s.dim; ++c) {
           const double for_q = problem.scale() * problem.k.get(b, kv_head, key, c);
           const double for_k = problem.scale() * problem.q.get(b, h, row, c);
@@ -114,13 +124,15 @@ Gradients BackwardProblem::gradients(bool with_lse) const {
 
 struct Output {
   Tensor q, k, v;
-  std::vector<float> key_bias;
+  std::vector<float> key_bias, row_bias, bias;
 
   explicit Output(const Problem& p)
       : q(p.shape(), p.heads(), p.shape().q_len, p.shape().dim),
         k(p.shape(), p.shape().kv_heads, p.shape().kv_len, p.shape().dim),
         v(p.shape(), p.shape().kv_heads, p.shape().kv_len, p.shape().value_dim),
-        key_bias(p.shape().batch * p.heads() * p.shape().kv_len, kNaN) {}
+        key_bias(p.shape().batch * p.heads() * p.shape().kv_len, kNaN),
+        row_bias(p.shape().batch * p.heads() * p.shape().q_len, kNaN),
+        bias(row_bias.size() * p.shape().kv_len, 0.0f) {}
 };
 
 HeadRows view(const Tensor& t) {
@@ -137,12 +149,15 @@ BlockSparseBackwardArgs make_args(BackwardProblem& problem, bool with_lse, Outpu
   args.forward = problem.problem.args();
   args.forward.out = view(problem.out);
   args.forward.lse = problem.lse.data();
+  args.forward.weights = problem.problem.weights(problem.answer);
   args.grad_out = view(std::as_const(problem.grad_out));
   args.grad_lse = with_lse ? problem.grad_lse.data() : nullptr;
   args.grad_q = view(output.q);
   args.grad_k = view(output.k);
   args.grad_v = view(output.v);
   args.grad_key_bias = output.key_bias.data();
+  args.grad_row_bias = output.row_bias.data();
+  args.grad_bias = output.bias.data();
   return args;
 }
 
@@ -162,6 +177,9 @@ Output compute(BackwardProblem& problem, bool with_lse, Isa isa, int threads) {
 /// Relative L2 distance, and exact zeros where there are no terms.
 class Distance {
  public:
+  explicit Distance(const Shape& s) : Distance(s.dtype) {
+    if (s.weights != WeightFormat::none) cap_ = 2e-3;  // few weights fall to another number
+  }
   explicit Distance(DType dtype)
       : cap_(dtype == DType::f32   ? 5e-6
              : dtype == DType::f16 ? 5e-3
@@ -190,7 +208,7 @@ void expect_near(const Tensor& got, const Gradient& expected, const Shape& s, in
   int64_t at = 0, numbers = 0;
   for (int64_t b = 0; b < s.batch; ++b) {
     for (int64_t h = 0; h < heads; ++h) {
-      Distance distance(s.dtype);
+      Distance distance(s);
       for (int64_t i = 0; i < rows * channels; ++i, ++at)
         distance.add(got.get(b, h, i / channels, i % channels), expected, at);
       distance.expect_small();
@@ -214,10 +232,17 @@ void expect_near(const BackwardProblem& problem, const Gradients& g, const Outpu
   }
   SCOPED_TRACE("v, bias");
   expect_near(output.v, g.v, s, s.kv_heads, s.kv_len, s.value_dim);
-  Distance distance(s.dtype);
+  Distance distance(s);
   for (size_t i = 0; i < output.key_bias.size(); ++i)
     distance.add(output.key_bias[i], g.key_bias, static_cast<int64_t>(i));
   distance.expect_small();
+  Distance of_rows(s), of_all(s);
+  for (size_t i = 0; i < output.row_bias.size(); ++i)
+    of_rows.add(output.row_bias[i], g.row_bias, static_cast<int64_t>(i));
+  of_rows.expect_small();
+  for (size_t i = 0; i < output.bias.size(); ++i)
+    of_all.add(output.bias[i], g.bias, static_cast<int64_t>(i));
+  of_all.expect_small();
 }
 
 /// Also: one and three threads give equal bits.
@@ -237,6 +262,8 @@ void expect_right(const Shape& shape, uint32_t seed, bool with_lse) {
     ASSERT_EQ(one.k.bytes, three.k.bytes);
     ASSERT_EQ(one.v.bytes, three.v.bytes);
     ASSERT_EQ(one.key_bias, three.key_bias);
+    ASSERT_EQ(one.row_bias, three.row_bias);
+    ASSERT_EQ(one.bias, three.bias);
   }
 }
 
@@ -294,6 +321,30 @@ TEST(BlockSparseBackward, EachOptionAlone) {
   with([](Shape& s) { s.key_bias = true; });
   with([](Shape& s) { s.bias = true; });
   with([](Shape& s) { s.blocks = false, s.bits = true; });
+}
+
+TEST(BlockSparseBackward, QuantizedWeights) {
+  uint32_t seed = 350;
+  for (const WeightFormat format : {WeightFormat::int8, WeightFormat::e4m3}) {
+    for (const bool per_entry : {false, true}) {
+      Shape shape{.q_len = kSlow ? 40 : 150,
+                  .kv_len = kSlow ? 170 : 610,
+                  .dim = 21,
+                  .value_dim = 33,
+                  .batch = 2,
+                  .kv_heads = 1,
+                  .group = 2,
+                  .weights = format,
+                  .per_entry = per_entry};
+      expect_right(shape, seed++, true);
+      shape.orders = shape.blocks = shape.block_len = shape.bits = true;
+      shape.key_bias = shape.bias = true;
+      for (const bool own_maps : {false, true}) {
+        shape.map_per_head = own_maps;
+        expect_right(shape, seed++, own_maps);
+      }
+    }
+  }
 }
 
 TEST(BlockSparseBackward, EverythingAtOnce) {
@@ -411,7 +462,7 @@ TEST(BlockSparseBackward, LeavesOutWhatIsNotWanted) {
   BackwardProblem problem(shape, 800);
   for (const Isa isa : isas()) {
     const Output all = compute(problem, true, isa, 1);
-    for (int wanted = 0; wanted < 16; ++wanted) {
+    for (int wanted = 0; wanted < 64; ++wanted) {
       Output some(problem.problem);
       const Output untouched = some;
       BlockSparseBackwardArgs args = make_args(problem, true, some);
@@ -419,10 +470,18 @@ TEST(BlockSparseBackward, LeavesOutWhatIsNotWanted) {
       if ((wanted & 2) == 0) args.grad_k.data = nullptr;
       if ((wanted & 4) == 0) args.grad_v.data = nullptr;
       if ((wanted & 8) == 0) args.grad_key_bias = nullptr;
+      if ((wanted & 16) == 0) args.grad_row_bias = nullptr;
+      if ((wanted & 32) == 0) args.grad_bias = nullptr;
       run(args, isa, 2);
       EXPECT_EQ(some.q.bytes, (wanted & 1) ? all.q.bytes : untouched.q.bytes);
       EXPECT_EQ(some.k.bytes, (wanted & 2) ? all.k.bytes : untouched.k.bytes);
       EXPECT_EQ(some.v.bytes, (wanted & 4) ? all.v.bytes : untouched.v.bytes);
+      EXPECT_EQ(some.bias, (wanted & 32) ? all.bias : untouched.bias);
+      if (wanted & 16) {
+        EXPECT_EQ(some.row_bias, all.row_bias);
+      } else {
+        EXPECT_TRUE(std::isnan(some.row_bias[0]));
+      }
       if (wanted & 8) {
         EXPECT_EQ(some.key_bias, all.key_bias);
       } else {

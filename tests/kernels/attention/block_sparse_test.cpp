@@ -21,6 +21,7 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 struct Output {
   Tensor out;
   std::vector<float> lse;
+  Answer found;  ///< of quantized weights
 };
 
 Output compute(const Problem& problem, Isa isa, int threads) {
@@ -31,6 +32,9 @@ Output compute(const Problem& problem, Isa isa, int threads) {
   args.out = {output.out.bytes.data() + output.out.offset * dtype_bytes(s.dtype), s.dtype,
               output.out.batch_stride, output.out.head_stride, output.out.row_stride};
   args.lse = output.lse.data();
+  output.found.row_max.resize(output.lse.size());
+  output.found.largest.resize(problem.kv_index.size() * s.batch * problem.heads(), kNaN);
+  args.weights = problem.weights(output.found);
   const Parallel parallel{run_on_threads, nullptr, threads};
   const int64_t bytes = attention_workspace_bytes(args, threads);
   CheckedWorkspace memory(bytes);
@@ -43,7 +47,11 @@ Output compute(const Problem& problem, Isa isa, int threads) {
 /// for bf16 a third of it: what rounding the weights and the result leaves.
 void expect_near(const Problem& problem, const Answer& answer, const Output& output) {
   const Shape& s = problem.shape();
-  const double cap = s.dtype == DType::f32 ? 5e-6 : s.dtype == DType::f16 ? 2e-3 : 4e-3;
+  // A weight close to a half between two numbers may fall to either side: few do.
+  const double cap = s.weights != WeightFormat::none ? 2e-3
+                     : s.dtype == DType::f32         ? 5e-6
+                     : s.dtype == DType::f16         ? 2e-3
+                                                     : 4e-3;
   int64_t at = 0;
   for (int64_t b = 0; b < s.batch; ++b) {
     for (int64_t h = 0; h < problem.heads(); ++h) {
@@ -83,6 +91,14 @@ void expect_right(const Shape& shape, uint32_t seed) {
     expect_near(problem, answer, one);
     ASSERT_EQ(one.out.bytes, three.out.bytes);
     ASSERT_EQ(one.lse, three.lse);
+    if (shape.weights == WeightFormat::none) continue;
+    for (size_t i = 0; i < answer.row_max.size(); ++i) {
+      const float expected = answer.row_max[i];
+      ASSERT_TRUE(one.found.row_max[i] == expected ||
+                  std::abs(one.found.row_max[i] - expected) <= 1e-5 * (1 + std::abs(expected)));
+    }
+    for (size_t i = 0; shape.per_entry && i < answer.largest.size(); ++i)
+      ASSERT_NEAR(one.found.largest[i], answer.largest[i], 2e-5);
   }
 }
 
@@ -156,6 +172,34 @@ TEST(BlockSparse, EachOptionAlone) {
   with([](Shape& s) { s.dtype = DType::bf16, s.bits = true, s.block_len = true; });
   for (const DType dtype : {DType::f32, DType::f16, DType::bf16})
     with([&](Shape& s) { s.integers = true, s.dtype = dtype; });
+}
+
+TEST(BlockSparse, QuantizedWeights) {
+  uint32_t seed = 330;
+  for (const WeightFormat format : {WeightFormat::int8, WeightFormat::e4m3}) {
+    for (const bool per_entry : {false, true}) {
+      for (const bool integers : {false, true}) {
+        Shape shape{.q_len = kSlow ? 70 : 300,
+                    .kv_len = kSlow ? 150 : 610,
+                    .dim = 21,
+                    .value_dim = 33,
+                    .batch = 2,
+                    .kv_heads = 1,
+                    .group = 2,
+                    .integers = integers,
+                    .weights = format,
+                    .per_entry = per_entry};
+        expect_right(shape, seed++);
+        shape.blocks = true;
+        expect_right(shape, seed++);
+        shape.orders = shape.block_len = shape.bits = shape.key_bias = shape.bias = true;
+        for (const bool own_maps : {false, true}) {
+          shape.map_per_head = own_maps;
+          expect_right(shape, seed++);
+        }
+      }
+    }
+  }
 }
 
 TEST(BlockSparse, SmallNumbersOfManyDims) {
@@ -366,6 +410,33 @@ TEST(BlockSparse, ChecksEveryIndex) {
   EXPECT_TRUE(refused_integers([](BlockSparseArgs& a) { a.q_int8.data = nullptr; }));
   EXPECT_TRUE(refused_integers([](BlockSparseArgs& a) { a.k_int8.data = nullptr; }));
   EXPECT_TRUE(refused_integers([](BlockSparseArgs& a) { a.k_int8.scale = nullptr; }));
+}
+
+TEST(BlockSparse, ChecksQuantizedWeights) {
+  const Problem problem({.q_len = 60, .kv_len = 90, .kv_heads = 2, .blocks = true}, 902);
+  std::vector<float> out(60 * 2 * 8), found(2 * 60 + 2 * problem.kv_index.size());
+  const auto entries = static_cast<int64_t>(problem.kv_index.size());
+  const auto code = [&](auto change) {
+    BlockSparseArgs args = problem.args();
+    args.out = {out.data(), DType::f32, 0, 480, 8};
+    args.weights = {.format = WeightFormat::int8,
+                    .per_entry = true,
+                    .row_max = found.data(),
+                    .largest = found.data() + 120,
+                    .largest_head_stride = entries};
+    change(args);
+    return check(args).code;
+  };
+  EXPECT_EQ(code([](BlockSparseArgs&) {}), StatusCode::ok);
+  EXPECT_EQ(code([](BlockSparseArgs& a) { a.weights.row_max = nullptr; }), StatusCode::invalid);
+  EXPECT_EQ(code([](BlockSparseArgs& a) { a.weights.largest = nullptr; }), StatusCode::invalid);
+  EXPECT_EQ(code([](BlockSparseArgs& a) { a.weights.largest_head_stride = 0; }),
+            StatusCode::invalid);
+  EXPECT_EQ(code([](BlockSparseArgs& a) { --a.weights.largest_head_stride; }), StatusCode::invalid);
+  EXPECT_EQ(code([](BlockSparseArgs& a) {
+              a.out.dtype = a.q.dtype = a.k.dtype = a.v.dtype = DType::bf16;
+            }),
+            StatusCode::unsupported);
 }
 
 TEST(BlockSparse, RefusesABadWorkspace) {

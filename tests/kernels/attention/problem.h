@@ -48,8 +48,20 @@ struct Shape {
   bool key_bias = false, bias = false;
   bool strided = false;   ///< rows longer than their channels, and an odd offset
   bool integers = false;  ///< q and k as 8-bit integers, one factor a row
+  WeightFormat weights = WeightFormat::none;  ///< quantized
+  bool per_entry = false;                     ///< weights are, with some rows not counted
   float q_scale = 1;
 };
+
+/// A weight quantized, with a the largest of its unit.
+inline double quantized_weight(double p, double a, WeightFormat format) {
+  if (format == WeightFormat::none) return p;
+  const double most = format == WeightFormat::int8 ? 127 : 448, scale = a == 0 ? 1 : a / most;
+  const double x = std::min(p / scale, most);
+  const double step =
+      format == WeightFormat::int8 ? 1 : std::ldexp(1.0, std::max(std::ilogb(x), -6) - 3);
+  return scale * (x == 0 ? 0 : std::nearbyint(x / step) * step);
+}
 
 /// A tensor [batch, heads, rows, channels] with room around and between its rows, filled with NaN.
 struct Tensor {
@@ -112,8 +124,10 @@ struct Integers {
 };
 
 struct Answer {
-  std::vector<double> out;  ///< [batch, heads, q_len, value_dim]
-  std::vector<double> lse;  ///< [batch, heads, q_len]
+  std::vector<double> out;     ///< [batch, heads, q_len, value_dim]
+  std::vector<double> lse;     ///< [batch, heads, q_len]
+  std::vector<float> row_max;  ///< as `QuantizedWeights` has them
+  std::vector<float> largest;  ///< [batch * heads or, where each has a map, 1][entries]
 };
 
 class Problem {
@@ -139,6 +153,8 @@ class Problem {
     maps_ = shape.map_per_head ? shape.batch * heads_ : 1;
     for (int64_t map = 0; map < maps_; ++map) add_map();
     make_biases();
+    for (int64_t i = 0; shape.per_entry && i < shape.batch * shape.q_len; ++i)
+      counted.push_back(below(4) != 0);
   }
 
   /// Arguments without an output.
@@ -173,11 +189,30 @@ class Problem {
     return a;
   }
 
+  /// What the kernels find of quantized weights, kept in an answer of this problem.
+  QuantizedWeights weights(Answer& found) const {
+    QuantizedWeights w;
+    if (shape_.weights == WeightFormat::none) return w;
+    w.format = shape_.weights, w.per_entry = shape_.per_entry;
+    w.counted = shape_.per_entry ? counted.data() : nullptr;
+    w.row_max = found.row_max.data(), w.largest = found.largest.data();
+    const int64_t entries = static_cast<int64_t>(kv_index.size());
+    w.largest_batch_stride = shape_.map_per_head ? 0 : heads_ * entries;
+    w.largest_head_stride = shape_.map_per_head ? 0 : entries;
+    return w;
+  }
+
   int64_t heads() const { return heads_; }
   const Shape& shape() const { return shape_; }
   float scale() const { return 1.0f / std::sqrt(static_cast<float>(shape_.dim)); }
 
-  /// Calls f(row of q, row of k) for the pairs of positions that (batch, head) computes.
+  /// Where the largest weight of an entry is in `Answer::largest`.
+  int64_t largest_at(int64_t b, int64_t h, int64_t entry) const {
+    return shape_.map_per_head ? entry
+                               : (b * heads_ + h) * static_cast<int64_t>(kv_index.size()) + entry;
+  }
+
+  /// Calls f(row of q, row of k, entry) for the pairs of positions that (batch, head) computes.
   template <typename F>
   void for_each_pair(int64_t b, int64_t h, F f) const {
     const int64_t map = shape_.map_per_head ? b * heads_ + h : 0;
@@ -194,7 +229,7 @@ class Problem {
               const int64_t word = (r - q_at[i]) * ((size + 63) / 64) + c / 64;
               if ((bits[bits_offset[e] + word] >> (c % 64) & 1u) == 0) continue;
             }
-            f(q_row(b, h, r), k_row(b, h / shape_.group, kv_at[j] + c));
+            f(q_row(b, h, r), k_row(b, h / shape_.group, kv_at[j] + c), e);
           }
         }
       }
@@ -215,6 +250,7 @@ class Problem {
   Answer answer() const {
     Answer result;
     const Shape& s = shape_;
+    result.largest.resize((s.map_per_head ? 1 : s.batch * heads_) * kv_index.size());
     for (int64_t b = 0; b < s.batch; ++b) {
       for (int64_t h = 0; h < heads_; ++h) append_head(b, h, result);
     }
@@ -310,22 +346,34 @@ class Problem {
   void append_head(int64_t b, int64_t h, Answer& result) const {
     const Shape& s = shape_;
     struct Term {
-      int64_t key;
+      int64_t key, entry;
       double logit;
     };
     std::vector<std::vector<Term>> terms(s.q_len);
-    for_each_pair(b, h, [&](int64_t row, int64_t key) {
-      terms[row].push_back({key, logit(b, h, row, key)});
+    for_each_pair(b, h, [&](int64_t row, int64_t key, int64_t entry) {
+      terms[row].push_back({key, entry, logit(b, h, row, key)});
     });
+    std::vector<double> tops(s.q_len, -std::numeric_limits<double>::infinity());
     for (int64_t row = 0; row < s.q_len; ++row) {
-      double most = -std::numeric_limits<double>::infinity(), sum = 0;
-      for (const Term& t : terms[row]) most = std::max(most, t.logit);
+      for (const Term& t : terms[row]) tops[row] = std::max(tops[row], t.logit);
+      result.row_max.push_back(static_cast<float>(tops[row] / std::log(2.0)));
+      if (std::isinf(tops[row]) || (s.per_entry && counted[b * s.q_len + row] == 0)) continue;
+      for (const Term& t : terms[row]) {
+        float& largest = result.largest[largest_at(b, h, t.entry)];
+        largest = std::max(largest, static_cast<float>(std::exp(t.logit - tops[row])));
+      }
+    }
+    for (int64_t row = 0; row < s.q_len; ++row) {
+      const double most = tops[row];
+      double sum = 0;
       std::vector<double> out(s.value_dim, 0.0);
       for (const Term& t : terms[row]) {
         if (std::isinf(most)) break;
         const double p = std::exp(t.logit - most);
         sum += p;
-        for (int64_t c = 0; c < s.value_dim; ++c) out[c] += p * v.get(b, h / s.group, t.key, c);
+        const double a = s.per_entry ? result.largest[largest_at(b, h, t.entry)] : 1;
+        const double w = quantized_weight(p, a, s.weights);
+        for (int64_t c = 0; c < s.value_dim; ++c) out[c] += w * v.get(b, h / s.group, t.key, c);
       }
       for (const double value : out) result.out.push_back(sum > 0 ? value / sum : 0);
       result.lse.push_back(most + std::log(sum));
@@ -345,6 +393,7 @@ class Problem {
   std::vector<int64_t> row_ptr, bits_offset;
   std::vector<uint64_t> bits;
   std::vector<float> key_bias, bias;
+  std::vector<uint8_t> counted;
 };
 
 }  // namespace fovea::kernels
