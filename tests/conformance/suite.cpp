@@ -41,14 +41,6 @@ class Threads {
   int before_;
 };
 
-// Linear branches and pooled values are sums of LibTorch's, whose order depends on the threads.
-bool is_softmax_only(const AttentionPlan& plan) {
-  return std::all_of(plan.branches.begin(), plan.branches.end(), [](const Branch& branch) {
-    return std::holds_alternative<SoftmaxBranch>(branch.kind) ||
-           std::holds_alternative<ReuseBranch>(branch.kind);
-  });
-}
-
 // Also counts it. Why the executor does not run the problem is a reason, and said.
 std::optional<Finding> refusal(const Executor& executor, const Problem& problem, Tally& tally,
                                bool& refused) {
@@ -259,8 +251,8 @@ std::optional<Finding> examine(Executor& executor, const Problem& problem, Tally
     return Finding{"repeat", "other bits in the second run: " + problem.describe()};
   }
   // Threads are started anew each time, which takes longer than most problems.
-  const bool changes_threads = problem.number % 8 == 0 && is_softmax_only(problem.plan) &&
-                               promises_of(executor).same_bits_for_any_threads;
+  const bool changes_threads =
+      problem.number % 8 == 0 && promises_of(executor).same_bits_for_any_threads;
   if (problem.call.q.is_cpu() && changes_threads) {
     const Threads two(at::get_num_threads() == 2 ? 1 : 2);
     if (!same_bits(run(), result)) {

@@ -3,21 +3,20 @@
 #include <algorithm>
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "core/check.h"
+#include "core/ops/kernel_threads.h"
 #include "core/ops/launch.h"
-#include "core/parallel.h"
+#include "core/ops/product.h"
 #include "kernels/attention/block_sparse_backward.h"
 
 namespace fovea {
 namespace {
 
-constexpr int64_t kAlignment = 64;
-
 // Valid keys at the beginning of each block [maps, blocks], for orders that leave segments where
-// they are: padding is at the end of a segment, and no block straddles two.
+// they are: padding is at the end of a segment, and no block straddles two. Blocks behind the last
+// segment are whole.
 std::vector<int32_t> block_lengths(const HostLists& lists, const TokenLayout& layout,
                                    int64_t item) {
   std::vector<int32_t> out;
@@ -34,8 +33,9 @@ std::vector<int32_t> block_lengths(const HostLists& lists, const TokenLayout& la
       const int64_t valid =
           lengths.defined() ? lengths[item].item<int64_t>() : layout.segments()[segment].capacity;
       const int64_t size = offsets[block + 1] - offsets[block];
-      out.push_back(
-          static_cast<int32_t>(std::clamp<int64_t>(begin + valid - offsets[block], 0, size)));
+      const int64_t left =
+          offsets[block] < layout.seq_len() ? begin + valid - offsets[block] : size;
+      out.push_back(static_cast<int32_t>(std::clamp<int64_t>(left, 0, size)));
     }
   }
   return out;
@@ -99,21 +99,6 @@ at::Tensor with_whole_channels(const at::Tensor& x) {
   return x.stride(3) == 1 || x.size(3) == 1 ? x : x.contiguous();
 }
 
-void run_tasks(void*, int64_t count, kernels::Parallel::Task task, void* state) {
-  parallel_for(count, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) task(state, i);
-  });
-}
-
-kernels::Workspace aligned(at::Tensor& memory, int64_t bytes) {
-  if (!memory.defined() || memory.numel() < bytes + kAlignment) {
-    memory = at::empty({bytes + kAlignment}, at::kByte);
-  }
-  auto* data = memory.mutable_data_ptr<uint8_t>();
-  data += (kAlignment - reinterpret_cast<uintptr_t>(data) % kAlignment) % kAlignment;
-  return {data, bytes};
-}
-
 kernels::MutableHeadRows written_rows_of_item(const at::Tensor& x, int64_t item) {
   if (!x.defined()) return {};
   const kernels::HeadRows rows = rows_of_item(x, item);
@@ -169,15 +154,15 @@ Partial run_forward(const SoftmaxInputs& inputs, const SoftmaxLists& lists, at::
   Partial result;
   result.out = at::empty({batch, heads, q_len, inputs.v.size(3)}, inputs.v.options());
   result.lse = at::empty({batch, heads, q_len}, q.options().dtype(at::kFloat));
-  const kernels::Parallel parallel = all_threads();
+  const kernels::Parallel parallel = ops::all_threads();
   std::vector<int32_t> lengths;
   for (int64_t item = 0; item < batch; ++item) {
     const kernels::BlockSparseArgs args = args_of_item(inputs, lists, result, item, lengths);
     const kernels::Status checked = kernels::check(args);
     FOVEA_ASSERT(checked.ok(), checked.message);
     const int64_t bytes = kernels::attention_workspace_bytes(args, parallel.threads);
-    const kernels::Status status =
-        kernels::block_sparse_cpu(args, aligned(workspace, bytes), parallel, kernels::best_isa());
+    const kernels::Status status = kernels::block_sparse_cpu(
+        args, ops::workspace_in(workspace, bytes), parallel, kernels::best_isa());
     FOVEA_ASSERT(status.ok(), status.message);
   }
   return result;
@@ -194,7 +179,7 @@ struct SoftmaxGradients {
 // wanted  defined tensors of the gradients' shapes
 void run_backward(const SoftmaxInputs& inputs, const SoftmaxLists& lists, const Partial& result,
                   const Partial& gradient, const SoftmaxGradients& wanted) {
-  const kernels::Parallel parallel = all_threads();
+  const kernels::Parallel parallel = ops::all_threads();
   std::vector<int32_t> lengths;
   at::Tensor workspace;
   for (int64_t item = 0; item < inputs.q.size(0); ++item) {
@@ -212,7 +197,7 @@ void run_backward(const SoftmaxInputs& inputs, const SoftmaxLists& lists, const 
     FOVEA_ASSERT(checked.ok(), checked.message);
     const int64_t bytes = kernels::attention_backward_workspace_bytes(args, parallel.threads);
     const kernels::Status status = kernels::block_sparse_backward_cpu(
-        args, aligned(workspace, bytes), parallel, kernels::best_isa());
+        args, ops::workspace_in(workspace, bytes), parallel, kernels::best_isa());
     FOVEA_ASSERT(status.ok(), status.message);
   }
 }
@@ -274,7 +259,8 @@ class Softmax : public torch::autograd::Function<Softmax> {
                                inputs.key_bias.options());
     }
     run_backward(inputs, *saved->lists, result, gradient, out);
-    if (out.key_bias.defined()) out.key_bias = out.key_bias.sum_to_size(inputs.key_bias.sizes());
+    if (out.key_bias.defined())
+      out.key_bias = ops::sum_to_shape(out.key_bias, inputs.key_bias.sizes());
     return {out.q, out.k, out.v, out.key_bias, {}};
   }
 
@@ -284,8 +270,6 @@ class Softmax : public torch::autograd::Function<Softmax> {
 };
 
 }  // namespace
-
-kernels::Parallel all_threads() { return {run_tasks, nullptr, at::get_num_threads()}; }
 
 Partial cpu_softmax(const SoftmaxInputs& inputs, const SharedLists& lists, at::Tensor& workspace) {
   SoftmaxInputs whole = inputs;

@@ -30,15 +30,12 @@ struct SoftmaxInputs {
   /// Both or none; where they are there, instead of q and k, and without gradients.
   std::optional<IntegerRows> q_int8, k_int8;
   double sm_scale = 1;
-  /// Of the keys: what of each segment is valid. None: all of them. With `kv_rows` only for orders
-  /// that leave padding at the end of its segment.
+  /// Of the first keys: what of each segment is valid. None: all of them. With `kv_rows` only for
+  /// orders that leave padding at the end of its segment.
   std::optional<TokenLayout> padding;
 };
 
 constexpr int64_t kMaxCpuChannels = 256;
-
-/// LibTorch's threads, for kernels.
-kernels::Parallel all_threads();
 
 /// The kernel of kernels/attention/block_sparse.h for each item of a batch. Differentiable once, by
 /// q, k, v and key_bias, both results: with block_sparse_backward.h.

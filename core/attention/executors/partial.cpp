@@ -4,6 +4,8 @@
 
 #include <ATen/ATen.h>
 
+#include "core/ops/product.h"
+
 namespace fovea {
 
 Partial merge(const Partial& a, const Partial& b) {
@@ -29,7 +31,7 @@ AttentionResult combine(const AttentionPlan& plan, const std::vector<Partial>& b
   for (size_t i = 0; i < groups.size(); ++i) {
     at::Tensor part = groups[i].out;
     if (i < plan.group_weights.size() && plan.group_weights[i].defined()) {
-      part = part * plan.group_weights[i].to(part.scalar_type());
+      part = part * ops::spread(plan.group_weights[i].to(part.scalar_type()), part.sizes());
     }
     out = out.defined() ? out + part : part;
   }
