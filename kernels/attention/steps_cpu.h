@@ -70,9 +70,10 @@ struct SlotBias {
   SlotBias(const QueryTile& tile, const Slot& slot) {
     const LogitBias& from = tile.args.key_bias;
     const float* data = bias_of(from, tile.batch, tile.head);
+    const int64_t own = own_keys(tile.args);
     for (int i = slot.first; i < slot.last; ++i) {
       const int64_t position = slot.unit * kUnit + i;
-      key[i] = tile.kv_order ? tile.kv_order[position] : position;
+      key[i] = tile.kv_order && position < own ? tile.kv_order[position] : position;
       if (data) value[i] = data[key[i] * from.key_stride];
       is_zero = is_zero && value[i] == 0.0f;
     }

@@ -39,13 +39,11 @@ bool has_padding(const TokenLayout& layout) {
   return false;
 }
 
-// Whether the kernel's result is the plan's, with nothing to merge or to weigh, and all keys are
-// the call's.
+// Whether the kernel's result is the plan's, with nothing to merge or to weigh.
 bool is_one_softmax(const AttentionPlan& plan) {
   const auto* softmax = std::get_if<SoftmaxBranch>(&plan.branches[0].kind);
   const bool weighted = !plan.group_weights.empty() && plan.group_weights[0].defined();
-  return plan.branches.size() == 1 && softmax != nullptr && !weighted &&
-         softmax->selection.summaries.empty();
+  return plan.branches.size() == 1 && softmax != nullptr && !weighted;
 }
 
 // Heads of the keys: blocks that are pooled may be those of heads that share their keys.
@@ -53,16 +51,6 @@ int64_t key_heads(const SoftmaxBranch& branch, const AttentionCall& call) {
   const Selection& selection = branch.selection;
   if (selection.summaries.empty()) return call.k.size(1);
   return std::max(call.k.size(1), selection.kv_blocks.offsets(at::kCPU).size(1));
-}
-
-// With the pooled keys, which have no order, behind the others.
-at::Tensor with_summary_rows(const at::Tensor& rows, const SoftmaxBranch& branch,
-                             const AttentionCall& call) {
-  if (branch.selection.summaries.empty() || !rows.defined()) return rows;
-  const at::Tensor own = per_head(rows, key_heads(branch, call));
-  const int64_t end = summary_places(branch.selection, call.k.size(2)).back();
-  const at::Tensor more = at::arange(call.k.size(2), end, own.options());
-  return at::cat({own, more.expand({own.size(0), own.size(1), more.size(0)})}, 2);
 }
 
 std::shared_ptr<const SoftmaxLists> make_lists(const AttentionPlan& plan,
@@ -79,7 +67,8 @@ std::shared_ptr<const SoftmaxLists> make_lists(const AttentionPlan& plan,
   };
   out->q_rows = rows(plan.q_order, call.q_layout);
   if (!branch.keys) {
-    out->kv_rows = with_summary_rows(rows(plan.kv_order, call.kv_layout), branch, call);
+    out->kv_rows = rows(plan.kv_order, call.kv_layout);
+    if (out->kv_rows.defined()) out->kv_rows = per_head(out->kv_rows, key_heads(branch, call));
   }
   return out;
 }
@@ -139,37 +128,40 @@ void take_own_keys(SoftmaxInputs& inputs, const AttentionPlan& plan, const Atten
 void append_summaries(SoftmaxInputs& inputs, const AttentionPlan& plan, const SoftmaxBranch& branch,
                       const AttentionCall& call) {
   const Selection& selection = branch.selection;
-  const int64_t batch = call.q.size(0), heads = key_heads(branch, call);
-  const std::vector<int64_t> places = summary_places(selection, call.k.size(2));
-  std::vector<at::Tensor> k = {ops::spread_heads(inputs.k, heads)};
-  std::vector<at::Tensor> v = {ops::spread_heads(inputs.v, heads)};
-  std::vector<at::Tensor> bias;
+  const int64_t batch = call.q.size(0), heads = key_heads(branch, call), keys = call.k.size(2);
+  const std::vector<int64_t> places = summary_places(selection, keys);
+  std::vector<at::Tensor> k, v, bias;
   const auto options = call.q.options().dtype(at::kFloat);
-  const auto hidden = [&](const at::Tensor& x) {
+  const auto add_bias = [&](const at::Tensor& x) {
     bias.push_back(x.expand({batch, heads, x.size(2)}));
   };
-  hidden(inputs.key_bias.defined() ? inputs.key_bias : at::zeros({1, 1, call.k.size(2)}, options));
-  int64_t end = call.k.size(2);
+  add_bias(inputs.key_bias.defined() ? inputs.key_bias : at::zeros({1, 1, keys}, options));
+  int64_t end = keys;
   for (size_t i = 0; i < selection.summaries.size(); ++i) {
     const Summary& summary = selection.summaries[i];
     const KeyPieces pieces = pool_keys_on_cpu(plan, call, selection.kv_blocks, summary.pool);
     const int64_t gap = places[i] - end;
-    k.push_back(at::zeros({batch, heads, gap, call.k.size(3)}, inputs.k.options()));
-    v.push_back(at::zeros({batch, heads, gap, call.v.size(3)}, inputs.v.options()));
-    hidden(at::zeros({1, 1, gap}, options));
-    k.push_back(pieces.k.to(inputs.k.scalar_type()));
-    v.push_back(pieces.v.to(inputs.v.scalar_type()));
+    add_bias(at::zeros({1, 1, gap}, options));
+    if (i > 0) {
+      k.push_back(at::zeros({batch, heads, gap, call.k.size(3)}, options));
+      v.push_back(at::zeros({batch, heads, gap, call.v.size(3)}, options));
+    }
+    k.push_back(pieces.k);
+    v.push_back(pieces.v);
     const at::Tensor weight = summary.log_count ? pieces.count.log() : at::zeros_like(pieces.count);
-    hidden(weight.masked_fill(pieces.count.eq(0), -kInfinity));
+    add_bias(weight.masked_fill(pieces.count.eq(0), -kInfinity));
     end = places[i] + pieces.k.size(2);
   }
-  inputs.k = at::cat(k, 2);
-  inputs.v = at::cat(v, 2);
+  inputs.k = ops::spread_heads(inputs.k, heads);
+  inputs.v = ops::spread_heads(inputs.v, heads);
+  inputs.more_k = at::cat(k, 2);
+  inputs.more_v = at::cat(v, 2);
+  inputs.more_begin = places[0];
   inputs.key_bias = per_head(at::cat(bias, 2), call.q.size(1));
   if (!inputs.bias.defined()) return;
   std::vector<int64_t> sizes = inputs.bias.sizes().vec();
-  sizes[3] = call.k.size(2);
-  inputs.bias = at::constant_pad_nd(inputs.bias.expand(sizes), {0, end - call.k.size(2)}, 0);
+  sizes[3] = keys;
+  inputs.bias = at::constant_pad_nd(inputs.bias.expand(sizes), {0, end - keys}, 0);
 }
 
 // Dense plans run where they are faster. What the processor has decides, not a stopwatch: equal

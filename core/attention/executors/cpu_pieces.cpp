@@ -38,6 +38,26 @@ class SumOfPieces : public torch::autograd::Function<SumOfPieces> {
   }
 };
 
+// Sums over counts, which have no gradients.
+class MeanOfPieces : public torch::autograd::Function<MeanOfPieces> {
+ public:
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const PieceRows& pieces,
+                            const at::Tensor& count) {
+    const at::Tensor divisor = count.clamp_min(1).unsqueeze(3);
+    variable_list saved = saved_pieces(pieces);
+    saved.push_back(divisor);
+    context->save_for_backward(std::move(saved));
+    context->saved_data["type"] = static_cast<int64_t>(x.scalar_type());
+    return ops::piece_sums(x, pieces.rows, pieces.offsets, pieces.valid).div_(divisor);
+  }
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    const variable_list saved = context->get_saved_variables();
+    const at::Tensor rows = rows_of_pieces(gradients[0] / saved[4], pieces_of(saved));
+    const auto type = static_cast<at::ScalarType>(context->saved_data["type"].toInt());
+    return {rows.to(type), at::Tensor(), at::Tensor()};
+  }
+};
+
 class RowsOfPieces : public torch::autograd::Function<RowsOfPieces> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x,
@@ -69,7 +89,7 @@ at::Tensor count_of_pieces(const PieceRows& pieces, int64_t heads) {
 }
 
 at::Tensor mean_of_pieces(const at::Tensor& x, const PieceRows& pieces, const at::Tensor& count) {
-  return sum_of_pieces(x, pieces) / count.clamp_min(1).unsqueeze(3);
+  return MeanOfPieces::apply(x, pieces, count);
 }
 
 }  // namespace

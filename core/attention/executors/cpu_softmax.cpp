@@ -121,7 +121,7 @@ kernels::BlockSparseArgs args_of_item(const SoftmaxInputs& inputs, const Softmax
   args.heads = q.size(1);
   args.kv_heads = inputs.k.size(1);
   args.q_len = q.size(2);
-  args.kv_len = inputs.k.size(2);
+  args.kv_len = inputs.keys();
   args.dim = q.size(3);
   args.value_dim = inputs.v.size(3);
   if (inputs.q_int8) {
@@ -132,6 +132,10 @@ kernels::BlockSparseArgs args_of_item(const SoftmaxInputs& inputs, const Softmax
     args.k = rows_of_item(inputs.k, item);
   }
   args.v = rows_of_item(inputs.v, item);
+  if (inputs.more_k.defined()) {
+    args.more = {rows_of_item(inputs.more_k, item), rows_of_item(inputs.more_v, item),
+                 inputs.k.size(2), inputs.more_begin};
+  }
   args.out = written_rows_of_item(result.out, item);
   args.lse = result.lse[item].mutable_data_ptr<float>();
   args.q_order = order_of_item(lists.q_rows, item);
@@ -171,7 +175,8 @@ Partial run_forward(const SoftmaxInputs& inputs, const SoftmaxLists& lists, at::
 // Undefined where not wanted.
 struct SoftmaxGradients {
   at::Tensor q, k, v;
-  at::Tensor key_bias;  // fp32 [batch, heads, kv_len]
+  at::Tensor key_bias;  // fp32 [batch, heads, keys]
+  at::Tensor more_k, more_v;
 };
 
 // out     with its gradient
@@ -190,6 +195,8 @@ void run_backward(const SoftmaxInputs& inputs, const SoftmaxLists& lists, const 
     args.grad_q = written_rows_of_item(wanted.q, item);
     args.grad_k = written_rows_of_item(wanted.k, item);
     args.grad_v = written_rows_of_item(wanted.v, item);
+    args.grad_more_k = written_rows_of_item(wanted.more_k, item);
+    args.grad_more_v = written_rows_of_item(wanted.more_v, item);
     if (wanted.key_bias.defined()) {
       args.grad_key_bias = wanted.key_bias[item].mutable_data_ptr<float>();
     }
@@ -221,13 +228,19 @@ struct SavedSoftmax : torch::CustomClassHolder {
 
 class Softmax : public torch::autograd::Function<Softmax> {
  public:
-  using KeyBias = std::optional<at::Tensor>;  // LibTorch takes no undefined tensor here
+  using Optional = std::optional<at::Tensor>;  // LibTorch takes no undefined tensor here
+
+  // What may have gradients, in the order of kDifferentiable.
+  static Optional optional(const at::Tensor& x) { return x.defined() ? Optional(x) : std::nullopt; }
 
   static variable_list forward(AutogradContext* context, const at::Tensor& q, const at::Tensor& k,
-                               const at::Tensor& v, const KeyBias& key_bias,
+                               const at::Tensor& v, const Optional& key_bias,
+                               const Optional& more_k, const Optional& more_v,
                                const SoftmaxTask& task) {
     const Partial result = run_forward(task.inputs, *task.lists, task.workspace);
-    context->save_for_backward({q, k, v, key_bias.value_or(at::Tensor()), result.out, result.lse});
+    const auto tensor = [](const Optional& x) { return x.value_or(at::Tensor()); };
+    context->save_for_backward(
+        {q, k, v, tensor(key_bias), tensor(more_k), tensor(more_v), result.out, result.lse});
     context->set_materialize_grads(false);
     auto saved = c10::make_intrusive<SavedSoftmax>();
     saved->inputs = task.inputs;
@@ -245,7 +258,7 @@ class Softmax : public torch::autograd::Function<Softmax> {
     const variable_list tensors = context->get_saved_variables();
     SoftmaxInputs inputs = saved->inputs;
     for (size_t i = 0; i < std::size(kDifferentiable); ++i) inputs.*kDifferentiable[i] = tensors[i];
-    const Partial result{tensors[4], tensors[5]};
+    const Partial result{tensors[6], tensors[7]};
     Partial gradient;
     gradient.out =
         gradients[0].defined() ? with_whole_channels(gradients[0]) : at::zeros_like(result.out);
@@ -253,20 +266,27 @@ class Softmax : public torch::autograd::Function<Softmax> {
     const auto wanted = [&](size_t edge, const at::Tensor& x) {
       return context->needs_input_grad(edge) ? at::empty(x.sizes(), x.options()) : at::Tensor();
     };
-    SoftmaxGradients out{wanted(0, inputs.q), wanted(1, inputs.k), wanted(2, inputs.v), {}};
+    SoftmaxGradients out;
+    out.q = wanted(0, inputs.q);
+    out.k = wanted(1, inputs.k);
+    out.v = wanted(2, inputs.v);
+    // Pooled keys have gradients where the others have.
+    if (inputs.more_k.defined() && out.k.defined()) out.more_k = at::empty_like(inputs.more_k);
+    if (inputs.more_v.defined() && out.v.defined()) out.more_v = at::empty_like(inputs.more_v);
     if (inputs.key_bias.defined() && context->needs_input_grad(3)) {
-      out.key_bias = at::empty({inputs.q.size(0), inputs.q.size(1), inputs.k.size(2)},
-                               inputs.key_bias.options());
+      out.key_bias =
+          at::empty({inputs.q.size(0), inputs.q.size(1), inputs.keys()}, inputs.key_bias.options());
     }
     run_backward(inputs, *saved->lists, result, gradient, out);
     if (out.key_bias.defined())
       out.key_bias = ops::sum_to_shape(out.key_bias, inputs.key_bias.sizes());
-    return {out.q, out.k, out.v, out.key_bias, {}};
+    return {out.q, out.k, out.v, out.key_bias, out.more_k, out.more_v, {}};
   }
 
  private:
   static constexpr at::Tensor SoftmaxInputs::*kDifferentiable[] = {
-      &SoftmaxInputs::q, &SoftmaxInputs::k, &SoftmaxInputs::v, &SoftmaxInputs::key_bias};
+      &SoftmaxInputs::q,        &SoftmaxInputs::k,      &SoftmaxInputs::v,
+      &SoftmaxInputs::key_bias, &SoftmaxInputs::more_k, &SoftmaxInputs::more_v};
 };
 
 }  // namespace
@@ -274,14 +294,16 @@ class Softmax : public torch::autograd::Function<Softmax> {
 Partial cpu_softmax(const SoftmaxInputs& inputs, const SharedLists& lists, at::Tensor& workspace) {
   SoftmaxInputs whole = inputs;
   for (at::Tensor* x : {&whole.q, &whole.k, &whole.v}) *x = with_whole_channels(*x);
+  for (at::Tensor* x : {&whole.more_k, &whole.more_v}) {
+    if (x->defined()) *x = x->contiguous();
+  }
   for (at::Tensor* x : {&whole.bias, &whole.key_bias}) {
     if (x->defined()) *x = x->to(at::kFloat);
   }
   if (!at::GradMode::is_enabled() || whole.q_int8) return run_forward(whole, *lists, workspace);
-  const Softmax::KeyBias key_bias =
-      whole.key_bias.defined() ? Softmax::KeyBias(whole.key_bias) : std::nullopt;
-  const variable_list out =
-      Softmax::apply(whole.q, whole.k, whole.v, key_bias, SoftmaxTask{whole, lists, workspace});
+  const variable_list out = Softmax::apply(
+      whole.q, whole.k, whole.v, Softmax::optional(whole.key_bias), Softmax::optional(whole.more_k),
+      Softmax::optional(whole.more_v), SoftmaxTask{whole, lists, workspace});
   return {out[0], out[1]};
 }
 

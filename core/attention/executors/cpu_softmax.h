@@ -22,17 +22,23 @@ struct SoftmaxLists {
 
 /// Tensors of one softmax: fp32, fp16 or bf16, of one type, on the CPU, any strides.
 struct SoftmaxInputs {
-  at::Tensor q;         ///< [batch, heads, q_len, dim], dim up to `kMaxCpuChannels`
-  at::Tensor k;         ///< [batch, kv_heads, kv_len, dim]
-  at::Tensor v;         ///< [batch, kv_heads, kv_len, value_dim]
-  at::Tensor bias;      ///< [batch or 1, heads or 1, q_len or 1, kv_len or 1], or undefined
-  at::Tensor key_bias;  ///< [batch or 1, heads or 1, kv_len], or undefined; -inf hides a key
+  at::Tensor q;  ///< [batch, heads, q_len, dim], dim up to `kMaxCpuChannels`
+  at::Tensor k;  ///< [batch, kv_heads, kv_len, dim]
+  at::Tensor v;  ///< [batch, kv_heads, kv_len, value_dim]
+  /// fp32 [batch, kv_heads, keys, dim] and [..., value_dim]: keys that come behind the others, from
+  /// number `more_begin` on, a multiple of 16; or undefined. Lists and biases count them.
+  at::Tensor more_k, more_v;
+  int64_t more_begin = 0;
+  at::Tensor bias;      ///< [batch or 1, heads or 1, q_len or 1, keys or 1], or undefined
+  at::Tensor key_bias;  ///< [batch or 1, heads or 1, keys], or undefined; -inf hides a key
   /// Both or none; where they are there, instead of q and k, and without gradients.
   std::optional<IntegerRows> q_int8, k_int8;
   double sm_scale = 1;
-  /// Of the first keys: what of each segment is valid. None: all of them. With `kv_rows` only for
+  /// Of k: what of each segment is valid. None: all of them. With `kv_rows` only for
   /// orders that leave padding at the end of its segment.
   std::optional<TokenLayout> padding;
+
+  int64_t keys() const { return more_k.defined() ? more_begin + more_k.size(2) : k.size(2); }
 };
 
 constexpr int64_t kMaxCpuChannels = 256;
