@@ -10,6 +10,7 @@
 
 #include "core/check.h"
 #include "core/ops/kernel_threads.h"
+#include "core/parallel.h"
 #include "kernels/attention/product.h"
 
 namespace fovea::ops {
@@ -20,6 +21,7 @@ using torch::autograd::variable_list;
 
 // Up to so many slices are added one by one, without being moved first.
 constexpr int64_t kFewSlices = 32;
+constexpr int64_t kSlice = 1 << 13;  // below LibTorch's grain
 
 bool is_ours(const at::Tensor& x) { return x.is_cpu() && x.scalar_type() == at::kFloat; }
 
@@ -184,6 +186,40 @@ class RowsTimesBlocks : public torch::autograd::Function<RowsTimesBlocks> {
   }
 };
 
+enum class Number : int64_t { exp, log, elu_plus_one };
+
+// Slices are too small for LibTorch's threads, and the same for any number of ours.
+class Elementwise : public torch::autograd::Function<Elementwise> {
+ public:
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, int64_t number) {
+    const at::Tensor whole = x.contiguous();
+    const at::Tensor out = at::empty_like(whole);
+    const at::Tensor from = whole.view(-1), to = out.view(-1);
+    const auto kind = static_cast<Number>(number);
+    parallel_for((from.numel() + kSlice - 1) / kSlice, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t last = std::min((i + 1) * kSlice, from.numel());
+        const at::Tensor own = from.slice(0, i * kSlice, last);
+        at::Tensor result = to.slice(0, i * kSlice, last);
+        if (kind == Number::exp) at::exp_out(result, own);
+        if (kind == Number::log) at::log_out(result, own);
+        if (kind == Number::elu_plus_one) at::elu_out(result, own).add_(1);
+      }
+    });
+    context->save_for_backward({x, out});
+    context->saved_data["number"] = number;
+    return out;
+  }
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    const variable_list saved = context->get_saved_variables();
+    const at::Tensor &x = saved[0], &out = saved[1], &g = gradients[0];
+    const auto kind = static_cast<Number>(context->saved_data["number"].toInt());
+    if (kind == Number::exp) return {g * out, at::Tensor()};
+    if (kind == Number::log) return {g / x, at::Tensor()};
+    return {at::where(x.gt(0), g, g * out), at::Tensor()};
+  }
+};
+
 class Spread : public torch::autograd::Function<Spread> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x,
@@ -197,6 +233,19 @@ class Spread : public torch::autograd::Function<Spread> {
 };
 
 }  // namespace
+
+at::Tensor exp(const at::Tensor& x) {
+  return is_ours(x) ? Elementwise::apply(x, static_cast<int64_t>(Number::exp)) : at::exp(x);
+}
+
+at::Tensor log(const at::Tensor& x) {
+  return is_ours(x) ? Elementwise::apply(x, static_cast<int64_t>(Number::log)) : at::log(x);
+}
+
+at::Tensor elu_plus_one(const at::Tensor& x) {
+  if (!is_ours(x)) return at::elu(x) + 1;
+  return Elementwise::apply(x, static_cast<int64_t>(Number::elu_plus_one));
+}
 
 at::Tensor product(const at::Tensor& a, const at::Tensor& b) {
   // All rows against one matrix: one product, and one for the matrix's gradient.

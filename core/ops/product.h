@@ -30,6 +30,12 @@ at::Tensor product_of_blocks(const at::Tensor& x, const at::Tensor& y, const at:
 at::Tensor rows_times_blocks(const at::Tensor& x, const at::Tensor& matrices,
                              const at::Tensor& offsets);
 
+// Functions of each number. LibTorch takes vectors of them, and the rest of each thread's share one
+// by one, with other bits; what is not fp32 on the CPU is left to it.
+at::Tensor exp(const at::Tensor& x);
+at::Tensor log(const at::Tensor& x);
+at::Tensor elu_plus_one(const at::Tensor& x);
+
 /// x summed over the dimensions in which `sizes` broadcasts to its shape; what is not fp32 on the
 /// CPU by LibTorch.
 at::Tensor sum_to_shape(const at::Tensor& x, at::IntArrayRef sizes);

@@ -94,7 +94,7 @@ Partial finish_on_cpu(const LinearBranch& branch, const at::Tensor& sums) {
 at::Tensor features(const at::Tensor& x, FeatureMap map) {
   if (map == FeatureMap::softmax) return at::softmax(x, 3);
   if (map == FeatureMap::relu) return at::relu(x);
-  return at::elu(x) + 1;
+  return ops::elu_plus_one(x);
 }
 
 Partial finish_linear(const LinearBranch& branch, const at::Tensor& weighted,

@@ -148,7 +148,8 @@ void append_summaries(SoftmaxInputs& inputs, const AttentionPlan& plan, const So
     }
     k.push_back(pieces.k);
     v.push_back(pieces.v);
-    const at::Tensor weight = summary.log_count ? pieces.count.log() : at::zeros_like(pieces.count);
+    const at::Tensor weight =
+        summary.log_count ? ops::log(pieces.count) : at::zeros_like(pieces.count);
     add_bias(weight.masked_fill(pieces.count.eq(0), -kInfinity));
     end = places[i] + pieces.k.size(2);
   }

@@ -1,6 +1,7 @@
 #include "core/attention/executors/cpu_softmax.h"
 
 #include <algorithm>
+#include <array>
 
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -220,31 +221,35 @@ struct SoftmaxTask {
   at::Tensor& workspace;
 };
 
+// What may have gradients.
+constexpr at::Tensor SoftmaxInputs::*kDifferentiable[] = {
+    &SoftmaxInputs::q,        &SoftmaxInputs::k,      &SoftmaxInputs::v,
+    &SoftmaxInputs::key_bias, &SoftmaxInputs::more_k, &SoftmaxInputs::more_v};
+
 // The same for the backward pass, without those tensors.
 struct SavedSoftmax : torch::CustomClassHolder {
   SoftmaxInputs inputs;
   SharedLists lists;
+  std::vector<size_t> given;  // which of those tensors were there
 };
 
 class Softmax : public torch::autograd::Function<Softmax> {
  public:
-  using Optional = std::optional<at::Tensor>;  // LibTorch takes no undefined tensor here
-
-  // What may have gradients, in the order of kDifferentiable.
-  static Optional optional(const at::Tensor& x) { return x.defined() ? Optional(x) : std::nullopt; }
-
-  static variable_list forward(AutogradContext* context, const at::Tensor& q, const at::Tensor& k,
-                               const at::Tensor& v, const Optional& key_bias,
-                               const Optional& more_k, const Optional& more_v,
+  // given  those of kDifferentiable that are there: LibTorch takes no undefined tensor here
+  static variable_list forward(AutogradContext* context, at::TensorList given,
                                const SoftmaxTask& task) {
     const Partial result = run_forward(task.inputs, *task.lists, task.workspace);
-    const auto tensor = [](const Optional& x) { return x.value_or(at::Tensor()); };
-    context->save_for_backward(
-        {q, k, v, tensor(key_bias), tensor(more_k), tensor(more_v), result.out, result.lse});
+    variable_list kept = {result.out, result.lse};
+    kept.insert(kept.end(), given.begin(), given.end());
+    context->save_for_backward(std::move(kept));
     context->set_materialize_grads(false);
     auto saved = c10::make_intrusive<SavedSoftmax>();
     saved->inputs = task.inputs;
-    for (at::Tensor SoftmaxInputs::*x : kDifferentiable) (saved->inputs.*x).reset();
+    for (size_t i = 0; i < std::size(kDifferentiable); ++i) {
+      at::Tensor& x = saved->inputs.*kDifferentiable[i];
+      if (x.defined()) saved->given.push_back(i);
+      x.reset();
+    }
     saved->lists = task.lists;
     context->saved_data["softmax"] = at::IValue::make_capsule(std::move(saved));
     return {result.out, result.lse};
@@ -256,37 +261,39 @@ class Softmax : public torch::autograd::Function<Softmax> {
     const auto saved = c10::static_intrusive_pointer_cast<SavedSoftmax>(
         context->saved_data["softmax"].toCapsule());
     const variable_list tensors = context->get_saved_variables();
+    const Partial result{tensors[0], tensors[1]};
     SoftmaxInputs inputs = saved->inputs;
-    for (size_t i = 0; i < std::size(kDifferentiable); ++i) inputs.*kDifferentiable[i] = tensors[i];
-    const Partial result{tensors[6], tensors[7]};
+    std::array<bool, std::size(kDifferentiable)> needed{};
+    for (size_t i = 0; i < saved->given.size(); ++i) {
+      inputs.*kDifferentiable[saved->given[i]] = tensors[i + 2];
+      needed[saved->given[i]] = context->needs_input_grad(i);
+    }
     Partial gradient;
     gradient.out =
         gradients[0].defined() ? with_whole_channels(gradients[0]) : at::zeros_like(result.out);
     if (gradients[1].defined()) gradient.lse = gradients[1].contiguous();
-    const auto wanted = [&](size_t edge, const at::Tensor& x) {
-      return context->needs_input_grad(edge) ? at::empty(x.sizes(), x.options()) : at::Tensor();
+    const auto wanted = [&](bool is_needed, const at::Tensor& x) {
+      return is_needed ? at::empty(x.sizes(), x.options()) : at::Tensor();
     };
     SoftmaxGradients out;
-    out.q = wanted(0, inputs.q);
-    out.k = wanted(1, inputs.k);
-    out.v = wanted(2, inputs.v);
+    out.q = wanted(needed[0], inputs.q);
+    out.k = wanted(needed[1], inputs.k);
+    out.v = wanted(needed[2], inputs.v);
     // Pooled keys have gradients where the others have.
-    if (inputs.more_k.defined() && out.k.defined()) out.more_k = at::empty_like(inputs.more_k);
-    if (inputs.more_v.defined() && out.v.defined()) out.more_v = at::empty_like(inputs.more_v);
-    if (inputs.key_bias.defined() && context->needs_input_grad(3)) {
+    out.more_k = wanted(needed[1] && inputs.more_k.defined(), inputs.more_k);
+    out.more_v = wanted(needed[2] && inputs.more_v.defined(), inputs.more_v);
+    if (needed[3]) {
       out.key_bias =
           at::empty({inputs.q.size(0), inputs.q.size(1), inputs.keys()}, inputs.key_bias.options());
     }
     run_backward(inputs, *saved->lists, result, gradient, out);
-    if (out.key_bias.defined())
-      out.key_bias = ops::sum_to_shape(out.key_bias, inputs.key_bias.sizes());
-    return {out.q, out.k, out.v, out.key_bias, out.more_k, out.more_v, {}};
+    if (needed[3]) out.key_bias = ops::sum_to_shape(out.key_bias, inputs.key_bias.sizes());
+    const variable_list all = {out.q, out.k, out.v, out.key_bias, out.more_k, out.more_v};
+    variable_list of_given;
+    for (const size_t i : saved->given) of_given.push_back(all[i]);
+    of_given.emplace_back();
+    return of_given;
   }
-
- private:
-  static constexpr at::Tensor SoftmaxInputs::*kDifferentiable[] = {
-      &SoftmaxInputs::q,        &SoftmaxInputs::k,      &SoftmaxInputs::v,
-      &SoftmaxInputs::key_bias, &SoftmaxInputs::more_k, &SoftmaxInputs::more_v};
 };
 
 }  // namespace
@@ -301,9 +308,12 @@ Partial cpu_softmax(const SoftmaxInputs& inputs, const SharedLists& lists, at::T
     if (x->defined()) *x = x->to(at::kFloat);
   }
   if (!at::GradMode::is_enabled() || whole.q_int8) return run_forward(whole, *lists, workspace);
-  const variable_list out = Softmax::apply(
-      whole.q, whole.k, whole.v, Softmax::optional(whole.key_bias), Softmax::optional(whole.more_k),
-      Softmax::optional(whole.more_v), SoftmaxTask{whole, lists, workspace});
+  variable_list given;
+  for (at::Tensor SoftmaxInputs::*x : kDifferentiable) {
+    if ((whole.*x).defined()) given.push_back(whole.*x);
+  }
+  const variable_list out =
+      Softmax::apply(at::TensorList(given), SoftmaxTask{whole, lists, workspace});
   return {out[0], out[1]};
 }
 

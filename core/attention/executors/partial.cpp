@@ -12,12 +12,12 @@ Partial merge(const Partial& a, const Partial& b) {
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
   at::Tensor top = at::maximum(a.lse, b.lse).detach();
   top = top.masked_fill(top.eq(-kInfinity), 0);
-  const at::Tensor wa = (a.lse - top).exp(), wb = (b.lse - top).exp();
+  const at::Tensor wa = ops::exp(a.lse - top), wb = ops::exp(b.lse - top);
   const at::Tensor sum = wa + wb;
   const at::Tensor empty = sum.eq(0);
   const at::Tensor safe = sum.masked_fill(empty, 1);
   return {(a.out * wa.unsqueeze(3) + b.out * wb.unsqueeze(3)) / safe.unsqueeze(3),
-          (safe.log() + top).masked_fill(empty, -kInfinity)};
+          (ops::log(safe) + top).masked_fill(empty, -kInfinity)};
 }
 
 AttentionResult combine(const AttentionPlan& plan, const std::vector<Partial>& branches,

@@ -101,6 +101,17 @@ TEST(OpsProduct, OfBlocks) {
       {x, at::randn({2, 2, 3, 8, 11})});
 }
 
+TEST(OpsProduct, FunctionsOfEachNumber) {
+  at::manual_seed(4);
+  const at::Tensor x = at::randn({3, 50, 211}).transpose(0, 2);
+  expect_equal([](const auto& in) { return ops::exp(in[0]); },
+               [](const auto& in) { return in[0].exp(); }, {x});
+  expect_equal([](const auto& in) { return ops::elu_plus_one(in[0]); },
+               [](const auto& in) { return at::elu(in[0]) + 1; }, {x});
+  expect_equal([](const auto& in) { return ops::log(in[0]); },
+               [](const auto& in) { return in[0].log(); }, {x.abs() + 0.5});
+}
+
 TEST(OpsProduct, SpreadAndItsSums) {
   at::manual_seed(3);
   const std::vector<int64_t> sizes = {3, 70, 5};
