@@ -173,3 +173,13 @@ function(fovea_print_summary)
                  "video files ${FOVEA_HAS_FFMPEG}, several processes ${FOVEA_HAS_DISTRIBUTED} "
                  "(NCCL ${FOVEA_HAS_NCCL}), tests ${FOVEA_BUILD_TESTS}")
 endfunction()
+
+# For the rest of a folder that has .cu files. CMake 3.25 knows no C++20 for CUDA: -std=c++20 is
+# among the flags, and the option that CMake adds for the newest standard it knows must not
+# contradict it.
+macro(fovea_cuda_folder)
+  unset(CMAKE_CUDA_STANDARD)
+  unset(CMAKE_CXX_STANDARD)
+  set(CMAKE_CUDA17_STANDARD_COMPILE_OPTION -std=c++20)
+  set(CMAKE_CUDA17_EXTENSION_COMPILE_OPTION -std=c++20)
+endmacro()

@@ -97,8 +97,8 @@ std::map<std::string, int64_t> VideoPipeline::attention_counts() const {
 }
 
 void VideoPipeline::set_attention(const std::string& planner, const Json& options,
-                                  AttentionObserver observer) {
-  attention_ = Attention(planner, options, options_.executor);
+                                  AttentionObserver observer, const std::string& executor) {
+  attention_ = Attention(planner, options, executor.empty() ? options_.executor : executor);
   attention_.set_observer(std::move(observer));
 }
 

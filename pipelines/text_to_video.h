@@ -69,9 +69,10 @@ class VideoPipeline {
   void prepare(const std::vector<VideoRequest>& requests);
   /// Plans the transformer's attention in another way from here on; calls are counted anew.
   ///
-  /// throws  Error usage for an unknown planner or option
+  /// executor  what computes it, by name; empty: the one of the pipeline's options
+  /// throws    Error usage for an unknown planner, option or executor
   void set_attention(const std::string& planner, const Json& options,
-                     AttentionObserver observer = {});
+                     AttentionObserver observer = {}, const std::string& executor = "");
 
   /// Final latents [1, z_dim, T, H, W], fp32, normalized.
   ///

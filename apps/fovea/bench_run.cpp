@@ -97,7 +97,8 @@ class Contestant {
  private:
   void plan(const AttentionCall& call) {
     plan_ = planner_->plan(call);
-    executor_ = &pick_executor(executors_, plan_, call);
+    const std::string& executor = method_.executor;
+    executor_ = &pick_executor(executors_, plan_, call, executor.empty() ? "auto" : executor);
     lowered_ = executor_->lower(plan_, call);
   }
 

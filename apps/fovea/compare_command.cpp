@@ -29,7 +29,8 @@ void add_compare(CLI::App& app, Action& action) {
       ->add_option("--methods", options->methods,
                    "What dense is compared with: planners with their options, as in "
                    "radial,topk:density=0.1|0.25,window:tile=2,8,8 ('|' makes a method of each "
-                   "value); planners: " +
+                   "value; executor=NAME says what computes it, as in dense:executor=sdpa); "
+                   "planners: " +
                        known_planners())
       ->required()
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);

@@ -14,11 +14,13 @@
 namespace fovea::apps {
 namespace {
 
-// Dense first, whatever the user lists: it is what the others are measured against.
+// Dense first, whatever the user lists: it is what the others are measured against. Of several,
+// which differ in their executors, the one listed first.
 std::vector<Method> methods_of(const CompareOptions& options) {
   std::vector<Method> methods = parse_methods(options.methods, "--methods");
-  const auto dense = std::find_if(methods.begin(), methods.end(),
-                                  [](const Method& method) { return method.name == "dense"; });
+  const auto dense = std::find_if(methods.begin(), methods.end(), [](const Method& method) {
+    return method.attention.planner == "dense";
+  });
   if (dense == methods.end()) {
     methods.insert(methods.begin(), parse_methods({"dense"}, "--methods").front());
   } else {
@@ -102,7 +104,8 @@ class CompareRun {
         attention.planner, attention.options,
         [&](const AttentionCall& call, const AttentionPlan& plan, const AttentionResult& result) {
           probe.observe(call, plan, result);
-        });
+        },
+        method.executor);
     const Progress& progress = run_.progress();
     const double denoised = stage_seconds(progress, "denoise");
     const double decoded = stage_seconds(progress, "decode");

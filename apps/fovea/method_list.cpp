@@ -4,6 +4,7 @@
 #include <set>
 
 #include "apps/fovea/number_list.h"
+#include "core/attention/executor.h"
 #include "core/attention/planner.h"
 #include "core/check.h"
 
@@ -60,8 +61,18 @@ std::vector<Words> expand(const Words& words) {
 }
 
 Method method_of(const Words& words, const std::string& where) {
+  constexpr std::string_view kExecutor = "executor=";
   Method out;
-  out.attention = {words.planner, parse_planner_options(words.options, where)};
+  std::vector<std::string> of_planner;
+  for (const std::string& option : words.options) {
+    if (option.starts_with(kExecutor)) {
+      out.executor = option.substr(kExecutor.size());
+      check_executor_name(make_executors(), out.executor);
+    } else {
+      of_planner.push_back(option);
+    }
+  }
+  out.attention = {words.planner, parse_planner_options(of_planner, where)};
   make_planner(out.attention.planner, out.attention.options);  // throws for what it does not take
   out.label = words.planner;
   for (const std::string& option : words.options) out.label += " " + option;

@@ -21,7 +21,7 @@ class Bench(Case):
     def test_every_combination_is_a_record(self):
         out = self.succeeds(self.bench(
             "--len", "128..256*2,100", "--grid", "1x4x40", "--dtype", "fp32,bf16", "--methods",
-            "dense,topk:density=0.5|1:block_q=16:block_kv=16", "--format", "json"))[1]
+            "dense:executor=sdpa,topk:density=0.5|1:block_q=16:block_kv=16", "--format", "json"))[1]
         records = json.loads(out)
         self.assertEqual(len(records), 2 * 4 * 3)
         self.assertEqual(sorted({r["tokens"] for r in records}), [100, 128, 160, 256])
@@ -34,13 +34,15 @@ class Bench(Case):
                             <= r["quartile3_ms"] <= r["max_ms"])
             self.assertGreater(r["sdpa_ms"], 0)
             self.assertEqual(r["repeats"], 3)
-            once = r["method"] == "dense"
+            once = r["method"].startswith("dense")
             self.assertEqual(r["planned_once"], once)
             call = r["median_ms"] + (0 if once else r["plan_ms"])
             self.assertAlmostEqual(r["speedup"], r["sdpa_ms"] / call)
         half = [r for r in records if "0.5" in r["method"] and r["tokens"] == 256]
         self.assertEqual([r["density"] for r in half], [0.5, 0.5])
         self.assertEqual(half[0]["executor"], "cpu")
+        dense = [r["executor"] for r in records if r["method"] == "dense executor=sdpa"]
+        self.assertEqual(dense, ["sdpa"] * 8)
 
     def test_formats_and_files(self):
         common = ["--len", "64", "--methods", "dense,radial"]

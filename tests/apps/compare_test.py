@@ -100,6 +100,18 @@ class Compare(Case):
         executors = self.result()["videos"][0]["methods"][2]["executors"]
         self.assertEqual(executors["self: dense on cpu"] * 2, executors["self: window on cpu"])
 
+    def test_executors_by_name(self):
+        self.succeeds(self.compare(
+            methods=f"{WINDOW}:executor=reference,dense:executor=sdpa,dense"))
+        labels = [method["method"] for method in self.result()["methods"]]
+        self.assertEqual(labels[0], "dense executor=sdpa")
+        self.assertEqual(labels[2], "dense")
+        sdpa, window, dense = self.result()["videos"][0]["methods"]
+        self.assertIn("self: dense on sdpa", sdpa["executors"])
+        self.assertIn("self: window on reference", window["executors"])
+        self.assertIn("self: dense on cpu", dense["executors"])
+        self.assertGreater(self.result()["methods"][2]["worst_ssim"], 0.999)
+
     def test_numbers_are_those_of_the_frames(self):
         self.succeeds(self.compare(methods=WINDOW))
         frames = {}
@@ -180,9 +192,11 @@ class Refused(Case):
             ("dense", "beside dense"),
             ("topk,topk", "twice"),
             ("topk,,radial", "no name"),
+            ("dense:executor=gpu,topk", "gpu"),
             ("topk:density=0.5,radiall", "radiall"),
         ):
             self.fails(self.compare(methods=methods), 2, word)
+        self.fails(self.compare(methods="topk:executor=sdpa"), 6, "topk", "sdpa")
 
     def test_bad_requests(self):
         self.fails(self.compare(prompt=None), 2, "--prompt")

@@ -233,6 +233,65 @@ class Format(CheckTest):
         self.assert_fails("no C++ file")
 
 
+class Kernels(CheckTest):
+    """With a program that answers as cuobjdump does."""
+
+    check = "check_kernels"
+    name = "_ZN5fovea7kernels3runILi3EEEvPf"
+
+    def setUp(self):
+        super().setUp()
+        self.write("build/kernels/CMakeFiles/k.dir/ops/pool.cu.o", "")
+        self.answer()
+        self.run_check("--write")
+
+    def answer(self, registers=40, stack=0, waits=2):
+        wait = "        /*0010*/  WARPGROUP.DEPBAR.LE gsb0, 0x0 ;\\n"
+        program = self.root / "cuobjdump"
+        program.write_text(f"""#!/usr/bin/env python3
+import sys
+print("arch = sm_90a")
+if sys.argv[1] == "-sass":
+    print("\\t\\tFunction : {self.name}\\n" + "{wait}" * {waits})
+else:
+    print(" Function {self.name}:")
+    print("  REG:{registers} STACK:{stack} SHARED:0 LOCAL:0 CONSTANT[0]:968")
+""", encoding="utf-8")
+        program.chmod(0o755)
+
+    def run_check(self, *arguments):
+        return subprocess.run([SOURCE / ".ci" / self.check, self.root, "--cuobjdump",
+                               self.root / "cuobjdump", *arguments], text=True,
+                              capture_output=True, check=False)
+
+    def test_what_the_table_says_passes(self):
+        self.assert_passes()
+        self.assertEqual((self.root / "kernels/resources.txt").read_text(),
+                         "pool: run<3> | sm_90a | 40 | 0 | 2\n")
+
+    def test_changes(self):
+        for change in ({"registers": 41}, {"waits": 6}):
+            with self.subTest(change):
+                self.answer(**change)
+                self.assert_fails("not in kernels/resources.txt: pool: run<3>",
+                                  "only: pool: run<3> | sm_90a | 40 | 0 | 2")
+
+    def test_spills_are_never_accepted(self):
+        self.answer(stack=8)
+        self.assertEqual(self.run_check("--write").returncode, 1)
+        self.assert_fails("spills", "pool: run<3>")
+
+    def test_kernels_that_went(self):
+        self.write("build/kernels/CMakeFiles/k.dir/ops/other.cu.o", "")
+        self.assert_fails("other: run<3>")
+        (self.root / "kernels/resources.txt").write_text("gone | sm_80 | 1 | 0 | 0\n")
+        self.assert_fails("only: gone")
+
+    def test_nothing_to_check_is_no_success(self):
+        shutil.rmtree(self.root / "build")
+        self.assertEqual(self.run_check().returncode, 77)
+
+
 class Summary(unittest.TestCase):
     """tests/summarize.py on made-up results."""
 

@@ -1,0 +1,88 @@
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <limits>
+
+#include <cuda_runtime.h>
+
+#include "kernels/attention/forward_sm90.cuh"
+#include "kernels/common/tma.h"
+
+// How a shape of the forward kernel is started; for one source a shape or a few of them.
+
+namespace fovea::kernels::sm90 {
+
+/// What one copy brings of a head: rows, and panels of 64 columns.
+struct Box {
+  int rows, panels;
+};
+
+/// A tensor [batch, heads, rows, dim] as (64, rows, dim / 64, heads, batch).
+inline Status map_of(const HeadRows& x, std::array<int64_t, 4> shape, Box box, CUtensorMap* out) {
+  const auto [batch, heads, rows, dim] = shape;
+  TensorMapSpec spec;
+  spec.data = x.data;
+  spec.type =
+      x.dtype == DType::bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+  const auto size = [](int64_t count) { return static_cast<uint64_t>(count); };
+  // What there is one of may have any stride; the driver wants some.
+  const auto stride = [](int64_t elements, int64_t count) {
+    return count == 1 ? uint64_t{16} : static_cast<uint64_t>(elements) * 2;
+  };
+  spec.size = {64, size(rows), size(dim / 64), size(heads), size(batch)};
+  spec.stride = {stride(x.row_stride, rows), 128, stride(x.head_stride, heads),
+                 stride(x.batch_stride, batch)};
+  spec.box = {64, static_cast<uint32_t>(box.rows), static_cast<uint32_t>(box.panels), 1, 1};
+  return make_tensor_map(spec, out);
+}
+
+template <typename Shape, Type kType>
+Status launch(const Sm90Args& args, CudaTarget target) {
+  CUtensorMap q, k, v, out;
+  const HeadRows result{args.out.data, args.out.dtype, args.out.batch_stride, args.out.head_stride,
+                        args.out.row_stride};
+  const std::array<int64_t, 4> of_q = {args.batch, args.heads, args.q_len, args.dim};
+  const std::array<int64_t, 4> of_k = {args.batch, args.kv_heads, args.kv_len, args.dim};
+  for (const Status status : {map_of(args.q, of_q, {Shape::kQueries, Shape::kPanels}, &q),
+                              map_of(args.k, of_k, {Shape::kKeys, Shape::kPanels}, &k),
+                              map_of(args.v, of_k, {Shape::kKeys, Shape::kPanels}, &v),
+                              map_of(result, of_q, {64, 1}, &out)}) {
+    if (!status.ok()) return status;
+  }
+  const int64_t tiles = (args.q_len + Shape::kQueries - 1) / Shape::kQueries;
+  const int64_t num_tiles = tiles * args.heads * args.batch;
+  if (num_tiles > std::numeric_limits<int32_t>::max()) {
+    return {StatusCode::unsupported, "more than 2^31 tiles of queries"};
+  }
+  constexpr double kLog2e = 1.4426950408889634;
+  ForwardParams params;
+  params.heads = static_cast<int>(args.heads);
+  params.heads_per_kv = static_cast<int>(args.heads / args.kv_heads);
+  params.q_len = static_cast<int>(args.q_len);
+  params.kv_len = static_cast<int>(args.kv_len);
+  params.tiles = static_cast<int>(tiles);
+  params.num_tiles = static_cast<int>(num_tiles);
+  params.lists = args.lists;
+  params.lse = args.lse;
+  params.scale_log2 = static_cast<float>(args.sm_scale * kLog2e);
+  // Shared memory begins at a multiple of 16; the struct is moved to one of 1024.
+  constexpr int kBytes = sizeof(ForwardMemory<Shape>) + 1024;
+  const auto kernel = forward_kernel<Shape, kType>;
+  int processors = 0;
+  cudaError_t code =
+      cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, target.device);
+  if (code == cudaSuccess) {
+    code = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+  }
+  if (code == cudaSuccess) {
+    const auto blocks = static_cast<unsigned>(std::min<int64_t>(processors, num_tiles));
+    kernel<<<blocks, Shape::kThreads, kBytes, static_cast<cudaStream_t>(target.stream)>>>(
+        q, k, v, out, params);
+    code = cudaGetLastError();
+  }
+  if (code != cudaSuccess) return {StatusCode::device, cudaGetErrorString(code)};
+  return {};
+}
+
+}  // namespace fovea::kernels::sm90

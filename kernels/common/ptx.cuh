@@ -1,0 +1,158 @@
+#pragma once
+
+#include <cstdint>
+
+// One instruction a function, for compute capability 9.0a. Kernels that use them keep their bodies
+// behind FOVEA_SM90A, as the same file is compiled for other architectures too.
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define FOVEA_SM90A 1
+#endif
+
+namespace fovea::kernels::ptx {
+
+/// Where a pointer into shared memory points, as instructions want it.
+__device__ inline uint32_t shared_address(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+// ---- Barriers in shared memory that count arrivals and bytes (mbarrier) -------------------------
+
+/// A phase ends when `arrivals` threads have arrived and all announced bytes are there.
+__device__ inline void barrier_init(uint64_t* barrier, uint32_t arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)),
+               "r"(arrivals)
+               : "memory");
+}
+
+/// Makes initialized barriers visible to the copy engine; __syncthreads() comes after it.
+__device__ inline void fence_barrier_init() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+__device__ inline void arrive(uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier))
+               : "memory");
+}
+
+/// Arrives, and announces that copies will bring `bytes`.
+__device__ inline void arrive_expect(uint64_t* barrier, uint32_t bytes) {
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+      "r"(bytes)
+      : "memory");
+}
+
+/// Waits for the end of the phase of that parity: 0 for the first, then 1, 0, 1, ... A barrier that
+/// was just made counts as one whose phase of parity 1 has ended.
+__device__ inline void wait(uint64_t* barrier, uint32_t parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@done bra.uni end;\n"
+      "bra.uni again;\n"
+      "end:\n"
+      "}\n" ::"r"(shared_address(barrier)),
+      "r"(parity)
+      : "memory");
+}
+
+// ---- Threads ------------------------------------------------------------------------------------
+
+/// Barrier number `id` (1 to 15; 0 is __syncthreads) of `threads` threads, whole warps.
+__device__ inline void named_sync(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+__device__ inline void named_arrive(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+/// Registers of each thread of this warpgroup from here on; for `__launch_bounds__(n, 1)` only.
+template <int kRegisters>
+__device__ inline void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+template <int kRegisters>
+__device__ inline void give_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+/// One thread of the warp, all of which must be here.
+__device__ inline bool elect_one() {
+  uint32_t elected;
+  asm volatile(
+      "{\n"
+      ".reg .pred one;\n"
+      "elect.sync _|one, 0xffffffff;\n"
+      "selp.u32 %0, 1, 0, one;\n"
+      "}\n"
+      : "=r"(elected));
+  return elected != 0;
+}
+
+/// Shared memory that threads wrote is what the copy engine and the matrix units see; each writing
+/// thread calls it, a barrier comes after it.
+__device__ inline void fence_async_proxy() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// ---- Numbers ------------------------------------------------------------------------------------
+
+/// 2^x, to about 2 ulp; 0 for -inf.
+__device__ inline float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+/// Four 8x8 matrices of 16-bit numbers: lane l gives the address of row l % 8 of matrix l / 8, and
+/// holds of each matrix entries 2 (l % 4) and + 1 of row l / 4.
+__device__ inline void store_matrices(uint32_t row_address, const uint32_t (&value)[4]) {
+  asm volatile(
+      "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row_address),
+      "r"(value[0]), "r"(value[1]), "r"(value[2]), "r"(value[3])
+      : "memory");
+}
+
+// ---- Contiguous copies by the copy engine -------------------------------------------------------
+// Addresses and sizes are multiples of 16 bytes.
+
+__device__ inline void bulk_load(void* shared, const void* global, uint32_t bytes,
+                                 uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(shared_address(shared)),
+      "l"(global), "r"(bytes), "r"(shared_address(barrier))
+      : "memory");
+}
+
+__device__ inline void bulk_store(void* global, const void* shared, uint32_t bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(global),
+               "r"(shared_address(shared)), "r"(bytes)
+               : "memory");
+}
+
+/// global += shared, fp32 element by element.
+__device__ inline void bulk_add(float* global, const float* shared, uint32_t bytes) {
+  asm volatile(
+      "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(global),
+      "r"(shared_address(shared)), "r"(bytes)
+      : "memory");
+}
+
+/// Stores and additions so far form a group.
+__device__ inline void bulk_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+
+/// Until all but the last `kGroups` groups have read their shared memory.
+template <int kGroups>
+__device__ inline void bulk_wait_read() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kGroups) : "memory");
+}
+/// Until all but the last `kGroups` groups are in global memory.
+template <int kGroups>
+__device__ inline void bulk_wait() {
+  asm volatile("cp.async.bulk.wait_group %0;" ::"n"(kGroups) : "memory");
+}
+
+}  // namespace fovea::kernels::ptx

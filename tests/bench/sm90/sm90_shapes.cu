@@ -1,0 +1,113 @@
+// Shapes of the forward kernel of compute capability 9.0 beside each other.
+//
+//   sm90_shapes
+//
+// TFLOP/s of dense attention in bf16 on random numbers. All shapes of a problem run in turns, in
+// this order and in the opposite one, each warmed up by itself.
+#include <cstdio>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kernels/attention/launch_sm90.cuh"
+
+namespace {
+
+using namespace fovea::kernels;
+using namespace fovea::kernels::sm90;
+
+struct Contestant {
+  std::string name;
+  Status (*run)(const Sm90Args&, CudaTarget);
+  std::vector<double> rates = {};
+};
+
+template <int kDim, int kGroups, int kKeys, int kStages, bool kHold>
+Contestant contestant() {
+  char name[64];
+  std::snprintf(name, sizeof name, "%d x %d, %d stages%s", 64 * kGroups, kKeys, kStages,
+                kHold ? ", hold" : "");
+  return {name, launch<ForwardShape<kDim, kGroups, kKeys, kStages, kHold>, Type::bf16>};
+}
+
+double seconds_of(const Contestant& contestant, const Sm90Args& args) {
+  constexpr double kDuration = 0.3;
+  cudaEvent_t begin, end;
+  cudaEventCreate(&begin), cudaEventCreate(&end);
+  int runs = 2;
+  float ms = 0;
+  for (int pass = 0; pass < 3; ++pass) {  // counts, warms up, measures
+    cudaEventRecord(begin);
+    for (int i = 0; i < runs; ++i) {
+      const Status status = contestant.run(args, {});
+      if (!status.ok()) std::printf("FAILED %s: %s\n", contestant.name.c_str(), status.message);
+    }
+    cudaEventRecord(end);
+    cudaEventSynchronize(end);
+    cudaEventElapsedTime(&ms, begin, end);
+    if (pass == 0) runs = std::max(1, static_cast<int>(kDuration * 1e3 * runs / ms));
+  }
+  cudaEventDestroy(begin), cudaEventDestroy(end);
+  return ms * 1e-3 / runs;
+}
+
+struct Problem {
+  int64_t batch, heads, len, dim;
+};
+
+void measure(const Problem& p, std::vector<Contestant> contestants) {
+  const int64_t size = p.batch * p.heads * p.len * p.dim;
+  std::mt19937 random(1);
+  std::normal_distribution<float> normal;
+  std::vector<__nv_bfloat16> drawn(1'000'003);  // each of them used some times
+  for (auto& value : drawn) value = __float2bfloat16(normal(random));
+  std::vector<__nv_bfloat16> values(size);
+  void* data[4];
+  for (void*& x : data) {
+    const size_t shift = random() % drawn.size();
+    for (int64_t i = 0; i < size; ++i) values[i] = drawn[(i + shift) % drawn.size()];
+    cudaMalloc(&x, size * 2);
+    cudaMemcpy(x, values.data(), size * 2, cudaMemcpyHostToDevice);
+  }
+  Sm90Args args{.batch = p.batch, .heads = p.heads, .kv_heads = p.heads};
+  args.q_len = args.kv_len = p.len, args.dim = p.dim;
+  const auto view = [&](const void* x) {
+    return HeadRows{x, DType::bf16, p.heads * p.len * p.dim, p.len * p.dim, p.dim};
+  };
+  args.q = view(data[0]), args.k = view(data[1]), args.v = view(data[2]);
+  args.out = {data[3], DType::bf16, args.q.batch_stride, args.q.head_stride, args.q.row_stride};
+  args.sm_scale = 1 / std::sqrt(static_cast<double>(p.dim));
+  const double products = 4.0 * static_cast<double>(size) * static_cast<double>(p.len);
+  for (int pass = 0; pass < 2; ++pass) {
+    for (size_t i = 0; i < contestants.size(); ++i) {
+      Contestant& now = contestants[pass == 0 ? i : contestants.size() - 1 - i];
+      now.rates.push_back(products / seconds_of(now, args) * 1e-12);
+    }
+  }
+  for (const Contestant& now : contestants) {
+    std::printf("%lld x %lld x %lld x %lld | %-26s | %6.1f %6.1f\n",
+                static_cast<long long>(p.batch), static_cast<long long>(p.heads),
+                static_cast<long long>(p.len), static_cast<long long>(p.dim), now.name.c_str(),
+                now.rates[0], now.rates[1]);
+  }
+  std::fflush(stdout);
+  for (void* x : data) cudaFree(x);
+}
+
+}  // namespace
+
+int main() {
+  const std::vector<Contestant> of_128 = {
+      contestant<128, 3, 80, 4, false>(),  contestant<128, 3, 80, 4, true>(),
+      contestant<128, 3, 64, 4, false>(),  contestant<128, 3, 64, 4, true>(),
+      contestant<128, 2, 128, 2, false>(), contestant<128, 2, 128, 2, true>(),
+      contestant<128, 2, 96, 4, true>(),   contestant<128, 2, 160, 2, true>()};
+  const std::vector<Contestant> of_64 = {
+      contestant<64, 3, 128, 4, false>(), contestant<64, 3, 128, 4, true>(),
+      contestant<64, 3, 96, 4, true>(), contestant<64, 2, 128, 4, true>(),
+      contestant<64, 2, 192, 3, true>()};
+  measure({1, 12, 32760, 128}, of_128);
+  measure({1, 24, 4608, 128}, of_128);
+  measure({2, 30, 17776, 64}, of_64);
+  return 0;
+}
