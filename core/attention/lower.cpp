@@ -198,7 +198,8 @@ std::vector<int64_t> summary_places(const Selection& selection, int64_t keys) {
   std::vector<int64_t> out;
   int64_t end = keys;
   for (const Summary& summary : selection.summaries) {
-    out.push_back((end + kUnit - 1) / kUnit * kUnit);
+    const int64_t first = out.empty() ? end : end + 1;
+    out.push_back((first + kUnit - 1) / kUnit * kUnit);
     end = out.back() +
           selection.kv_blocks.num_blocks() * pieces_per_block(selection.kv_blocks, summary.pool);
   }

@@ -10,10 +10,11 @@ namespace fovea::kernels {
 /// Sums of rows over blocks of positions, all heads of a row after each other.
 struct BlockSumsArgs {
   int64_t batch = 0, heads = 0, dim = 0;
-  int64_t rows = 0;                  ///< of x
-  HeadRows x;                        ///< [batch, heads, rows, dim]
-  RowOrder order;                    ///< [batch, heads, rows]
-  const int32_t* offsets = nullptr;  ///< [batch, heads, blocks + 1], ascending positions
+  int64_t rows = 0;  ///< of x
+  HeadRows x;        ///< [batch, heads, rows, dim]
+  RowOrder order;    ///< [batch, heads, rows]
+  /// [batch, heads, blocks + 1] positions; a block that ends before it begins is empty
+  const int32_t* offsets = nullptr;
   int64_t offsets_batch_stride = 0, offsets_head_stride = 0;  ///< 0 where they are shared
   int64_t blocks = 0;
   const bool* valid = nullptr;    ///< [batch, rows]: rows that count; null: all

@@ -36,7 +36,7 @@ Status check(const BlockSumsArgs& args) {
     for (int64_t h = 0; h < (per_head ? args.heads : 1); ++h) {
       const int32_t* own =
           args.offsets + b * args.offsets_batch_stride + h * args.offsets_head_stride;
-      if (!ascends(own, args.blocks, args.rows))
+      if (!within(own, args.blocks + 1, args.rows + 1))
         return {StatusCode::invalid, "blocks leave the rows"};
     }
   }

@@ -130,39 +130,33 @@ void append_summaries(SoftmaxInputs& inputs, const AttentionPlan& plan, const So
   const Selection& selection = branch.selection;
   const int64_t batch = call.q.size(0), heads = key_heads(branch, call), keys = call.k.size(2);
   const std::vector<int64_t> places = summary_places(selection, keys);
-  std::vector<at::Tensor> k, v, bias;
-  const auto options = call.q.options().dtype(at::kFloat);
+  const KeyPieces pooled = pool_levels(plan, call, selection);
+  std::vector<at::Tensor> bias;
   const auto add_bias = [&](const at::Tensor& x) {
     bias.push_back(x.expand({batch, heads, x.size(2)}));
   };
-  add_bias(inputs.key_bias.defined() ? inputs.key_bias : at::zeros({1, 1, keys}, options));
-  int64_t end = keys;
+  const auto zeros = [&](int64_t count) {
+    return at::zeros({1, 1, count}, call.q.options().dtype(at::kFloat));
+  };
+  add_bias(inputs.key_bias.defined() ? inputs.key_bias : zeros(keys));
+  add_bias(zeros(places[0] - keys));
   for (size_t i = 0; i < selection.summaries.size(); ++i) {
-    const Summary& summary = selection.summaries[i];
-    const KeyPieces pieces = pool_keys_on_cpu(plan, call, selection.kv_blocks, summary.pool);
-    const int64_t gap = places[i] - end;
-    add_bias(at::zeros({1, 1, gap}, options));
-    if (i > 0) {
-      k.push_back(at::zeros({batch, heads, gap, call.k.size(3)}, options));
-      v.push_back(at::zeros({batch, heads, gap, call.v.size(3)}, options));
-    }
-    k.push_back(pieces.k);
-    v.push_back(pieces.v);
+    const at::Tensor count =
+        pooled.count.slice(2, places[i] - places[0], places[i + 1] - places[0]);
     const at::Tensor weight =
-        summary.log_count ? ops::log(pieces.count) : at::zeros_like(pieces.count);
-    add_bias(weight.masked_fill(pieces.count.eq(0), -kInfinity));
-    end = places[i] + pieces.k.size(2);
+        selection.summaries[i].log_count ? ops::log(count) : at::zeros_like(count);
+    add_bias(weight.masked_fill(count.eq(0), -kInfinity));
   }
   inputs.k = ops::spread_heads(inputs.k, heads);
   inputs.v = ops::spread_heads(inputs.v, heads);
-  inputs.more_k = at::cat(k, 2);
-  inputs.more_v = at::cat(v, 2);
+  inputs.more_k = pooled.k;
+  inputs.more_v = pooled.v;
   inputs.more_begin = places[0];
   inputs.key_bias = per_head(at::cat(bias, 2), call.q.size(1));
   if (!inputs.bias.defined()) return;
   std::vector<int64_t> sizes = inputs.bias.sizes().vec();
   sizes[3] = keys;
-  inputs.bias = at::constant_pad_nd(inputs.bias.expand(sizes), {0, end - keys}, 0);
+  inputs.bias = at::constant_pad_nd(inputs.bias.expand(sizes), {0, places.back() - keys}, 0);
 }
 
 // Dense plans run where they are faster. What the processor has decides, not a stopwatch: equal

@@ -83,9 +83,10 @@ Bits bits_of(const Made& made, AttentionCall call) {
   return out;
 }
 
-void expect_same_bits(const Maker& make) {
+void expect_same_bits(const Maker& make,
+                      const std::function<Case(at::ScalarType)>& of = long_case) {
   for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
-    const AttentionCall call = make_call(long_case(dtype));
+    const AttentionCall call = make_call(of(dtype));
     set_num_threads(1);
     const Made made = make(call);
     validate(made.plan, call);
@@ -125,6 +126,23 @@ TEST_F(CpuThreads, LinearOverAllKeys) {
       return with_linear(AttentionPlan::dense("linear"), call, {.feature_map = map});
     });
   }
+}
+
+// A single product, which LibTorch splits among four threads.
+TEST_F(CpuThreads, LinearOfOneHead) {
+  const auto one_head = [](at::ScalarType dtype) -> Case {
+    return {.layout = TokenLayout::sequence(1101),
+            .batch = 1,
+            .heads = 1,
+            .kv_heads = 1,
+            .dim = 64,
+            .dtype = dtype};
+  };
+  expect_same_bits(
+      [](const AttentionCall& call) {
+        return with_linear(AttentionPlan::dense("one head"), call, {});
+      },
+      one_head);
 }
 
 TEST_F(CpuThreads, LinearOverTheComplement) {
