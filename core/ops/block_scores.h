@@ -34,9 +34,8 @@ BlockSums block_sums(const at::Tensor& x, const BlockPositions& positions, const
 ///
 /// x        [batch, heads, len, dim] fp32, fp16 or bf16, any strides
 /// rows     int32 [batch or 1, heads or 1, len] the row of each position, or undefined
-/// offsets  int32 [batch or 1, heads or 1, pieces + 1] positions; a piece that ends before it
-/// begins
-///          is empty
+/// offsets  int32 [batch or 1, heads or 1, pieces + 1] positions; a piece may end before
+///          it begins, and is empty then
 /// valid    bool [batch or 1, len]: the rows that count, or undefined
 /// returns  fp32 [batch, heads, pieces, dim]
 at::Tensor piece_sums(const at::Tensor& x, const at::Tensor& rows, const at::Tensor& offsets,
