@@ -23,6 +23,13 @@ int64_t integer_of(const Config& config, const std::string& key, const Json& val
   return value.get<int64_t>();
 }
 
+template <typename Texts>
+std::string joined(const Texts& texts) {
+  std::string out;
+  for (const std::string& text : texts) out += (out.empty() ? "" : ", ") + text;
+  return out;
+}
+
 }  // namespace
 
 Config::Config(Json object, std::string where)
@@ -119,15 +126,25 @@ void Config::refuse(const std::string& key, const std::string& reason) const {
                   found == object_.end() ? "nothing" : shown(*found)));
 }
 
-void Config::finish(Report& report) const {
-  std::string unknown;
-  int count = 0;
+std::vector<std::string> Config::unknown() const {
+  std::vector<std::string> out;
   for (const auto& [key, value] : object_.items()) {
-    if (key.starts_with('_') || known_.contains(key)) continue;
-    unknown += str(count++ == 0 ? "'" : ", '", printable(key, 80), "'");
+    if (!known_.contains(key)) out.push_back("'" + printable(key, 80) + "'");
   }
-  if (count > 0)
-    report.warn(where_, str("ignored unknown ", count == 1 ? "key " : "keys ", unknown));
+  return out;
+}
+
+void Config::finish(Report& report) const {
+  std::vector<std::string> keys = unknown();
+  std::erase_if(keys, [](const std::string& key) { return key.starts_with("'_"); });
+  if (keys.empty()) return;
+  report.warn(where_, str("ignored unknown ", keys.size() == 1 ? "key " : "keys ", joined(keys)));
+}
+
+void Config::refuse_unknown() const {
+  const std::vector<std::string> keys = unknown();
+  require(keys.empty(), ErrorCode::bad_data, where_, "unknown ",
+          keys.size() == 1 ? "option " : "options ", joined(keys), "; known: ", joined(known_));
 }
 
 }  // namespace fovea

@@ -39,12 +39,16 @@ class Config {
   [[noreturn]] void refuse(const std::string& key, const std::string& reason) const;
   /// One warning for all keys that nobody asked for: an error under --strict.
   void finish(Report& report) const;
+  /// For options that a user types: throws Error bad_data "unknown option 'KEY'; known: ..." with
+  /// all keys that were asked for.
+  void refuse_unknown() const;
 
   const std::string& where() const { return where_; }
   const Json& json() const { return object_; }
 
  private:
   const Json* find(const std::string& key);
+  std::vector<std::string> unknown() const;
 
   Json object_;
   std::string where_;

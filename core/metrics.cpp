@@ -128,6 +128,19 @@ void SimilarityMean::add(const Similarity& frame) {
   ssim_ += frame.ssim;
   worst_squared_ = std::max(worst_squared_, frame.mse);
   worst_ssim_ = std::min(worst_ssim_, frame.ssim);
+  if (!frame.lpips) return;
+  ++with_lpips_;
+  lpips_ += *frame.lpips;
+  worst_lpips_ = with_lpips_ == 1 ? *frame.lpips : std::max(worst_lpips_, *frame.lpips);
+}
+
+std::optional<double> SimilarityMean::lpips() const {
+  if (frames_ == 0 || with_lpips_ < frames_) return std::nullopt;
+  return lpips_ / static_cast<double>(frames_);
+}
+
+std::optional<double> SimilarityMean::worst_lpips() const {
+  return lpips() ? std::optional(worst_lpips_) : std::nullopt;
 }
 
 Similarity compare_pictures(std::span<const uint8_t> a, std::span<const uint8_t> b, int width,

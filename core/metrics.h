@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 
 namespace fovea {
@@ -36,6 +37,7 @@ double ssim(std::span<const uint8_t> a, std::span<const uint8_t> b, int width, i
 struct Similarity {
   double mse = 0;
   double ssim = 1;
+  std::optional<double> lpips = std::nullopt;  ///< a network's distance, where one was asked
 
   double psnr() const { return psnr_of(mse); }
 };
@@ -43,7 +45,7 @@ struct Similarity {
 /// Gathers the similarity of a video's frames, or of several videos'.
 ///
 /// PSNR is that of the mean squared error over all frames, as it is usual for videos (the mean of
-/// single PSNRs would be infinite when one frame is equal); SSIM is the mean over frames.
+/// single PSNRs would be infinite when one frame is equal); SSIM and LPIPS are means over frames.
 class SimilarityMean {
  public:
   void add(const Similarity& frame);
@@ -55,11 +57,14 @@ class SimilarityMean {
   double ssim() const { return frames_ == 0 ? 1 : ssim_ / static_cast<double>(frames_); }
   double worst_psnr() const { return psnr_of(worst_squared_); }
   double worst_ssim() const { return worst_ssim_; }
+  /// Nothing unless every frame has it.
+  std::optional<double> lpips() const;
+  std::optional<double> worst_lpips() const;
 
  private:
-  int64_t frames_ = 0;
-  double squared_ = 0, ssim_ = 0;  // sums
-  double worst_squared_ = 0, worst_ssim_ = 1;
+  int64_t frames_ = 0, with_lpips_ = 0;
+  double squared_ = 0, ssim_ = 0, lpips_ = 0;  // sums
+  double worst_squared_ = 0, worst_ssim_ = 1, worst_lpips_ = 0;
 };
 
 /// Both measures of two RGB pictures; throws as `ssim`.

@@ -9,9 +9,13 @@ namespace fovea {
 TokenLayout TokenLayout::grid(int64_t frames, int64_t height, int64_t width) {
   require(frames >= 1 && height >= 1 && width >= 1, ErrorCode::usage, "token layout",
           "grid sizes must be at least 1, got ", frames, "x", height, "x", width);
+  int64_t area = 0, tokens = 0;
+  const bool counts = !__builtin_mul_overflow(height, width, &area) &&
+                      !__builtin_mul_overflow(frames, area, &tokens);
+  require(counts, ErrorCode::usage, "token layout", "a grid of ", frames, "x", height, "x", width,
+          " has too many tokens");
   TokenLayout out;
-  out.segments_.push_back(
-      {Segment::Kind::grid, frames * height * width, {frames, height, width}, {}});
+  out.segments_.push_back({Segment::Kind::grid, tokens, {frames, height, width}, {}});
   out.valid_len_.emplace_back();
   return out;
 }
@@ -39,6 +43,9 @@ TokenLayout TokenLayout::sequence(int64_t length, at::Tensor valid_len) {
 }
 
 TokenLayout& TokenLayout::append(const TokenLayout& other) {
+  int64_t tokens = 0;
+  require(!__builtin_add_overflow(seq_len(), other.seq_len(), &tokens), ErrorCode::usage,
+          "token layout", describe(), " + ", other.describe(), " has too many tokens");
   segments_.insert(segments_.end(), other.segments_.begin(), other.segments_.end());
   valid_len_.insert(valid_len_.end(), other.valid_len_.begin(), other.valid_len_.end());
   return *this;

@@ -140,6 +140,7 @@ std::string first_names(const std::vector<std::string>& names) {
 struct WeightFiles::Impl {
   Impl(const fs::path& folder, const std::string& stem, WeightOptions wanted)
       : index(folder, stem), options(wanted) {}
+  Impl(const fs::path& file, WeightOptions wanted) : index(file), options(wanted) {}
 
   WeightIndex index;
   WeightOptions options;
@@ -149,6 +150,9 @@ struct WeightFiles::Impl {
 
 WeightFiles::WeightFiles(const fs::path& folder, const std::string& stem, WeightOptions options)
     : impl_(std::make_unique<Impl>(folder, stem, options)) {}
+
+WeightFiles::WeightFiles(const fs::path& file, WeightOptions options)
+    : impl_(std::make_unique<Impl>(file, options)) {}
 
 WeightFiles::~WeightFiles() = default;
 WeightFiles::WeightFiles(WeightFiles&&) noexcept = default;

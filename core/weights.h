@@ -48,6 +48,8 @@ class WeightFiles : public ParameterSource {
   /// throws  Error bad_data: missing or truncated shard, header that lies, path leaving the folder,
   ///         two files that hold the same name
   WeightFiles(const fs::path& folder, const std::string& stem, WeightOptions options);
+  /// One safetensors file, or the shards that a .json index file lists.
+  WeightFiles(const fs::path& file, WeightOptions options);
   ~WeightFiles() override;
   WeightFiles(WeightFiles&&) noexcept;
 

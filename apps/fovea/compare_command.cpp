@@ -34,6 +34,9 @@ void add_compare(CLI::App& app, Action& action) {
                        known_planners())
       ->required()
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  command->add_option("--lpips", options->lpips,
+                      "safetensors file with a network of Python's package lpips: LPIPS beside "
+                      "PSNR and SSIM (apps/README.md says how to make the file)");
   command->add_option("--out", generate.out, "A new folder")->required();
   add_model_options(*command, generate);
   add_request_options(*command, generate);

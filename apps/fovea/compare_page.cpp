@@ -65,6 +65,7 @@ class Page {
 
  private:
   void add(std::string_view text) { out_ += text; }
+  bool has_lpips() const { return summaries_[0].similarity.lpips().has_value(); }
   const std::string& label(size_t method) const { return comparison_.methods[method].label; }
 
   void add_head() {
@@ -85,31 +86,33 @@ class Page {
 
   void add_table() {
     add("<div class='card wide'><table><thead><tr>");
-    for (const char* name :
-         {"method", "speed-up", "denoising<br>speed-up", "PSNR<br>dB", "worst<br>frame", "SSIM",
-          "worst<br>frame", "density", "attention<br>error", "recall", "denoise<br>s",
-          "decode<br>s", "all<br>s"}) {
-      add(str("<th>", name, "</th>"));
-    }
+    std::vector<std::string> names = {"method",        "speed-up",       "denoising<br>speed-up",
+                                      "PSNR<br>dB",    "worst<br>frame", "SSIM",
+                                      "worst<br>frame"};
+    if (has_lpips()) names.insert(names.end(), {"LPIPS", "worst<br>frame"});
+    names.insert(names.end(), {"density", "attention<br>error", "recall", "denoise<br>s",
+                               "decode<br>s", "all<br>s"});
+    for (const std::string& name : names) add(str("<th>", name, "</th>"));
     add("</tr></thead><tbody>");
     for (size_t m = 0; m < summaries_.size(); ++m) {
       const MethodSummary& made = summaries_[m];
       add(str("<tr><td>", swatch(m), escaped(label(m)), "</td>"));
-      for (const std::string& cell :
-           {number(made.speedup, 2) + "×", number(made.denoise_speedup, 2) + "×",
-            number(made.similarity.psnr(), 2), number(made.similarity.worst_psnr(), 2),
-            number(made.similarity.ssim(), 4), number(made.similarity.worst_ssim(), 4),
-            number(made.density, 3), number(made.error, 3), number(made.recall, 3),
-            number(made.denoise_seconds, 2), number(made.decode_seconds, 2),
-            number(made.seconds(), 2)}) {
-        add(str("<td>", cell, "</td>"));
-      }
+      std::vector<std::string> cells = {number(made.speedup, 2) + "×",
+                                        number(made.denoise_speedup, 2) + "×"};
+      const std::vector<std::string> quality = quality_cells(made.similarity);
+      cells.insert(cells.end(), quality.begin(), quality.end());
+      cells.insert(cells.end(), {number(made.density, 3), number(made.error, 3),
+                                 number(made.recall, 3), number(made.denoise_seconds, 2),
+                                 number(made.decode_seconds, 2), number(made.seconds(), 2)});
+      for (const std::string& cell : cells) add(str("<td>", cell, "</td>"));
       add("</tr>");
     }
     add("</tbody></table></div><p class='dim' style='margin-top:8px'>PSNR and SSIM against dense, "
-        "over all frames. Density: share of query-key products computed. Attention error: relative "
-        "L2 distance to dense attention of the same inputs; recall: softmax mass kept; both on "
-        "sampled calls. Seconds: mean of a video.</p>");
+        "over all frames. ");
+    if (has_lpips()) add("LPIPS: distance to dense as a network sees it, the less the better. ");
+    add("Density: share of query-key products computed. Attention error: relative "
+        "L2 distance to dense attention of the same inputs; recall: softmax mass of the keys taken "
+        "one by one; both on sampled calls. Seconds: mean of a video.</p>");
   }
 
   void add_plots() {
@@ -171,19 +174,23 @@ class Page {
   }
 
   void add_frame_plots(const ComparedVideo& video) {
-    std::vector<Series> psnr, ssim;
+    std::vector<Series> psnr, ssim, lpips;
     for (size_t m = 1; m < video.methods.size(); ++m) {
-      psnr.push_back({label(m), color_of(m), {}});
-      ssim.push_back({label(m), color_of(m), {}});
+      for (auto* series : {&psnr, &ssim, &lpips}) series->push_back({label(m), color_of(m), {}});
       for (const Similarity& frame : video.methods[m].frames) {
         psnr.back().values.push_back(frame.psnr());
         ssim.back().values.push_back(frame.ssim);
+        if (frame.lpips) lpips.back().values.push_back(*frame.lpips);
       }
     }
     add("<div class='plots' style='margin-top:14px'><div class='card'><h3>PSNR of each frame</h3>");
     add(line_plot(psnr, "frame", "dB"));
     add("</div><div class='card'><h3>SSIM of each frame</h3>");
     add(line_plot(ssim, "frame", "SSIM"));
+    if (has_lpips()) {
+      add("</div><div class='card'><h3>LPIPS of each frame</h3>");
+      add(line_plot(lpips, "frame", "LPIPS"));
+    }
     add("</div></div>");
   }
 

@@ -10,6 +10,7 @@
 #include "core/check.h"
 #include "core/interrupt.h"
 #include "core/media/video_reader.h"
+#include "models/lpips/lpips.h"
 
 namespace fovea::apps {
 namespace {
@@ -53,9 +54,13 @@ double stage_seconds(const Progress& progress, const char* stage) {
 
 class CompareRun {
  public:
-  CompareRun(const GenerateOptions& options, std::vector<Method> methods, const fs::path& folder)
-      : options_(options), folder_(folder), jobs_(jobs_in(options, folder)), run_(options, jobs_) {
+  CompareRun(const CompareOptions& options, std::vector<Method> methods, const fs::path& folder)
+      : options_(options.generate),
+        folder_(folder),
+        jobs_(jobs_in(options_, folder)),
+        run_(options_, jobs_) {
     comparison_.methods = std::move(methods);
+    if (!options.lpips.empty()) load_lpips(options.lpips);
     for (const Job& job : jobs_) {
       std::string stem = stem_of(job);
       while (!stems_.insert(stem).second) stem += "_";
@@ -66,6 +71,7 @@ class CompareRun {
   const Comparison& run() {
     run_.start_report(jobs_);
     run_.report().facts.erase("videos");
+    if (lpips_) run_.report().facts["lpips"] = lpips_facts_;
     run_.prepare(jobs_);
     warm_up();
     for (size_t i = 0; i < jobs_.size(); ++i) compare(jobs_[i], names_[i]);
@@ -80,6 +86,24 @@ class CompareRun {
   }
 
  private:
+  void load_lpips(const std::string& file) {
+    lpips_ = models::load_lpips(file, run_.device(), run_.report());
+    for (const Job& job : jobs_) {
+      require(std::min(job.request.height, job.request.width) >= lpips_->min_side(),
+              ErrorCode::usage, "--lpips", lpips_->network(), " needs pictures of ",
+              lpips_->min_side(), "x", lpips_->min_side(), " or more, these are ",
+              job.request.width, "x", job.request.height);
+    }
+    lpips_facts_ = {{"path", file}, {"sha256", sha256_file(file)}, {"network", lpips_->network()}};
+  }
+
+  Similarity similarity(const Clip& dense, const Clip& other, size_t frame) const {
+    const auto &a = dense.frames[frame], &b = other.frames[frame];
+    Similarity out = compare_pictures(a, b, dense.width, dense.height);
+    if (lpips_) out.lpips = models::lpips_distance(*lpips_, a, b, dense.width, dense.height);
+    return out;
+  }
+
   // One step and one latent frame that no method is charged for: threads, caches and libraries
   // start up, which would otherwise make the first method slow.
   void warm_up() {
@@ -140,8 +164,7 @@ class CompareRun {
       clips.push_back(std::move(clip));
       for (size_t i = 0; i < clips.back().frames.size(); ++i) {
         throw_if_interrupted();
-        made.frames.push_back(compare_pictures(clips[0].frames[i], clips.back().frames[i],
-                                               clips[0].width, clips[0].height));
+        made.frames.push_back(similarity(clips[0], clips.back(), i));
       }
       made.file = write_clip(job, name + "-" + method.name, method.attention, clips.back());
       video.methods.push_back(std::move(made));
@@ -197,6 +220,8 @@ class CompareRun {
   fs::path folder_;
   std::vector<Job> jobs_;
   VideoRun run_;
+  std::optional<models::Lpips> lpips_;
+  Json lpips_facts_;
   std::set<std::string> stems_;
   std::vector<std::string> names_;
   Comparison comparison_;
@@ -208,7 +233,7 @@ int run_compare(CompareOptions options) {
   const std::vector<Method> methods = methods_of(options);
   AtomicFolder folder(options.generate.out);
   const GenerateOptions& generate = options.generate;
-  CompareRun run(generate, methods, folder.temporary_path());
+  CompareRun run(options, methods, folder.temporary_path());
   const Comparison& comparison = run.run();
   folder.commit();
   if (!generate.json) {

@@ -11,6 +11,7 @@ namespace fovea::apps {
 struct CompareOptions {
   GenerateOptions generate;
   std::vector<std::string> methods;
+  std::string lpips;  ///< safetensors file of the network that LPIPS is computed with, or empty
 };
 
 /// Runs `fovea compare`; returns 0. throws Error

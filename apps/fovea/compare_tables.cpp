@@ -2,6 +2,7 @@
 #include <cstdio>
 
 #include "apps/fovea/comparison.h"
+#include "core/check.h"
 
 namespace fovea::apps {
 namespace {
@@ -55,6 +56,10 @@ Json record(const MethodSummary& summary) {
   out["worst_psnr_db"] = number_or_null(similarity.worst_psnr());
   out["ssim"] = similarity.ssim();
   out["worst_ssim"] = similarity.worst_ssim();
+  if (const auto lpips = similarity.lpips()) {
+    out["lpips"] = *lpips;
+    out["worst_lpips"] = *similarity.worst_lpips();
+  }
   out["attention_density"] = number_or_null(summary.density);
   out["attention_error"] = number_or_null(summary.error);
   out["attention_recall"] = number_or_null(summary.recall);
@@ -114,24 +119,40 @@ std::string number(std::optional<double> value, int digits) {
   return text;
 }
 
+std::vector<std::string> quality_cells(const SimilarityMean& similarity) {
+  std::vector<std::string> out = {number(similarity.psnr(), 2), number(similarity.worst_psnr(), 2),
+                                  number(similarity.ssim(), 4), number(similarity.worst_ssim(), 4)};
+  if (similarity.lpips()) {
+    out.push_back(number(similarity.lpips(), 4));
+    out.push_back(number(similarity.worst_lpips(), 4));
+  }
+  return out;
+}
+
 std::string markdown_of(const Comparison& comparison) {
-  std::string out =
-      "| method | PSNR dB | worst frame | SSIM | worst frame | density | error | recall "
-      "| denoise s | decode s | all s | denoise speed-up | speed-up |\n"
-      "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: "
-      "|\n";
   const std::vector<MethodSummary> summaries = summarize(comparison);
+  const bool lpips = summaries[0].similarity.lpips().has_value();
+  std::string out = str("| method | PSNR dB | worst frame | SSIM | worst frame ",
+                        lpips ? "| LPIPS | worst frame " : "",
+                        "| density | error | recall | denoise s | decode s | all s "
+                        "| denoise speed-up | speed-up |\n| --- ");
+  for (int column = 0; column < (lpips ? 14 : 12); ++column) out += "| ---: ";
+  out += "|\n";
   for (size_t m = 0; m < summaries.size(); ++m) {
     const MethodSummary& made = summaries[m];
     out += "| " + comparison.methods[m].label;
-    for (const std::string& cell :
-         {number(made.similarity.psnr(), 2), number(made.similarity.worst_psnr(), 2),
-          number(made.similarity.ssim(), 4), number(made.similarity.worst_ssim(), 4),
-          number(made.density, 3), number(made.error, 3), number(made.recall, 3),
-          number(made.denoise_seconds, 2), number(made.decode_seconds, 2),
-          number(made.seconds(), 2), number(made.denoise_speedup, 2), number(made.speedup, 2)}) {
-      out += " | " + cell;
+    std::vector<std::string> cells = quality_cells(made.similarity);
+    for (const auto& [value, digits] : {std::pair(made.density, 3),
+                                        {made.error, 3},
+                                        {made.recall, 3},
+                                        {made.denoise_seconds, 2},
+                                        {made.decode_seconds, 2},
+                                        {made.seconds(), 2},
+                                        {made.denoise_speedup, 2},
+                                        {made.speedup, 2}}) {
+      cells.push_back(number(value, digits));
     }
+    for (const std::string& cell : cells) out += " | " + cell;
     out += " |\n";
   }
   return out;
@@ -139,7 +160,7 @@ std::string markdown_of(const Comparison& comparison) {
 
 std::string csv_of(const Comparison& comparison) {
   std::string out = "method,video";
-  const Json columns = record({});
+  const Json columns = record(summarize(comparison).front());
   for (const auto& [key, value] : columns.items()) out += "," + key;
   out += ",device\n";
   const std::string device = comparison.facts.value("device", "");
@@ -178,6 +199,7 @@ Json json_of(const Comparison& comparison) {
       for (const Similarity& frame : made.frames) {
         row["frame_psnr_db"].push_back(number_or_null(frame.psnr()));
         row["frame_ssim"].push_back(frame.ssim);
+        if (frame.lpips) row["frame_lpips"].push_back(*frame.lpips);
       }
       entry["methods"].push_back(row);
     }

@@ -54,6 +54,8 @@ std::vector<MethodSummary> summarize(const Comparison& comparison);
 
 /// Digits after the point; "–" for none, "∞" for infinite.
 std::string number(std::optional<double> value, int digits);
+/// PSNR, its worst frame's, SSIM likewise, and LPIPS likewise where it was asked for.
+std::vector<std::string> quality_cells(const SimilarityMean& similarity);
 
 std::string markdown_of(const Comparison& comparison);
 /// One record a method and video, and one a method over all of them.

@@ -50,14 +50,16 @@ int main(int argc, char** argv) {
   try {
     try {
       code = run(argc, argv);
+      fovea::apps::settle_exit_code(code);
     } catch (...) {
       fovea::rethrow_as_error("fovea");
     }
   } catch (const fovea::Error& error) {
-    std::fprintf(stderr, "error: %s\n", error.what());
     code = error.exit_code();
+    fovea::apps::settle_exit_code(code);
+    std::fprintf(stderr, "error: %s\n", error.what());
   }
+  std::fflush(nullptr);  // whatever ends the process now
   if (!fovea::process_group_abandoned()) return code;
-  std::fflush(nullptr);
   std::_Exit(code);
 }

@@ -11,6 +11,7 @@
 #include "apps/fovea/number_list.h"
 #include "apps/fovea/plan_picture.h"
 #include "apps/fovea/video_run.h"
+#include "core/attention/executor.h"
 #include "core/attention/plan_store.h"
 #include "core/attention/planner.h"
 #include "core/check.h"
@@ -256,6 +257,7 @@ void check_options(const PlanOptions& options) {
     check_output_path(generate.out, generate.overwrite);
   }
   if (!options.save.empty()) const AtomicFolder place(options.save);  // or it says why not
+  check_executor_name(make_executors(), generate.executor);           // random q and k meet none
   if (!generate.has_prompt) return;
   require(!generate.model.empty(), ErrorCode::usage, "--prompt", "goes with --model");
   const bool own_shape =

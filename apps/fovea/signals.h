@@ -13,6 +13,11 @@ class SignalWatch {
   SignalWatch();
 };
 
+/// Says how the run ended, before its error line is printed: what is left of the process, which may
+/// take longer than the run was given, then ends with `code` and prints nothing more. Does not
+/// return when the watch has already printed that the run is interrupted.
+void settle_exit_code(int code) noexcept;
+
 /// How many seconds a run has to stop after a signal, for one that must wait for others to stop.
 void set_stop_grace(double seconds) noexcept;
 

@@ -40,9 +40,25 @@ std::vector<Tensor> attend(const Arguments& arguments) {
   return {result.out, result.lse};
 }
 
+// As far as the sizes are numbers yet.
+void check_shapes(const Tensor& q, const Tensor& k, const Tensor& v) {
+  for (const Tensor* x : {&q, &k, &v}) {
+    require(x->is_meta(), ErrorCode::bad_data, "attention", "expected q, k and v on one device");
+    require(x->dim() == 4, ErrorCode::bad_data, "attention",
+            "expected q, k and v [batch, heads, tokens, channels], got ", x->dim(), " axes");
+    if (x->unsafeGetTensorImpl()->has_symbolic_sizes_strides()) return;
+  }
+  check_call({.q_layout = TokenLayout::sequence(q.size(2)),
+              .kv_layout = TokenLayout::sequence(k.size(2)),
+              .q = q,
+              .k = k,
+              .v = v});
+}
+
 void attend_meta(const c10::OperatorHandle& op, Stack* stack) {
   const Arguments arguments = take_arguments(op, stack);
-  const Tensor q = arguments.tensor("q"), v = arguments.tensor("v");
+  const Tensor q = arguments.tensor("q"), k = arguments.tensor("k"), v = arguments.tensor("v");
+  check_shapes(q, k, v);
   const auto dtype = q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const c10::SymInt batch = q.sym_size(0), heads = q.sym_size(1), q_len = q.sym_size(2);
   stack->emplace_back(at::empty_symint({batch, heads, q_len, v.sym_size(3)}, q.options()));

@@ -1,12 +1,17 @@
 #include "core/attention/functional.h"
 
+#include <limits>
+
 #include <ATen/ATen.h>
 
 #include "core/attention/plan_data.h"
 #include "core/check.h"
+#include "core/guard.h"
 
 namespace fovea {
 namespace {
+
+constexpr int64_t kMaxRows = std::numeric_limits<int32_t>::max();  // as orders number them
 
 template <typename... Parts>
 void need(bool condition, const char* name, const at::Tensor& tensor, const Parts&... expected) {
@@ -36,6 +41,9 @@ void check_call(const AttentionCall& call) {
   need(v.defined() && v.dim() == 4 && v.scalar_type() == dtype, "v", v,
        "[batch, num_kv_heads, kv_len, value_dim] of ", dtype);
   need(q.size(3) > 0, "q", q, "at least one channel");
+  need(v.size(3) > 0, "v", v, "at least one channel");
+  need(q.size(2) <= kMaxRows, "q", q, "at most ", kMaxRows, " tokens");
+  need(k.size(2) <= kMaxRows, "k", k, "at most ", kMaxRows, " tokens");
   need(k.size(0) == q.size(0) && k.size(3) == q.size(3), "k", k, "batch and head_dim of q ",
        q.sizes());
   need(k.size(1) > 0 && q.size(1) % k.size(1) == 0, "k", k, "heads that divide those of q ",
@@ -65,10 +73,12 @@ void check_call(const AttentionCall& call) {
 
 AttentionResult run_plan(const AttentionPlan& plan, const AttentionCall& call,
                          const std::string& executor) {
-  check_call(call);
-  validate(plan, call);
-  check_data(plan, call);
-  return pick_executor(own_executors(), plan, call, executor).run(plan, call, nullptr);
+  return guarded("attention", [&] {
+    check_call(call);
+    validate(plan, call);
+    check_data(plan, call);
+    return pick_executor(own_executors(), plan, call, executor).run(plan, call, nullptr);
+  });
 }
 
 AttentionResult attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
@@ -92,8 +102,9 @@ AttentionResult attention(const at::Tensor& q, const at::Tensor& k, const at::Te
   }
   check_call(call);
   const std::unique_ptr<Planner> planner = make_planner(options.planner, options.planner_options);
-  AttentionPlan plan =
-      planner->plans(call.role) ? planner->plan(call) : AttentionPlan::dense("dense");
+  AttentionPlan plan = guarded("attention " + options.planner, [&] {
+    return planner->plans(call.role) ? planner->plan(call) : AttentionPlan::dense("dense");
+  });
   if (options.is_causal) {
     for (Branch& branch : plan.branches) {
       auto* softmax = std::get_if<SoftmaxBranch>(&branch.kind);

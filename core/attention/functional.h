@@ -28,7 +28,8 @@ struct AttentionOptions {
 ///          kv_len, value_dim]: one dtype and device, kv_heads divides heads, any strides
 /// returns  out of q's dtype, and the log-sum-exp
 /// throws   Error bad_data for tensors that do not go together; usage for an unknown planner,
-///          executor or option, and options that do not fit the layout; device when no executor can
+///          executor or option, and options that do not fit the layout; device when no executor
+///          can; resource when memory does not suffice
 AttentionResult attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                           const AttentionOptions& options = {});
 

@@ -29,7 +29,7 @@ void check_order(const AttentionPlan& plan, const TokenOrder& order, const Token
 // lead  batch, heads, and heads that may share theirs
 void check_axis(const AttentionPlan& plan, const BlockAxis& axis, int64_t tokens, const char* side,
                 std::array<int64_t, 3> lead) {
-  if (!axis.host_offsets().empty() || axis.num_blocks() == 0) return;
+  if (!axis.device_offsets().defined()) return;  // `validate` knows the others
   const at::Tensor offsets = axis.offsets(at::kCPU);
   const int64_t heads = offsets.size(1);
   need(offsets.size(2) > 0 && fits(offsets.size(0), lead[0]) &&

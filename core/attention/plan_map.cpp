@@ -104,7 +104,11 @@ std::vector<PlanMap> plan_maps(const AttentionPlan& plan, const AttentionCall& c
 
 std::optional<double> plan_density(const AttentionPlan& plan, const AttentionCall& call) {
   const SoftmaxBranch* branch = own_softmax(plan);
-  if (branch == nullptr || plan.branches.size() != 1) return std::nullopt;
+  const auto is_softmax = [](const Branch& it) {
+    return std::holds_alternative<SoftmaxBranch>(it.kind);
+  };
+  const auto softmaxes = std::count_if(plan.branches.begin(), plan.branches.end(), is_softmax);
+  if (branch == nullptr || softmaxes != 1) return std::nullopt;
   const Selection& selection = branch->selection;
   if (selection.predicates.empty()) {
     return block_density(selection, call.q.device()).mean().item<double>();

@@ -33,8 +33,10 @@ struct PlanMap {
 std::vector<PlanMap> plan_maps(const AttentionPlan& plan, const AttentionCall& call,
                                int64_t item = 0);
 
-/// The share of query-key products that a plan of a single such branch computes, mean over items
-/// and heads; nullopt for other plans. Waits for the device.
+/// The share of query-key products that a plan computes, mean over items and heads: those of its
+/// softmax over the call's own keys, pooled ones included. Linear attention, pooled values and
+/// earlier results need none. nullopt for plans of no or several softmax branches, or of one over
+/// other keys. Waits for the device.
 std::optional<double> plan_density(const AttentionPlan& plan, const AttentionCall& call);
 
 }  // namespace fovea

@@ -54,8 +54,7 @@ std::unique_ptr<Planner> make_from(const Entry& entry, const Json& options) {
   Config config(options, entry.name);
   const DenseSchedule schedule = DenseSchedule::read(config);
   std::unique_ptr<Planner> planner = entry.make(config);
-  Report strict(/*strict=*/true);
-  config.finish(strict);  // a misspelt option must not pass unseen
+  config.refuse_unknown();  // a misspelt option must not pass unseen
   if (schedule.is_empty()) return planner;
   return std::make_unique<SchedulePlanner>(std::move(planner), schedule);
 }

@@ -131,7 +131,7 @@ int64_t disc_limit(const DiscPredicate& disc) {
 }
 
 bool AxisWindow::fits(int64_t length) const {
-  return size >= 1 && stride >= 1 && stride <= size && dilation >= 1 && size * dilation <= length;
+  return size >= 1 && stride >= 1 && stride <= size && dilation >= 1 && size <= length / dilation;
 }
 
 std::array<int64_t, 2> window_of(const AxisWindow& window, int64_t i, int64_t length) {

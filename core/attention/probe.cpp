@@ -7,6 +7,7 @@
 
 #include <ATen/ATen.h>
 
+#include "core/attention/executors/reference.h"
 #include "core/attention/plan_map.h"
 #include "core/device.h"
 
@@ -20,11 +21,34 @@ bool is_planned(AttentionRole role) {
   return role == AttentionRole::self || role == AttentionRole::joint;
 }
 
-// One softmax over exact blocks: its log-sum-exp is that of the keys it keeps.
-bool keeps_mass(const AttentionPlan& plan) {
-  const auto* branch = std::get_if<SoftmaxBranch>(&plan.branches[0].kind);
-  return plan.branches.size() == 1 && branch != nullptr && !branch->keys &&
-         branch->selection.summaries.empty();
+const SoftmaxBranch* own_softmax(const Branch& branch) {
+  const auto* softmax = std::get_if<SoftmaxBranch>(&branch.kind);
+  return softmax == nullptr || softmax->keys ? nullptr : softmax;
+}
+
+// The log-sum-exp of the keys that a plan takes one by one, [batch, heads, rows], or undefined.
+at::Tensor kept_mass(const AttentionCall& call, const AttentionPlan& plan,
+                     const AttentionResult& result, const at::Tensor& rows) {
+  const SoftmaxBranch* branch = own_softmax(plan.branches[0]);
+  if (branch == nullptr) return {};
+  for (size_t i = 1; i < plan.branches.size(); ++i) {
+    const bool is_softmax = std::holds_alternative<SoftmaxBranch>(plan.branches[i].kind);
+    if (is_softmax || plan.branches[i].group == plan.branches[0].group) return {};
+  }
+  // A plan's is that of its first group.
+  const bool is_plain = branch->precision.is_storage() && branch->selection.summaries.empty();
+  if (is_plain && result.lse.defined()) return result.lse.index_select(2, rows).to(at::kFloat);
+  AttentionPlan exact = plan;
+  exact.branches = {{*branch, 0}};
+  exact.group_weights = {};
+  auto& softmax = std::get<SoftmaxBranch>(exact.branches[0].kind);
+  softmax.precision = {};
+  Selection& selection = softmax.selection;
+  if (!selection.summaries.empty()) {
+    selection.classes = selection.classes.eq(block_class::exact).to(at::kByte);
+    selection.summaries.clear();
+  }
+  return reference_attention(exact, call, {.rows = rows}).lse.to(at::kFloat);
 }
 
 }  // namespace
@@ -99,9 +123,9 @@ void AttentionProbe::measure(const AttentionCall& call, const AttentionPlan& pla
   const at::Tensor out = wide(result.out.index_select(2, rows));
   const double norm = dense.norm().item<double>();
   if (norm > 0) error_.add((out - dense).norm().item<double>() / norm);
-  if (!result.lse.defined() || !keeps_mass(plan)) return;
-  const at::Tensor kept = result.lse.index_select(2, rows).to(at::kFloat);
-  recall_.add((kept - at::logsumexp(logits, 3)).exp().clamp_max(1).mean().item<double>());
+  const at::Tensor kept = kept_mass(call, plan, result, rows);
+  if (kept.defined())
+    recall_.add((kept - at::logsumexp(logits, 3)).exp().clamp_max(1).mean().item<double>());
 }
 
 }  // namespace fovea

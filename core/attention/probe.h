@@ -19,13 +19,14 @@ class AttentionProbe {
   /// An observer for `Attention`.
   void observe(const AttentionCall& call, const AttentionPlan& plan, const AttentionResult& result);
 
-  /// Share of query-key products computed, mean over calls, dense ones included; nullopt without a
-  /// call, or where a plan is more than a softmax over blocks.
+  /// Share of query-key products computed, mean over calls, dense ones included, see
+  /// `plan_density`; nullopt without a call, or where a plan does not say it.
   std::optional<double> density() const;
   /// ‖out - dense‖ / ‖dense‖ over the rows, mean over the calls measured; nullopt without any.
   std::optional<double> error() const;
-  /// Share of the dense softmax's mass on the keys that a plan keeps, mean over rows; nullopt where
-  /// no call says it (only plans of one softmax over exact blocks do).
+  /// Share of the dense softmax's mass on the keys that a plan takes one by one, neither pooled nor
+  /// by linear attention, mean over rows; nullopt where no call says it (plans whose first group is
+  /// not their only softmax, over the call's own keys).
   std::optional<double> recall() const;
   double seconds() const { return seconds_; }
 

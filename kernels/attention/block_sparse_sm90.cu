@@ -15,11 +15,25 @@ Status launch_type(const Sm90Args& args, CudaTarget target) {
                                      : launch<Shape, Type::f16>(args, target);
 }
 
-// Queries, keys and stages of a ring; figures in docs/tuning-sm90.md.
+// Channels, computing warpgroups, keys of a step, stages, for lists spans of a step; figures in
+// docs/tuning-sm90.md.
 using Dense128 = ForwardShape<128, 3, 80, 4>;
-using Sparse128 = ForwardShape<128, 2, 128, 2>;
 using Dense64 = ForwardShape<64, 3, 128, 4>;
-using Sparse64 = ForwardShape<64, 2, 128, 4>;
+// Of lists: tiles of 128 or 64 queries, spans of 128 or 64 keys.
+template <int kDim>
+using Lists128x128 = ForwardShape<kDim, 2, 128, kDim == 64 ? 4 : 2, 1>;
+template <int kDim>
+using Lists128x64 = ForwardShape<kDim, 2, 128, kDim == 64 ? 4 : 2, 2>;
+template <int kDim>
+using Lists64x64 = ForwardShape<kDim, 1, 64, kDim == 64 ? 6 : 3, 1>;
+
+template <int kDim>
+Status launch_lists(const Sm90Args& args, CudaTarget target) {
+  if (args.tile == AttentionTile{128, 128}) return launch_type<Lists128x128<kDim>>(args, target);
+  if (args.tile == AttentionTile{128, 64}) return launch_type<Lists128x64<kDim>>(args, target);
+  if (args.tile == AttentionTile{64, 64}) return launch_type<Lists64x64<kDim>>(args, target);
+  return {StatusCode::invalid, "lists of another tile"};
+}
 
 Status why_not(const Sm90Args& args) {
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max() / 2;
@@ -36,21 +50,20 @@ Status why_not(const Sm90Args& args) {
 
 }  // namespace
 
-AttentionTile sm90_tile(int64_t dim, bool dense) {
-  const auto tile = [](auto shape) { return AttentionTile{shape.kQueries, shape.kKeys}; };
-  if (dim == 64) return dense ? tile(Dense64()) : tile(Sparse64());
-  return dense ? tile(Dense128()) : tile(Sparse128());
+AttentionTile sm90_tile(int64_t block_q, int64_t block_kv) {
+  if (block_q % 128 != 0) return {64, 64};
+  return block_kv % 128 == 0 ? AttentionTile{128, 128} : AttentionTile{128, 64};
 }
 
 Status block_sparse_sm90(const Sm90Args& args, CudaTarget target) {
   if (const Status status = why_not(args); !status.ok()) return status;
   if (args.batch == 0 || args.heads == 0 || args.q_len == 0) return {};
   if (args.kv_len == 0) return {StatusCode::unsupported, "takes at least one key"};
-  const bool dense = args.lists.spans == nullptr;
+  const bool listed = args.lists.tiles != nullptr;
   if (args.dim == 64) {
-    return dense ? launch_type<Dense64>(args, target) : launch_type<Sparse64>(args, target);
+    return listed ? launch_lists<64>(args, target) : launch_type<Dense64>(args, target);
   }
-  return dense ? launch_type<Dense128>(args, target) : launch_type<Sparse128>(args, target);
+  return listed ? launch_lists<128>(args, target) : launch_type<Dense128>(args, target);
 }
 
 }  // namespace fovea::kernels

@@ -3,21 +3,15 @@
 #include <cstdint>
 
 #include "kernels/attention/block_sparse.h"
+#include "kernels/attention/tile_lists.h"
 
 namespace fovea::kernels {
 
-/// Keys that one tile of queries sees together: `len` rows of k and v from `begin` on.
-struct KeySpan {
-  int32_t begin = 0;
-  int32_t len = 0;  ///< 1 to the tile's keys
-};
-
-/// Which keys each tile of queries sees, on the device; null means all of them.
-struct TileLists {
-  const int32_t* span_ptr = nullptr;  ///< [lists, tiles + 1] into the spans, ascending
-  const KeySpan* spans = nullptr;
-  /// The list of (batch, head) is batch * batch_stride + head * head_stride.
-  int64_t batch_stride = 0, head_stride = 0;
+/// What a tile is: so many queries, that see spans of at most so many keys.
+struct AttentionTile {
+  int queries = 0;
+  int keys = 0;
+  bool operator==(const AttentionTile&) const = default;
 };
 
 /// Softmax attention on compute capability 9.0 in bf16 or fp16: out and lse as of BlockSparseArgs.
@@ -29,18 +23,13 @@ struct Sm90Args {
   HeadRows q, k, v;
   MutableHeadRows out;
   float* lse = nullptr;  ///< [batch, heads, q_len], contiguous; null means not wanted
-  TileLists lists;       ///< for tiles of `sm90_tile`
+  TileLists lists;       ///< of tiles and spans of at most `tile`; each row of q in one tile
+  AttentionTile tile;    ///< that of `sm90_tile`, for lists
   double sm_scale = 1;   ///< above 0
 };
 
-/// What a tile is: so many queries, that see spans of at most so many keys.
-struct AttentionTile {
-  int queries = 0;
-  int keys = 0;
-};
-
-/// The tile for dense attention, or for lists.
-AttentionTile sm90_tile(int64_t dim, bool dense);
+/// The tile for lists of blocks of such sizes, which it divides where it can.
+AttentionTile sm90_tile(int64_t block_q, int64_t block_kv);
 
 /// Answers `unsupported` with a reason for what it does not cover, `device` for what the driver
 /// refused. All work is in the stream; nothing is waited for.

@@ -44,13 +44,15 @@ Status launch(const Sm90Args& args, CudaTarget target) {
                         args.out.row_stride};
   const std::array<int64_t, 4> of_q = {args.batch, args.heads, args.q_len, args.dim};
   const std::array<int64_t, 4> of_k = {args.batch, args.kv_heads, args.kv_len, args.dim};
-  for (const Status status : {map_of(args.q, of_q, {Shape::kQueries, Shape::kPanels}, &q),
-                              map_of(args.k, of_k, {Shape::kKeys, Shape::kPanels}, &k),
-                              map_of(args.v, of_k, {Shape::kKeys, Shape::kPanels}, &v),
-                              map_of(result, of_q, {64, 1}, &out)}) {
+  for (const Status status :
+       {map_of(args.q, of_q, {Shape::kQueries, Shape::kPanels}, &q),
+        map_of(args.k, of_k, {Shape::kSpan, Shape::kPieces == 1 ? Shape::kPanels : 1}, &k),
+        map_of(args.v, of_k, {Shape::kSpan, Shape::kPanels}, &v),
+        map_of(result, of_q, {64, 1}, &out)}) {
     if (!status.ok()) return status;
   }
-  const int64_t tiles = (args.q_len + Shape::kQueries - 1) / Shape::kQueries;
+  const int64_t tiles = Shape::kListed ? args.lists.tiles_per_map
+                                       : (args.q_len + Shape::kQueries - 1) / Shape::kQueries;
   const int64_t num_tiles = tiles * args.heads * args.batch;
   if (num_tiles > std::numeric_limits<int32_t>::max()) {
     return {StatusCode::unsupported, "more than 2^31 tiles of queries"};
@@ -64,6 +66,7 @@ Status launch(const Sm90Args& args, CudaTarget target) {
   params.tiles = static_cast<int>(tiles);
   params.num_tiles = static_cast<int>(num_tiles);
   params.lists = args.lists;
+  params.out = args.out;
   params.lse = args.lse;
   params.scale_log2 = static_cast<float>(args.sm_scale * kLog2e);
   // Shared memory begins at a multiple of 16; the struct is moved to one of 1024.
@@ -76,7 +79,8 @@ Status launch(const Sm90Args& args, CudaTarget target) {
     code = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   }
   if (code == cudaSuccess) {
-    const auto blocks = static_cast<unsigned>(std::min<int64_t>(processors, num_tiles));
+    const auto blocks =
+        static_cast<unsigned>(std::min<int64_t>(processors * Shape::kBlocks, num_tiles));
     kernel<<<blocks, Shape::kThreads, kBytes, static_cast<cudaStream_t>(target.stream)>>>(
         q, k, v, out, params);
     code = cudaGetLastError();

@@ -93,7 +93,11 @@ struct Int8Product {
     return bits - SignedWord{};
   }
   static void add(Sum& sum, const Unit& left, const Float& right) {
+#if defined(__clang__)
+    sum = (SignedWord)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)right, (__m512i)left);
+#else
     sum = __builtin_ia32_vpdpbusd_v16si(sum, (SignedWord)right, left);
+#endif
   }
 };
 #endif

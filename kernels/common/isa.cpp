@@ -25,8 +25,13 @@ typedef short ThirtyTwo __attribute__((vector_size(64)));
     return (s0 + s1 + s2 + s3 + s4 + s5 + s6 + s7)[0];                                       \
   }
 #define FOVEA_FMA_STEP(sum) (sum * x + x)
+#if defined(__clang__)
+typedef int SixteenWords __attribute__((vector_size(64)));
+#define FOVEA_DOT_STEP(sum) __builtin_ia32_dpbf16ps_512(sum, (SixteenWords)x, (SixteenWords)x)
+#else
 #define FOVEA_DOT_STEP(sum) \
   ((Sixteen)__builtin_ia32_dpbf16ps_v16sf(sum, (ThirtyTwo)x, (ThirtyTwo)x))
+#endif
 FOVEA_RATE_LOOP(fma_loop, "avx512f", FOVEA_FMA_STEP)
 FOVEA_RATE_LOOP(dot_loop, "avx512f,avx512bw,avx512bf16", FOVEA_DOT_STEP)
 
@@ -54,8 +59,12 @@ bool isa_available(Isa isa) {
 #if FOVEA_X86_VARIANTS
   // __builtin_cpu_supports includes the check that the operating system saves the registers.
   if (isa == Isa::avx2) {
+#if defined(__clang__)  // 14 does not know f16c, which every processor with AVX2 has
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#else
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
            __builtin_cpu_supports("f16c");
+#endif
   }
   const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");

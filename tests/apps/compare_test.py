@@ -5,15 +5,22 @@ import csv
 import html.parser
 import json
 import os
+import pathlib
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import unittest
 
 import numpy
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 sys.dont_write_bytecode = True
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
+from lpips_reference import ALEX, lpips, random_tensors
 from program_case import PROGRAM, SOURCE, FolderCase, run
 
 MODEL = SOURCE / "assets/models/tiny-random"
@@ -84,6 +91,8 @@ class Compare(Case):
         self.assertEqual((dense["ssim"], dense["speedup"]), (1, 1))
         self.assertFalse(window["identical"])
         self.assertEqual(dense["attention_density"], 1)
+        for name in ("json", "csv", "md", "html"):
+            self.assertNotIn("lpips", (self.folder / f"out/compare.{name}").read_text().lower())
         for key in ("device", "command", "seconds", "warnings", "model", "peak_memory"):
             self.assertIn(key, result)
 
@@ -171,6 +180,16 @@ class Compare(Case):
         for word in ("http://", "https://", "@import", "url("):
             self.assertNotIn(word, text)
 
+    def test_executors(self):
+        for name, expected in (("checked", "checked:cpu"), ("checked:cpu", "checked:cpu"),
+                               ("reference", "reference")):
+            self.succeeds(self.compare("--executor", name, methods=WINDOW))
+            for method in self.result()["videos"][0]["methods"]:
+                used = {kind.split(" on ")[1] for kind in method["executors"]}
+                self.assertEqual(used, {expected})
+            shutil.rmtree(self.folder / "out")
+        self.fails(self.compare("--executor", "abacus"), 2, "'abacus'", "known: auto, checked, cpu")
+
     def test_prompt_list(self):
         lines = [{"prompt": "a red cube"}, {"prompt": "a cone", "seed": 9, "out": "cone.mp4"}]
         (self.folder / "list.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -182,11 +201,81 @@ class Compare(Case):
         self.assertTrue((self.folder / "out/cone-sheet.png").exists())
 
 
+class Lpips(Case):
+    def setUp(self):
+        super().setUp()
+        weights = pathlib.Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, weights, ignore_errors=True)
+        torch.manual_seed(4)
+        self.tensors, self.file = random_tensors(ALEX), weights / "alex.safetensors"
+        save_file(self.tensors, self.file)
+
+    def frames(self, *options):
+        self.succeeds(run("generate", "--model", MODEL, "--prompt", "a red cube", *SMALL, "--quiet",
+                          *options, "--out", self.folder / "f%d.png"))
+        files = [self.folder / f"f{i}.png" for i in range(5)]
+        out = [torch.tensor(numpy.asarray(Image.open(file))) for file in files]
+        for file in files:
+            file.unlink()
+        return out
+
+    def test_is_that_of_the_frames(self):
+        _, out, _ = self.succeeds(self.compare("--lpips", self.file, methods=WINDOW))
+        pairs = zip(self.frames(), self.frames("--attention", "window", "--attn", "tile=1,2,2",
+                                               "--attn", "window=1,1,1"))
+        expected = [lpips(ALEX, self.tensors, dense, window) for dense, window in pairs]
+        self.assertGreater(min(expected), 1e-4)
+        result = self.result()
+        self.assertEqual(result["lpips"]["network"], "alexnet")
+        self.assertEqual(len(result["lpips"]["sha256"]), 64)
+        dense, window = result["methods"]
+        self.assertEqual((dense["lpips"], dense["worst_lpips"]), (0, 0))
+        got = result["videos"][0]["methods"][1]["frame_lpips"]
+        self.assertEqual(len(got), len(expected))
+        for value, wanted in zip([*got, window["lpips"], window["worst_lpips"]],
+                                 [*expected, numpy.mean(expected), max(expected)]):
+            self.assertAlmostEqual(value / wanted, 1, places=4)
+        with open(self.folder / "out/compare.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        self.assertEqual(float(rows[1]["lpips"]), window["lpips"])
+        self.assertEqual(float(rows[3]["worst_lpips"]), window["worst_lpips"])
+        head, rule, _, row = (line.split("|") for line in out.splitlines()[:4])
+        self.assertEqual(len({len(head), len(rule), len(row)}), 1)
+        self.assertEqual(row[head.index(" LPIPS ")].strip(), f"{window['lpips']:.4f}")
+        page = PageReader()
+        page.feed((self.folder / "out/compare.html").read_text())
+        self.assertEqual(page.open, [])
+        self.assertEqual((page.count["svg"], page.count["th"] * 2), (5, page.count["td"]))
+        self.assertIn("LPIPS of each frame", page.text)
+
+    def test_files_that_are_refused(self):
+        def without(name):
+            return {key: value for key, value in self.tensors.items() if key != name}
+
+        squeezed = {key: value for key, value in self.tensors.items() if "slice1" in key}
+        for tensors, *words in (
+            (without("lin2.model.1.weight"), "1 missing tensor", "lin2.model.1.weight"),
+            ({**self.tensors, "net.slice3.6.bias": torch.zeros(7)}, "net.slice3.6.bias", "shape"),
+            (squeezed, "holds no network"),
+        ):
+            save_file(tensors, self.file)
+            self.fails(self.compare("--lpips", self.file), 3, "alex.safetensors", *words)
+        save_file({**self.tensors, "net.slice1.0.bias": torch.full([64], torch.nan)}, self.file)
+        self.fails(self.compare("--lpips", self.file), 5, "net.slice1.0.bias", "NaN")
+        self.file.write_bytes(b"<!doctype html>" * 9)
+        self.fails(self.compare("--lpips", self.file), 3, "alex.safetensors")
+        self.fails(self.compare("--lpips", self.file.parent / "none"), 3, "none", "no such file")
+        save_file(self.tensors, self.file)
+        self.fails(self.compare("--lpips", self.file, "--height", "16"), 2, "--lpips", "31x31",
+                   "48x16")
+
+
 class Refused(Case):
     def test_bad_methods(self):
         for methods, word in (
             ("fast", "fast"),
-            ("topk:densty=0.5", "densty"),
+            ("topk:densty=0.5", "'densty'; known: block_kv, block_q, dense_layers"),
+            ("window,svg2:density=0.5", "attention svg2: unknown option 'density'; known: "),
             ("topk:density=2", "density"),
             ("topk:density", "KEY=VALUE"),
             ("dense", "beside dense"),
@@ -225,8 +314,10 @@ class Refused(Case):
                     break
             process.send_signal(signal.SIGINT)
             _, error = process.communicate(timeout=30)
-            if process.returncode != 0:  # else it was over before
-                self.fails((process.returncode, "", error.decode()), 130, "interrupted")
+            if process.returncode == 0:  # it was over before
+                shutil.rmtree(self.folder / "out")
+                continue
+            self.fails((process.returncode, "", error.decode()), 130, "interrupted")
 
 
 if __name__ == "__main__":

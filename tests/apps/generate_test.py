@@ -112,6 +112,20 @@ class Outputs(Case):
         # Others keep all of so small a grid.
         self.assertNotEqual(frames["window"], frames["dense"])
 
+    def test_executors(self):
+        frames = {}
+        for name, used in (("auto", "cpu"), ("checked", "checked:cpu"),
+                           ("checked:cpu", "checked:cpu"), ("reference", "reference")):
+            report, out = self.folder / "report.json", self.folder / "x.gif"
+            self.succeeds(self.generate("--executor", name, "--report", report, out=out.name))
+            kinds = json.loads(report.read_text())["attention"]
+            own = [kind for kind in kinds if kind.startswith(("self", "cross"))]
+            self.assertEqual({kind.split(" on ")[1] for kind in own}, {used}, name)
+            frames[name] = out.read_bytes()
+            report.unlink(), out.unlink()
+        self.assertEqual(frames["auto"], frames["checked"])
+        self.assertEqual(frames["auto"], frames["checked:cpu"])
+
     def test_report_holds_what_the_contract_lists(self):
         self.succeeds(self.generate("--report", self.folder / "report.json"))
         report = json.loads((self.folder / "report.json").read_text())
@@ -450,6 +464,11 @@ class BadOptions(Case):
                 left=["list.jsonl", "out"],
             )
         self.assertEqual(os.listdir(self.folder / "out"), [])
+
+    def test_unknown_executors_are_refused_with_the_choices(self):
+        choices = "known: auto, checked, cpu, sdpa, reference, checked:cpu, checked:sdpa"
+        for name in ("abacus", "checked:", "checked:abacus", "CPU", ""):
+            self.fails(self.generate("--executor", name), 2, f"unknown executor '{name}'", choices)
 
 
 class BadModels(Case):

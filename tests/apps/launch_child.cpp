@@ -1,5 +1,6 @@
 // For launch_test. `launch_child launch COUNT GRACE ROLE ARGUMENTS...` is the launcher, which runs
-// `launch_child ROLE ARGUMENTS...` COUNT times.
+// `launch_child ROLE ARGUMENTS...` COUNT times. `launch_child interrupted GRACE RUN END` is a run
+// that goes on for RUN seconds after a signal, in a process that takes END seconds to end.
 
 #include <signal.h>
 #include <unistd.h>
@@ -47,6 +48,21 @@ int end_as_told(const Arguments& arguments) {
   }
 }
 
+void sleep(double seconds) { std::this_thread::sleep_for(std::chrono::duration<double>(seconds)); }
+
+int end_slowly(double grace, double run_seconds, double end_seconds) {
+  fovea::apps::set_stop_grace(grace);
+  say("started.");
+  while (fovea::interrupt_requested() == 0) sleep(0.005);
+  sleep(run_seconds);
+  static const struct Last {  // destroyed when the process ends
+    double seconds;
+    ~Last() { sleep(seconds); }
+  } last{end_seconds};
+  fovea::throw_if_interrupted();
+  return 0;
+}
+
 int run(const std::string& role, Arguments arguments) {
   if (role == "launch") {
     const int count = std::stoi(arguments.at(0));
@@ -54,6 +70,10 @@ int run(const std::string& role, Arguments arguments) {
     Arguments command = fovea::apps::own_command();
     command.erase(command.begin() + 1, command.begin() + 4);
     return fovea::apps::launch_processes(count, command, {.grace_seconds = grace});
+  }
+  if (role == "interrupted") {
+    return end_slowly(std::stod(arguments.at(0)), std::stod(arguments.at(1)),
+                      std::stod(arguments.at(2)));
   }
   return role == "place" ? show_place() : end_as_told(arguments);
 }
@@ -71,6 +91,7 @@ int main(int argc, char** argv) {
   try {
     return run(role, Arguments(argv + 2, argv + argc));
   } catch (const fovea::Error& error) {
+    fovea::apps::settle_exit_code(error.exit_code());
     std::printf("error: %s\n", error.what());
     return error.exit_code();
   }

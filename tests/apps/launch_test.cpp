@@ -102,6 +102,29 @@ TEST(Launch, SignalsGoToTheProcessesOnce) {
   }
 }
 
+// The lines of a run that a signal has stopped.
+std::string interrupted(const std::string& grace, const std::string& run, const std::string& end) {
+  const test::TemporaryFolder folder;
+  ChildProcess process({"launch_child", "interrupted", grace, run, end}, {},
+                       folder.path / "output");
+  EXPECT_TRUE(process.wait_for("started.")) << process.output();
+  process.send(SIGTERM);
+  EXPECT_EQ(process.wait(), 143) << process.output();
+  return process.output();
+}
+
+TEST(Interrupted, ARunSaysItOnceHoweverLongItsProcessTakesToEnd) {
+  const std::string own = "started.\nerror: 143: run: interrupted by SIGTERM\n";
+  EXPECT_EQ(interrupted("10", "0", "0"), own);
+  EXPECT_EQ(interrupted("2", "0", "3"), own);   // longer than the grace
+  EXPECT_EQ(interrupted("2", "0", "60"), own);  // for which the watch does not wait
+}
+
+TEST(Interrupted, ARunThatGoesOnIsEndedByTheWatch) {
+  const std::string watch = "started.\nerror: 143: run: interrupted\n";
+  EXPECT_EQ(interrupted("0.2", "60", "0"), watch);
+}
+
 TEST(Launch, AProcessThatDoesNotStopIsKilled) {
   Launcher launcher({"2", "0.5", "stubborn", "wait", "3"});
   launcher.process.expect_end(3, "");

@@ -84,6 +84,13 @@ class Plan(Case):
         self.fails(self.plan(*arguments, "--step", "3"), 2, "--step")
         self.fails(self.plan(*arguments, "--layer", "99"), 2, "--layer")
 
+    def test_executors_make_the_same_plan(self):
+        arguments = ["--model", MODEL, "--prompt", "a red cube", "--num-frames", "5", "--height",
+                     "64", "--width", "96", "--steps", "2", "--step", "1", "--attention", "radial"]
+        first = self.table(*arguments)
+        for name in ("checked", "checked:cpu", "reference"):
+            self.assertEqual(first, self.table(*arguments, "--executor", name))
+
     def test_bad_input(self):
         for arguments, code, word in (
             ([], 2, "--grid"),
@@ -97,6 +104,10 @@ class Plan(Case):
             (["--grid", "4x4x4", "--out", self.folder / "none/a.png"], 2, "none"),
             (["--grid", "4x4x4", "--prompt", "x"], 2, "--model"),
             (["--model", MODEL, "--height", "50"], 2, "--height"),
+            (["--grid", "4x4x4", "--attention", "radial", "--attn", "density=0.5"], 2,
+             "unknown option 'density'; known: block, decay, dense_layers, dense_steps, sink_"),
+            (["--grid", "4x4x4", "--executor", "abacus"], 2, "known: auto, checked, cpu"),
+            (["--model", MODEL, "--prompt", "x", "--executor", "checked:x"], 2, "'checked:x'"),
         ):
             self.fails(self.plan(*arguments), code, word)
 

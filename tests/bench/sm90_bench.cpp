@@ -22,9 +22,14 @@ namespace {
 
 using namespace fovea::kernels;
 
+struct Sparse {
+  int64_t block;
+  double density;
+};
+
 struct Case {
   int64_t batch, heads, len, dim;
-  std::vector<double> densities;  // of random blocks, beside dense
+  std::vector<Sparse> maps;  // of random blocks, beside dense
 };
 
 struct Contestant {
@@ -61,39 +66,72 @@ HeadRows view(const at::Tensor& x) {
   return {x.const_data_ptr(), DType::bf16, x.stride(0), x.stride(1), x.stride(2)};
 }
 
-// Lists of whole blocks at random, the same number in each row of tiles.
+// Lists of random square blocks of one size, made on the device.
 struct Lists {
-  at::Tensor ptr, spans;
+  at::Tensor classes, q_offsets, kv_offsets, tiles, counts, spans, fault;
+  AttentionTile tile;
+  TileListsArgs args;
   double density;
 
-  Lists(const Case& c, double density, at::Device device) {
-    const AttentionTile tile = sm90_tile(c.dim, false);
-    const int64_t rows = (c.len + tile.queries - 1) / tile.queries;
-    const int64_t blocks = (c.len + tile.keys - 1) / tile.keys;
-    const auto kept = std::max<int64_t>(1, std::llround(density * blocks));
-    std::vector<int32_t> begins, entries;
-    std::vector<int32_t> order(blocks);
-    std::mt19937 random(1);
-    int64_t keys = 0;
-    for (int64_t row = 0; row < c.heads * rows; ++row) {
-      if (row % rows == 0 && row > 0) begins.push_back(static_cast<int32_t>(entries.size() / 2));
-      begins.push_back(static_cast<int32_t>(entries.size() / 2));
-      for (int64_t i = 0; i < blocks; ++i) order[i] = static_cast<int32_t>(i);
-      std::shuffle(order.begin(), order.end(), random);
-      std::sort(order.begin(), order.begin() + kept);
-      for (int64_t i = 0; i < kept; ++i) {
-        const int64_t begin = order[i] * static_cast<int64_t>(tile.keys);
-        entries.push_back(static_cast<int32_t>(begin));
-        entries.push_back(static_cast<int32_t>(std::min<int64_t>(tile.keys, c.len - begin)));
-        keys += entries.back();
-      }
-    }
-    begins.push_back(static_cast<int32_t>(entries.size() / 2));
-    ptr = at::tensor(begins, at::kInt).to(device);
-    spans = at::tensor(entries, at::kInt).to(device);
-    this->density = static_cast<double>(keys) / static_cast<double>(c.heads * rows * c.len);
+  Lists(const Case& c, int64_t block, double wanted, at::Device device)
+      : tile(sm90_tile(block, block)) {
+    const int64_t rows = (c.len + block - 1) / block;
+    const auto ints = at::TensorOptions().device(device).dtype(at::kInt);
+    classes = at::rand({c.heads, rows, rows}, ints.dtype(at::kFloat)).lt(wanted).to(at::kByte);
+    q_offsets = at::arange(rows + 1, ints).mul(block).clamp_max(c.len);
+    args.classes = classes.const_data_ptr<uint8_t>();
+    args.q_offsets = args.kv_offsets = q_offsets.const_data_ptr<int32_t>();
+    args.maps = c.heads;
+    args.num_q_blocks = args.num_kv_blocks = rows;
+    args.q_len = args.kv_len = static_cast<int32_t>(c.len);
+    args.tile_queries = tile.queries, args.span_keys = tile.keys;
+    args.tiles_per_map = most_tiles(c.len, rows, tile.queries);
+    args.capacity = rows * std::max<int64_t>(1, block / tile.keys);
+    tiles = at::empty({c.heads, args.tiles_per_map, 3}, ints);
+    counts = at::empty({c.heads, rows}, ints);
+    spans = at::empty({c.heads, rows, args.capacity, 2}, ints);
+    fault = at::zeros({1}, ints);
+    args.tiles = static_cast<QueryTile*>(tiles.mutable_data_ptr());
+    args.counts = counts.mutable_data_ptr<int32_t>();
+    args.spans = static_cast<KeySpan*>(spans.mutable_data_ptr());
+    args.fault = fault.mutable_data_ptr<int32_t>();
+    make();
+    const at::Tensor size = (q_offsets.slice(0, 1) - q_offsets.slice(0, 0, -1)).to(at::kDouble);
+    const at::Tensor pairs = classes.to(at::kDouble).matmul(size).matmul(size).sum();
+    density = pairs.item<double>() / static_cast<double>(c.heads * c.len * c.len);
+  }
+
+  void make() const {
+    const Status status = tile_lists_cuda(args, {});
+    if (!status.ok()) std::printf("FAILED: %s\n", status.message);
   }
 };
+
+// TFLOP/s of each, in this order and in the opposite one.
+std::vector<std::vector<double>> rates_of(const std::vector<Contestant>& contestants,
+                                          const at::Tensor& out, double duration) {
+  std::vector<std::vector<double>> rates(contestants.size());
+  for (int pass = 0; pass < 2; ++pass) {
+    for (size_t i = 0; i < contestants.size(); ++i) {
+      const size_t now = pass == 0 ? i : contestants.size() - 1 - i;
+      const double seconds = seconds_of(contestants[now], out, duration);
+      rates[now].push_back(contestants[now].products / seconds * 1e-12);
+    }
+  }
+  return rates;
+}
+
+void print(const Case& c, const std::vector<Contestant>& contestants,
+           const std::vector<std::vector<double>>& rates) {
+  const double baseline = (rates[0][0] + rates[0][1]) / 2;
+  for (size_t i = 0; i < contestants.size(); ++i) {
+    std::printf("%lld x %lld x %lld x %lld | %-22s | %6.1f %6.1f | %.3f\n",
+                static_cast<long long>(c.batch), static_cast<long long>(c.heads),
+                static_cast<long long>(c.len), static_cast<long long>(c.dim),
+                contestants[i].name.c_str(), rates[i][0], rates[i][1],
+                (rates[i][0] + rates[i][1]) / 2 / baseline);
+  }
+}
 
 void measure(const Case& c, double duration) {
   const auto options = at::TensorOptions().device(at::kCUDA).dtype(at::kBFloat16);
@@ -118,36 +156,35 @@ void measure(const Case& c, double duration) {
       {"flash", products, [&] { at::_scaled_dot_product_flash_attention(q, k, v); }});
   contestants.push_back({"dense", products, [&] { run(args); }});
   std::vector<Lists> lists;
-  lists.reserve(c.densities.size());
-  for (const double density : c.densities) {
-    const Lists& own = lists.emplace_back(c, density, q.device());
+  lists.reserve(c.maps.size());
+  for (const Sparse& map : c.maps) {
+    const Lists& own = lists.emplace_back(c, map.block, map.density, q.device());
     Sm90Args listed = args;
-    listed.lists = {own.ptr.const_data_ptr<int32_t>(),
-                    static_cast<const KeySpan*>(own.spans.const_data_ptr()), c.heads, 1};
+    listed.tile = own.tile;
+    listed.lists = {own.args.tiles,
+                    own.args.counts,
+                    own.args.spans,
+                    own.args.tiles_per_map,
+                    own.args.num_q_blocks,
+                    own.args.capacity,
+                    0,
+                    1};
     char name[64];
-    std::snprintf(name, sizeof name, "blocks, density %.3f", own.density);
+    std::snprintf(name, sizeof name, "%d-blocks, density %.3f", static_cast<int>(map.block),
+                  own.density);
     contestants.push_back({name, products * own.density, [run, listed] { run(listed); }});
   }
-  std::vector<std::vector<double>> rates(contestants.size());
-  for (int pass = 0; pass < 2; ++pass) {
-    for (size_t i = 0; i < contestants.size(); ++i) {
-      const size_t now = pass == 0 ? i : contestants.size() - 1 - i;
-      const double seconds = seconds_of(contestants[now], out, duration);
-      rates[now].push_back(contestants[now].products / seconds * 1e-12);
-    }
+  if (!lists.empty()) {  // with pairs of blocks in the place of products
+    const Lists& own = lists.back();
+    contestants.push_back({"lists, 1e12 pairs of blocks / s",
+                           static_cast<double>(own.classes.numel()), [&own] { own.make(); }});
   }
+  const std::vector<std::vector<double>> rates = rates_of(contestants, out, duration);
   run(args);
   const auto exact = std::get<0>(at::_scaled_dot_product_cudnn_attention(q, k, v, {}, false));
   const double apart = (out.to(at::kFloat) - exact.to(at::kFloat)).norm().item<double>() /
                        exact.to(at::kFloat).norm().item<double>();
-  const double baseline = (rates[0][0] + rates[0][1]) / 2;
-  for (size_t i = 0; i < contestants.size(); ++i) {
-    std::printf("%lld x %lld x %lld x %lld | %-22s | %6.1f %6.1f | %.3f\n",
-                static_cast<long long>(c.batch), static_cast<long long>(c.heads),
-                static_cast<long long>(c.len), static_cast<long long>(c.dim),
-                contestants[i].name.c_str(), rates[i][0], rates[i][1],
-                (rates[i][0] + rates[i][1]) / 2 / baseline);
-  }
+  print(c, contestants, rates);
   std::printf("dense - cuDNN, relative: %.1e\n", apart);
   std::fflush(stdout);
 }
@@ -162,9 +199,14 @@ int main(int argc, char** argv) {
   const bool quick = argc > 1 && std::strcmp(argv[1], "--quick") == 0;
   const c10::InferenceMode no_grad;
   const double duration = quick ? 0.1 : 0.4;
-  measure({1, 12, 32760, 128, {1, 0.5, 0.25, 0.1, 0.05}}, duration);
-  measure({1, 24, 4608, 128, {0.25}}, duration);
-  measure({2, 30, 17776, 64, {0.25, 0.1}}, duration);
-  if (!quick) measure({1, 40, 75600, 128, {0.1}}, duration);
+  measure({1,
+           12,
+           32760,
+           128,
+           {{128, 1}, {128, 0.5}, {128, 0.25}, {128, 0.1}, {128, 0.05}, {64, 0.1}, {384, 0.1}}},
+          duration);
+  measure({1, 24, 4608, 128, {{128, 0.25}}}, duration);
+  measure({2, 30, 17776, 64, {{128, 0.25}, {64, 0.1}}}, duration);
+  if (!quick) measure({1, 40, 75600, 128, {{128, 0.1}}}, duration);
   return 0;
 }

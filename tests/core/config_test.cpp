@@ -87,6 +87,16 @@ TEST(Config, ReportsUnknownKeysInOneLine) {
   refused("ignored unknown keys", [&] { c.finish(strict); });
 }
 
+TEST(Config, RefusesUnknownOptionsWithAListOfTheKnown) {
+  Config c = config(R"({"_a":1,"known":1,"b":1})");
+  c.integer("known", 0, 0, 9);
+  c.number("also", 0);
+  refused("unknown options '_a', 'b'; known: also, known", [&] { c.refuse_unknown(); });
+  Config fine = config(R"({"known":1})");
+  fine.integer("known", 0, 0, 9);
+  EXPECT_NO_THROW(fine.refuse_unknown());
+}
+
 TEST(Config, RefusesFilesThatAreNoObject) {
   const TemporaryFolder folder;
   const fs::path path = folder.path / "config.json";

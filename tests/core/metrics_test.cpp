@@ -53,6 +53,19 @@ TEST(Metrics, MeanIsOfErrorsAndWorstIsOfFrames) {
   EXPECT_NEAR(mean.worst_ssim(), 0.5, 1e-12);
 }
 
+TEST(Metrics, LpipsIsTheMeanOverFramesOrNothing) {
+  SimilarityMean mean;
+  EXPECT_FALSE(mean.lpips());
+  mean.add({.mse = 0, .ssim = 1, .lpips = 0});
+  mean.add({.mse = 50, .ssim = 0.5, .lpips = 0.6});
+  mean.add({.mse = 10, .ssim = 0.9, .lpips = 0.3});
+  EXPECT_NEAR(*mean.lpips(), 0.3, 1e-12);
+  EXPECT_NEAR(*mean.worst_lpips(), 0.6, 1e-12);
+  mean.add({.mse = 10, .ssim = 0.9});
+  EXPECT_FALSE(mean.lpips());
+  EXPECT_FALSE(mean.worst_lpips());
+}
+
 TEST(Metrics, RefusesSizesThatDoNotFit) {
   const std::vector<uint8_t> small(10 * 20 * 3), large(20 * 20 * 3);
   test::expect_error(ErrorCode::usage, "11x11", [&] { ssim(small, small, 20, 10); });

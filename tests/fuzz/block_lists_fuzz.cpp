@@ -1,5 +1,4 @@
-// An entry for libFuzzer: cmake -DCMAKE_CXX_COMPILER=clang++ -DFOVEA_FUZZ=ON, then
-// build/bin/block_lists_fuzz -max_len=128.
+// An entry for libFuzzer; tests/README.md says how it is built and run.
 
 #include <cstdio>
 #include <cstdlib>

@@ -14,6 +14,7 @@ BlockSizes BlockSizes::read(Config& options, int64_t q, int64_t kv) {
   BlockSizes out;
   out.q = options.integer("block_q", q, 16, 1024);
   out.kv = options.integer("block_kv", kv, 16, 1024);
+  options.ignore({"tile"});  // or it would be known only where it is given
   if (options.has("tile")) out.tile = three(options, "tile", {4, 8, 8});
   return out;
 }

@@ -27,7 +27,7 @@ Contestant contestant() {
   char name[64];
   std::snprintf(name, sizeof name, "%d x %d, %d stages%s", 64 * kGroups, kKeys, kStages,
                 kHold ? ", hold" : "");
-  return {name, launch<ForwardShape<kDim, kGroups, kKeys, kStages, kHold>, Type::bf16>};
+  return {name, launch<ForwardShape<kDim, kGroups, kKeys, kStages, 0, kHold>, Type::bf16>};
 }
 
 double seconds_of(const Contestant& contestant, const Sm90Args& args) {

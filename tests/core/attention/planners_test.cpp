@@ -1,6 +1,7 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <map>
 
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
@@ -305,6 +306,40 @@ TEST_P(EveryPlanner, RefusesAMisspeltOption) {
   Json settings = options(false);
   settings["densty"] = 1;
   expect_error(ErrorCode::usage, "densty", [&] { make_planner(GetParam(), settings); });
+}
+
+// A share to keep is an option of those papers that have one.
+TEST(PlannerOptions, AreListedWhereOneIsMistaken) {
+  const std::string blocks = "block_kv, block_q, dense_layers, dense_steps, ";
+  const std::string schedule = "dense_layers, dense_steps";
+  const std::map<std::string, std::string> known = {
+      {"dense", schedule},
+      {"fps", schedule + ", precision, switch, tile, window"},
+      {"neighborhood", "causal, " + schedule + ", dilation, stride, window"},
+      {"paro", "axes, block, " + schedule + ", file, precision"},
+      {"psa", blocks + "min_exact, shares, thresholds, tile"},
+      {"radial", "block, decay, " + schedule + ", sink_frames"},
+      {"sla", blocks + "density, feature_map, linear_over, projection, tile"},
+      {"sparge", blocks + "density, similarity, sink, tile, top_p"},
+      {"svg2",
+       schedule + ", iterations, kv_clusters, later_iterations, min_kept, q_clusters, top_p"},
+      {"topk", blocks + "density, tile, top_p"},
+      {"window", schedule + ", tile, window"},
+      {"xattention", blocks + "sink, stride, tile, top_p"}};
+  for (const std::string& name : planner_names()) {
+    if (name == "saved") continue;  // names its folder first
+    ASSERT_TRUE(known.contains(name)) << name;
+    const bool has_density = known.at(name).find("density") != std::string::npos;
+    const std::string mistaken = has_density ? "densty" : "density";
+    expect_error(
+        ErrorCode::usage,
+        str("attention ", name, ": unknown option '", mistaken, "'; known: ", known.at(name)), [&] {
+          make_planner(name, {{mistaken, 0.5}});
+        });
+  }
+  expect_error(ErrorCode::usage, "unknown options '_tile', 'dense'", [] {
+    make_planner("window", {{"_tile", 1}, {"dense", 2}});
+  });
 }
 
 INSTANTIATE_TEST_SUITE_P(Planners, EveryPlanner, testing::ValuesIn(planner_names()),

@@ -72,6 +72,18 @@ TEST(AxisWindow, EqualsTheTable) {
                                                                             {6, 11}}));
 }
 
+TEST(AxisWindow, SaysWhatDoesNotFit) {
+  constexpr int64_t kHuge = int64_t{1} << 62;  // four of them are 0 in 64 bits
+  for (const AxisWindow& rule :
+       {AxisWindow{.size = 13}, AxisWindow{.size = 4, .dilation = kHuge},
+        AxisWindow{.size = 5, .dilation = 3}, AxisWindow{.size = 4, .stride = 5},
+        AxisWindow{.size = 4, .stride = 0}, AxisWindow{.size = 4, .dilation = 0},
+        AxisWindow{.size = kHuge, .stride = kHuge, .dilation = 4}}) {
+    EXPECT_FALSE(rule.fits(12)) << rule.size << " " << rule.stride << " " << rule.dilation;
+  }
+  EXPECT_TRUE((AxisWindow{.size = 4, .dilation = 3}.fits(12)));
+}
+
 // Every legal window of small axes has its size, and its own token in it.
 TEST(AxisWindow, KeepsItsSizeAndItsToken) {
   for (int64_t length = 2; length <= 16; ++length) {

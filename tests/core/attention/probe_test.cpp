@@ -1,10 +1,13 @@
 #include "core/attention/probe.h"
 
+#include <map>
+
 #include <gtest/gtest.h>
 
 #include <ATen/ATen.h>
 
 #include "core/attention/attention.h"
+#include "core/attention/executors/reference.h"
 #include "core/attention/plan_map.h"
 
 namespace fovea {
@@ -83,6 +86,85 @@ TEST(AttentionProbe, ErrorAndRecallAreThoseOfTheWholeCall) {
   EXPECT_NEAR(*probe.density(), 1 / 3.0, 1e-6);
   EXPECT_GT(probe.seconds(), 0);
 }
+
+// Options with which a planner leaves some pairs of 4x8x8 random tokens out.
+Json sparse_options(const std::string& name) {
+  const std::map<std::string, Json> own = {
+      {"fps", {{"tile", {2, 4, 4}}, {"window", {2, 4, 4}}}},
+      {"neighborhood", {{"window", {1, 3, 3}}}},
+      {"paro", {{"axes", "WHF"}, {"block", 32}}},  // keeps all without a file
+      {"psa", Json::object()},
+      {"radial", {{"block", 16}}},
+      {"sla", {{"density", 0.3}}},
+      {"sparge", {{"density", 0.4}, {"similarity", -1}}},
+      {"svg2", {{"q_clusters", 6}, {"kv_clusters", 9}, {"top_p", 0.5}}},
+      {"topk", {{"density", 0.3}}},
+      {"window", {{"tile", {2, 4, 4}}, {"window", {1, 1, 1}}}},
+      {"xattention", {{"top_p", 0.5}}}};
+  Json out = own.at(name);
+  for (const char* blocks : {"psa", "sla", "sparge", "topk", "xattention"}) {
+    if (name == blocks) out.update({{"block_q", 32}, {"block_kv", 16}});
+  }
+  return out;
+}
+
+// Products with pooled keys, a share of all: a block of n keys has n / pool of them.
+double pooled_density(const Selection& selection) {
+  double density = 0;
+  for (size_t i = 0; i < selection.summaries.size(); ++i) {
+    const int64_t pool = selection.summaries[i].pool;
+    const auto value = static_cast<int64_t>(block_class::first_summary + i);
+    const at::Tensor blocks = selection.classes.eq(value).to(at::kFloat);
+    density += blocks.mean().item<double>() / static_cast<double>(pool == 0 ? 16 : pool);
+  }
+  return density;
+}
+
+class PlannersPairs : public testing::TestWithParam<std::string> {};
+
+TEST_P(PlannersPairs, GiveDensityAndRecall) {
+  at::manual_seed(6);
+  AttentionCall call;
+  call.q_layout = call.kv_layout = TokenLayout::grid(4, 8, 8);
+  call.q = at::randn({2, 2, 256, 16});
+  call.k = at::randn({2, 2, 256, 16});
+  call.v = at::randn({2, 2, 256, 8});
+  const std::string name = GetParam();
+  Attention attention(name, sparse_options(name));
+  AttentionProbe probe;
+  AttentionPlan plan;
+  attention.set_observer(
+      [&](const AttentionCall& seen, const AttentionPlan& made, const AttentionResult& result) {
+        plan = made;
+        probe.observe(seen, made, result);
+      });
+  attention.run(call);
+  const auto& branch = std::get<SoftmaxBranch>(plan.branches[0].kind);
+  const at::Tensor pairs = exact_pairs(plan, branch, call).expand({2, 2, 256, 256}).to(at::kFloat);
+  const double density = pairs.mean().item<double>() + pooled_density(branch.selection);
+  ASSERT_TRUE(probe.density() && probe.recall());
+  if (branch.selection.predicates.empty()) {
+    EXPECT_NEAR(*probe.density(), density, 1e-5);
+  } else {  // blocks that a predicate cuts are computed as a whole
+    EXPECT_GE(*probe.density(), density);
+  }
+  const at::Tensor mass = at::softmax(at::matmul(call.q, call.k.transpose(2, 3)) / 4, 3);
+  const at::Tensor rows = at::arange(64, at::kLong) * 4;
+  const double kept = (mass * pairs).sum(3).index_select(2, rows).mean().item<double>();
+  EXPECT_NEAR(*probe.recall(), kept, 1e-5);
+  EXPECT_GT(kept, 0.01);
+  EXPECT_LT(kept, name == "paro" ? 1.001 : 0.999);
+}
+
+// All but the dense one, and `saved`, which has other planners' plans.
+std::vector<std::string> sparse_planners() {
+  std::vector<std::string> names = planner_names();
+  std::erase_if(names, [](const std::string& x) { return x == "dense" || x == "saved"; });
+  return names;
+}
+
+INSTANTIATE_TEST_SUITE_P(Of, PlannersPairs, testing::ValuesIn(sparse_planners()),
+                         [](const auto& info) { return info.param; });
 
 TEST(AttentionProbe, DenseCallsCountAsDensityOneAndOtherRolesAsNothing) {
   AttentionCall call = small_call();

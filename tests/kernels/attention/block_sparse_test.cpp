@@ -342,6 +342,7 @@ TEST(BlockSparse, ChecksEveryIndex) {
   EXPECT_TRUE(broken([](Problem& p) { p.kv_index[0] = -1; }));
   EXPECT_TRUE(broken([](Problem& p) { p.row_ptr.back() += 1; }));
   EXPECT_TRUE(broken([](Problem& p) { p.row_ptr[0] = -1; }));
+  EXPECT_TRUE(broken([](Problem& p) { p.row_ptr[1] = p.row_ptr[2] + 1; }));
   EXPECT_TRUE(broken([](Problem& p) { p.kv_block_len[2] = 500; }));
   EXPECT_TRUE(
       broken([](Problem& p) { std::fill(p.bits_offset.begin(), p.bits_offset.end(), -2); }));

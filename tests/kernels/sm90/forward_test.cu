@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <optional>
 #include <random>
@@ -21,8 +22,8 @@ struct Problem {
   int64_t batch = 1, heads = 1, kv_heads = 1, q_len = 1, kv_len = 1, dim = 128;
   DType dtype = DType::bf16;
   bool rows_first = false;
-  std::optional<double> density;  // random lists; else all keys
-  bool short_spans = false;       // of any length and place, not whole blocks
+  std::optional<double> density = std::nullopt;  // random blocks; else all keys
+  int64_t block_q = 128, block_kv = 128;         // 0: of any size
 };
 
 double round_to(DType dtype, double x) {
@@ -71,48 +72,84 @@ struct Values {
   }
 };
 
-struct Lists {
-  std::vector<int32_t> ptr;  // [batch * heads, tiles + 1]
+// A random map of blocks, per batch item and head, as it is and as lists.
+struct Blocks {
+  AttentionTile tile;
+  int64_t maps;
+  std::vector<int32_t> q_offsets, kv_offsets;  // [maps, blocks + 1]
+  int64_t nq, nk;
+  std::vector<uint8_t> classes;  // [maps, nq, nk]
+  std::vector<QueryTile> tiles;
+  std::vector<int32_t> counts;
   std::vector<KeySpan> spans;
-};
+  int64_t tiles_per_map = 0, capacity = 0;
 
-Lists random_lists(const Problem& p, AttentionTile tile, std::mt19937& random) {
-  Lists out;
-  const int64_t tiles = (p.q_len + tile.queries - 1) / tile.queries;
-  std::uniform_real_distribution<double> uniform;
-  for (int64_t map = 0; map < p.batch * p.heads; ++map) {
-    for (int64_t t = 0; t <= tiles; ++t) {
-      out.ptr.push_back(static_cast<int32_t>(out.spans.size()));
-      if (t == tiles || (t == 1 && tiles > 2)) continue;  // one tile sees nothing
-      int64_t begin = 0;
-      while (begin < p.kv_len) {
-        int64_t len = std::min<int64_t>(tile.keys, p.kv_len - begin);
-        if (p.short_spans)
-          len = std::min<int64_t>(len, 1 + static_cast<int64_t>(random() % tile.keys));
-        if (uniform(random) < *p.density) {
-          out.spans.push_back({static_cast<int32_t>(begin), static_cast<int32_t>(len)});
-        }
-        begin += len;
-      }
+  Blocks(const Problem& p, std::mt19937& random)
+      : tile(sm90_tile(p.block_q, p.block_kv)), maps(p.batch * p.heads) {
+    // Blocks of 0 are of any size, some of them empty.
+    nq = p.block_q == 0 ? 7 : (p.q_len + p.block_q - 1) / p.block_q;
+    nk = p.block_kv == 0 ? 9 : (p.kv_len + p.block_kv - 1) / p.block_kv;
+    for (int64_t map = 0; map < maps; ++map) {
+      append(q_offsets, nq, p.block_q, p.q_len, random);
+      append(kv_offsets, nk, p.block_kv, p.kv_len, random);
     }
+    std::uniform_real_distribution<double> uniform;
+    classes.resize(maps * nq * nk);
+    for (size_t i = 0; i < classes.size(); ++i) {
+      const bool row_is_empty = static_cast<int64_t>(i) / nk % nq == 1;
+      classes[i] = !row_is_empty && uniform(random) < *p.density;
+    }
+    tiles_per_map = most_tiles(p.q_len, nq, tile.queries);
+    capacity = p.kv_len / tile.keys + nk + 1;
+    tiles.resize(maps * tiles_per_map);
+    counts.resize(maps * nq);
+    spans.resize(maps * nq * capacity);
+    int32_t fault = 0;
+    tile_lists_cpu(args(p, tiles.data(), counts.data(), spans.data(), &fault));
+    EXPECT_EQ(fault, 0);
   }
-  out.spans.push_back({});  // never empty
-  return out;
-}
 
-// Whether each key of a row counts, from the lists.
-std::vector<bool> visible(const Problem& p, const std::optional<Lists>& lists, AttentionTile tile,
-                          int64_t map, int64_t row) {
-  std::vector<bool> out(p.kv_len, !lists);
-  if (!lists) return out;
-  const int64_t tiles = (p.q_len + tile.queries - 1) / tile.queries;
-  const int32_t* ptr = lists->ptr.data() + map * (tiles + 1) + row / tile.queries;
-  for (int32_t i = ptr[0]; i < ptr[1]; ++i) {
-    const KeySpan span = lists->spans[i];
-    std::fill_n(out.begin() + span.begin, span.len, true);
+  static void append(std::vector<int32_t>& out, int64_t blocks, int64_t size, int64_t len,
+                     std::mt19937& random) {
+    std::vector<int32_t> cuts;
+    for (int64_t i = 1; i < blocks; ++i) {
+      const int64_t at = size > 0 ? i * size : static_cast<int64_t>(random() % (len + 1));
+      cuts.push_back(static_cast<int32_t>(at));
+    }
+    std::sort(cuts.begin(), cuts.end());
+    out.push_back(0);
+    out.insert(out.end(), cuts.begin(), cuts.end());
+    out.push_back(static_cast<int32_t>(len));
   }
-  return out;
-}
+
+  TileListsArgs args(const Problem& p, QueryTile* tiles, int32_t* counts, KeySpan* spans,
+                     int32_t* fault) const {
+    TileListsArgs out;
+    out.classes = classes.data();
+    out.q_offsets = q_offsets.data(), out.kv_offsets = kv_offsets.data();
+    out.maps = out.q_maps = out.kv_maps = maps;
+    out.num_q_blocks = nq, out.num_kv_blocks = nk;
+    out.q_len = static_cast<int32_t>(p.q_len), out.kv_len = static_cast<int32_t>(p.kv_len);
+    out.tile_queries = tile.queries, out.span_keys = tile.keys;
+    out.tiles = tiles, out.counts = counts, out.spans = spans, out.fault = fault;
+    out.tiles_per_map = tiles_per_map, out.capacity = capacity;
+    return out;
+  }
+
+  // Whether each key of a row counts, from the map itself.
+  std::vector<bool> visible(const Problem& p, int64_t map, int64_t row) const {
+    std::vector<bool> out(p.kv_len, false);
+    const int32_t* q = q_offsets.data() + map * (nq + 1);
+    const int32_t* kv = kv_offsets.data() + map * (nk + 1);
+    int64_t block = 0;
+    while (row >= q[block + 1]) ++block;
+    for (int64_t j = 0; j < nk; ++j) {
+      if (classes[(map * nq + block) * nk + j] == 0) continue;
+      std::fill(out.begin() + kv[j], out.begin() + kv[j + 1], true);
+    }
+    return out;
+  }
+};
 
 struct Exact {
   std::vector<double> out;
@@ -163,14 +200,14 @@ void check(const Problem& p, int seed) {
   const Inputs inputs{Values(p, p.heads, p.q_len, random), Values(p, p.kv_heads, p.kv_len, random),
                       Values(p, p.kv_heads, p.kv_len, random)};
   const auto& [q, k, v] = inputs;
-  const AttentionTile tile = sm90_tile(p.dim, !p.density);
-  std::optional<Lists> lists;
-  if (p.density) lists = random_lists(p, tile, random);
+  std::optional<Blocks> blocks;
+  if (p.density) blocks.emplace(p, random);
   const DeviceArray<uint16_t> g_q(q.bits()), g_k(k.bits()), g_v(v.bits());
   const DeviceArray<uint16_t> g_out(std::vector<uint16_t>(q.values.size(), 0x7fff));
   const DeviceArray<float> g_lse(std::vector<float>(p.batch * p.heads * p.q_len, 1e9f));
-  const DeviceArray<int32_t> g_ptr(lists ? lists->ptr : std::vector<int32_t>{0});
-  const DeviceArray<KeySpan> g_spans(lists ? lists->spans : std::vector<KeySpan>{{}});
+  const DeviceArray<QueryTile> g_tiles(blocks ? blocks->tiles : std::vector<QueryTile>{{}});
+  const DeviceArray<int32_t> g_counts(blocks ? blocks->counts : std::vector<int32_t>{0});
+  const DeviceArray<KeySpan> g_spans(blocks ? blocks->spans : std::vector<KeySpan>{{}});
   Sm90Args args;
   args.batch = p.batch, args.heads = p.heads, args.kv_heads = p.kv_heads;
   args.q_len = p.q_len, args.kv_len = p.kv_len, args.dim = p.dim;
@@ -179,7 +216,11 @@ void check(const Problem& p, int seed) {
   args.out = {g_out.data(), p.dtype, out.batch_stride, out.head_stride, out.row_stride};
   args.lse = g_lse.data();
   args.sm_scale = 1 / std::sqrt(static_cast<double>(p.dim));
-  if (lists) args.lists = {g_ptr.data(), g_spans.data(), p.heads, 1};
+  if (blocks) {
+    args.tile = blocks->tile;
+    args.lists = {g_tiles.data(), g_counts.data(),  g_spans.data(), blocks->tiles_per_map,
+                  blocks->nq,     blocks->capacity, p.heads,        1};
+  }
   const Status status = block_sparse_sm90(args, {});
   ASSERT_TRUE(status.ok()) << status.message;
   const std::vector<uint16_t> result = g_out.read();
@@ -190,7 +231,8 @@ void check(const Problem& p, int seed) {
       for (int64_t row = 0; row < p.q_len; ++row) {
         const int64_t map = item * p.heads + head;
         const Exact exact =
-            exact_row(p, inputs, {item, head, row}, visible(p, lists, tile, map, row));
+            exact_row(p, inputs, {item, head, row},
+                      blocks ? blocks->visible(p, map, row) : std::vector<bool>(p.kv_len, true));
         const float got = lse[map * p.q_len + row];
         if (std::isinf(exact.lse)) {
           ASSERT_EQ(got, exact.lse) << "row " << row;
@@ -245,20 +287,72 @@ TEST_F(Sm90Forward, MoreTilesThanBlocks) {
   check({.batch = 3, .heads = 25, .kv_heads = 25, .q_len = 700, .kv_len = 90, .dim = 64}, 4);
 }
 
-TEST_F(Sm90Forward, Lists) {
+TEST_F(Sm90Forward, BlocksOfManySizes) {
+  int seed = 0;
   for (const int64_t dim : {64, 128}) {
-    for (const double density : {0.0, 0.2, 0.6, 1.0}) {
-      for (const bool short_spans : {false, true}) {
-        SCOPED_TRACE(testing::Message() << "dim " << dim << ", density " << density);
+    for (const auto& [block_q, block_kv] : std::vector<std::pair<int64_t, int64_t>>{{128, 128},
+                                                                                    {64, 64},
+                                                                                    {128, 64},
+                                                                                    {64, 128},
+                                                                                    {384, 384},
+                                                                                    {192, 192},
+                                                                                    {100, 30},
+                                                                                    {0, 0}}) {
+      for (const double density : {0.0, 0.2, 0.6, 1.0}) {
+        SCOPED_TRACE(testing::Message() << "dim " << dim << ", density " << density << ", blocks "
+                                        << block_q << " x " << block_kv);
         check({.batch = 2,
                .heads = 2,
                .kv_heads = 1,
-               .q_len = 500,
+               .q_len = 700,
                .kv_len = 1000,
                .dim = dim,
                .density = density,
-               .short_spans = short_spans},
-              5);
+               .block_q = block_q,
+               .block_kv = block_kv},
+              ++seed);
+      }
+    }
+  }
+}
+
+TEST_F(Sm90Forward, ListsOfTheDeviceAreThoseOfTheHost) {
+  for (const int64_t block : {64, 128, 0}) {
+    const Problem p{.batch = 3,
+                    .heads = 2,
+                    .q_len = 3000,
+                    .kv_len = 5000,
+                    .density = 0.3,
+                    .block_q = block,
+                    .block_kv = block};
+    std::mt19937 random(1);
+    Blocks host(p, random);
+    const auto fill = [](auto values) {  // with what no list holds
+      std::memset(values.data(), 0x7f, values.size() * sizeof(values[0]));
+      return values;
+    };
+    const DeviceArray<QueryTile> tiles(fill(host.tiles));
+    const DeviceArray<int32_t> counts(fill(host.counts)), fault(std::vector<int32_t>{0});
+    const DeviceArray<KeySpan> spans(fill(host.spans));
+    const DeviceArray<uint8_t> classes(host.classes);
+    const DeviceArray<int32_t> q_offsets(host.q_offsets), kv_offsets(host.kv_offsets);
+    TileListsArgs args = host.args(p, tiles.data(), counts.data(), spans.data(), fault.data());
+    args.classes = classes.data(), args.q_offsets = q_offsets.data();
+    args.kv_offsets = kv_offsets.data();
+    ASSERT_TRUE(tile_lists_cuda(args, {}).ok());
+    EXPECT_EQ(counts.read(), host.counts);
+    EXPECT_EQ(fault.read()[0], 0);
+    const auto same_tile = [](const QueryTile& a, const QueryTile& b) {
+      return a.begin == b.begin && a.len == b.len && a.row == b.row;
+    };
+    const std::vector<QueryTile> own_tiles = tiles.read();
+    EXPECT_TRUE(std::equal(own_tiles.begin(), own_tiles.end(), host.tiles.begin(), same_tile));
+    const std::vector<KeySpan> own_spans = spans.read();
+    for (size_t row = 0; row < host.counts.size(); ++row) {
+      for (int32_t i = 0; i < host.counts[row]; ++i) {
+        const KeySpan a = own_spans[row * host.capacity + i],
+                      b = host.spans[row * host.capacity + i];
+        ASSERT_TRUE(a.begin == b.begin && a.len == b.len) << "row " << row << ", span " << i;
       }
     }
   }

@@ -1,0 +1,104 @@
+#include "kernels/attention/tile_lists.h"
+
+#include <cuda_runtime.h>
+
+namespace fovea::kernels {
+namespace {
+
+constexpr int kWarps = 8;
+constexpr unsigned kAll = 0xffffffff;
+
+// Sum of `value` over this lane and those before it.
+__device__ int inclusive_sum(int value, int lane) {
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const int before = __shfl_up_sync(kAll, value, step);
+    if (lane >= step) value += before;
+  }
+  return value;
+}
+
+// Pieces of at most `most` rows of a block from `begin` to `end`; none of what is no such block.
+__device__ int pieces(const TileListsArgs& args, int2 block, int len, int most) {
+  if (block.x < 0 || block.y < block.x || block.y > len) {
+    *args.fault = 1;
+    return 0;
+  }
+  return (block.y - block.x + most - 1) / most;
+}
+
+/// A warp cuts the blocks of queries of a map. Grid: maps.
+__global__ void __launch_bounds__(32) cut_queries_kernel(TileListsArgs args) {
+  const int64_t map = blockIdx.x;
+  const int lane = threadIdx.x;
+  const int32_t* offsets = args.q_offsets + (args.q_maps == 1 ? 0 : map) * (args.num_q_blocks + 1);
+  QueryTile* tiles = args.tiles + map * args.tiles_per_map;
+  int64_t done = 0;
+  for (int64_t first = 0; first < args.num_q_blocks; first += 32) {
+    const int64_t row = first + lane;
+    const bool is_one = row < args.num_q_blocks;
+    const int2 block = is_one ? make_int2(offsets[row], offsets[row + 1]) : make_int2(0, 0);
+    const int own = pieces(args, block, args.q_len, args.tile_queries);
+    const int sum = inclusive_sum(own, lane);
+    for (int i = 0; i < own; ++i) {
+      const int64_t place = done + sum - own + i;
+      if (place >= args.tiles_per_map) {
+        *args.fault = 1;
+        break;
+      }
+      const int at = block.x + i * args.tile_queries;
+      tiles[place] = {at, min(args.tile_queries, block.y - at), static_cast<int32_t>(row)};
+    }
+    done += __shfl_sync(kAll, sum, 31);
+  }
+  for (int64_t place = done + lane; place < args.tiles_per_map; place += 32) tiles[place] = {};
+}
+
+/// A warp lists the keys of a row of blocks. Grid: ceil(maps * rows / kWarps).
+__global__ void __launch_bounds__(32 * kWarps) list_keys_kernel(TileListsArgs args) {
+  const int64_t of_row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  if (of_row >= args.maps * args.num_q_blocks) return;
+  const int64_t map = of_row / args.num_q_blocks;
+  const int32_t* offsets =
+      args.kv_offsets + (args.kv_maps == 1 ? 0 : map) * (args.num_kv_blocks + 1);
+  const uint8_t* classes = args.classes + of_row * args.num_kv_blocks;
+  KeySpan* spans = args.spans + of_row * args.capacity;
+  int64_t done = 0;
+  for (int64_t first = 0; first < args.num_kv_blocks; first += 32) {
+    const int64_t index = first + lane;
+    const bool is_listed = index < args.num_kv_blocks && classes[index] == args.keep;
+    const int2 block = is_listed ? make_int2(offsets[index], offsets[index + 1]) : make_int2(0, 0);
+    const int own = pieces(args, block, args.kv_len, args.span_keys);
+    const int sum = inclusive_sum(own, lane);
+    for (int i = 0; i < own; ++i) {
+      const int64_t place = done + sum - own + i;
+      if (place >= args.capacity) {
+        *args.fault = 1;
+        break;
+      }
+      const int at = block.x + i * args.span_keys;
+      spans[place] = {at, min(args.span_keys, block.y - at)};
+    }
+    done += __shfl_sync(kAll, sum, 31);
+  }
+  if (lane == 0) args.counts[of_row] = static_cast<int32_t>(min(done, args.capacity));
+}
+
+}  // namespace
+
+Status tile_lists_cuda(const TileListsArgs& args, CudaTarget target) {
+  const int64_t rows = args.maps * args.num_q_blocks;
+  if (args.maps == 0) return {};
+  const auto stream = static_cast<cudaStream_t>(target.stream);
+  cut_queries_kernel<<<static_cast<unsigned>(args.maps), 32, 0, stream>>>(args);
+  if (rows > 0) {
+    const auto blocks = static_cast<unsigned>((rows + kWarps - 1) / kWarps);
+    list_keys_kernel<<<blocks, 32 * kWarps, 0, stream>>>(args);
+  }
+  const cudaError_t code = cudaGetLastError();
+  if (code != cudaSuccess) return {StatusCode::device, cudaGetErrorString(code)};
+  return {};
+}
+
+}  // namespace fovea::kernels

@@ -1,0 +1,64 @@
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/common/status.h"
+#include "kernels/common/tensor_view.h"
+
+namespace fovea::kernels {
+
+/// Consecutive rows of k and v.
+struct KeySpan {
+  int32_t begin = 0;
+  int32_t len = 0;
+};
+
+/// Consecutive rows of q that see the same keys; none where `len` is 0.
+struct QueryTile {
+  int32_t begin = 0;
+  int32_t len = 0;
+  int32_t row = 0;  ///< of blocks, whose spans these are
+};
+
+/// Which keys tiles of queries see.
+struct TileLists {
+  const QueryTile* tiles = nullptr;  ///< [maps, tiles_per_map]; null means: all see all
+  const int32_t* counts = nullptr;   ///< [maps, rows] spans of each row
+  const KeySpan* spans = nullptr;    ///< [maps, rows, capacity], ascending
+  int64_t tiles_per_map = 0, rows = 0, capacity = 0;
+  /// The map of (batch, head) is batch * batch_stride + head * head_stride.
+  int64_t batch_stride = 0, head_stride = 0;
+};
+
+/// Makes lists from a map of blocks. Blocks of queries are cut into tiles, blocks of keys into
+/// spans; neither crosses the border of a block.
+struct TileListsArgs {
+  const uint8_t* classes = nullptr;           ///< [maps, num_q_blocks, num_kv_blocks]
+  uint8_t keep = 1;                           ///< the class of blocks that are listed
+  const int32_t* q_offsets = nullptr;         ///< [q_maps, num_q_blocks + 1], ascending
+  const int32_t* kv_offsets = nullptr;        ///< [kv_maps, num_kv_blocks + 1], ascending
+  int64_t maps = 1, q_maps = 1, kv_maps = 1;  ///< the latter are `maps` or 1
+  int64_t num_q_blocks = 0, num_kv_blocks = 0;
+  int32_t q_len = 0, kv_len = 0;
+  int32_t tile_queries = 0;  ///< most rows of a tile
+  int32_t span_keys = 0;     ///< most rows of a span
+  QueryTile* tiles = nullptr;
+  int32_t* counts = nullptr;
+  KeySpan* spans = nullptr;
+  int64_t tiles_per_map = 0;  ///< at least `most_tiles`
+  int64_t capacity = 0;       ///< spans of a row
+  /// [1] becomes 1 where a list was cut at its capacity, or a block that descends or lies outside
+  /// of the sequence was left out; else it stays as it was.
+  int32_t* fault = nullptr;
+};
+
+/// Tiles of a map with any offsets of so many blocks.
+constexpr int64_t most_tiles(int64_t q_len, int64_t num_q_blocks, int64_t tile_queries) {
+  return (q_len + tile_queries - 1) / tile_queries + num_q_blocks;
+}
+
+/// The same lists on both; arrays are on the side that computes.
+void tile_lists_cpu(const TileListsArgs& args);
+Status tile_lists_cuda(const TileListsArgs& args, CudaTarget target);
+
+}  // namespace fovea::kernels

@@ -1,0 +1,159 @@
+#include "kernels/attention/tile_lists.h"
+
+#include <algorithm>
+#include <random>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+namespace fovea::kernels {
+namespace {
+
+// Lists and what they are made from.
+struct Made {
+  std::vector<int32_t> q_offsets, kv_offsets;
+  std::vector<uint8_t> classes;
+  std::vector<QueryTile> tiles;
+  std::vector<int32_t> counts;
+  std::vector<KeySpan> spans;
+  int32_t fault = 0;
+  TileListsArgs args;
+
+  void make() {
+    args.q_offsets = q_offsets.data(), args.kv_offsets = kv_offsets.data();
+    args.classes = classes.data();
+    args.num_q_blocks = static_cast<int64_t>(q_offsets.size()) / args.q_maps - 1;
+    args.num_kv_blocks = static_cast<int64_t>(kv_offsets.size()) / args.kv_maps - 1;
+    tiles.assign(args.maps * args.tiles_per_map, {-1, -1, -1});
+    counts.assign(args.maps * args.num_q_blocks, -1);
+    spans.assign(args.maps * args.num_q_blocks * args.capacity, {-1, -1});
+    args.tiles = tiles.data(), args.counts = counts.data(), args.spans = spans.data();
+    args.fault = &fault;
+    tile_lists_cpu(args);
+  }
+};
+
+TEST(TileLists, CutsBlocksAndLeavesSkippedOnesOut) {
+  Made m;
+  m.q_offsets = {0, 130, 130, 200};
+  m.kv_offsets = {0, 64, 200};
+  m.classes = {1, 1, 1, 0, 0, 1};
+  m.args.q_len = m.args.kv_len = 200;
+  m.args.tile_queries = m.args.span_keys = 64;
+  m.args.tiles_per_map = most_tiles(200, 3, 64);
+  m.args.capacity = 4;
+  m.make();
+  EXPECT_EQ(m.fault, 0);
+  const std::vector<std::vector<int32_t>> tiles = {
+      {0, 64, 0}, {64, 64, 0}, {128, 2, 0}, {130, 64, 2}, {194, 6, 2}, {0, 0, 0}, {0, 0, 0}};
+  ASSERT_EQ(m.tiles.size(), tiles.size());
+  for (size_t i = 0; i < tiles.size(); ++i) {
+    EXPECT_EQ((std::vector{m.tiles[i].begin, m.tiles[i].len, m.tiles[i].row}), tiles[i]) << i;
+  }
+  EXPECT_EQ(m.counts, (std::vector<int32_t>{4, 1, 3}));
+  const std::vector<std::pair<int32_t, int32_t>> spans = {{0, 64}, {64, 64}, {128, 64}, {192, 8}};
+  for (size_t i = 0; i < 4; ++i) {
+    EXPECT_EQ(std::pair(m.spans[i].begin, m.spans[i].len), spans[i]);
+  }
+  for (size_t i = 0; i < 3; ++i) {  // of row 2, behind the capacity of two rows
+    EXPECT_EQ(std::pair(m.spans[8 + i].begin, m.spans[8 + i].len), spans[1 + i]);
+  }
+}
+
+std::vector<int32_t> random_offsets(int64_t maps, int32_t blocks, int32_t len,
+                                    std::mt19937& random) {
+  std::vector<int32_t> out;
+  for (int64_t map = 0; map < maps; ++map) {
+    std::vector<int32_t> own = {0, len};
+    for (int32_t i = 1; i < blocks; ++i) own.push_back(static_cast<int32_t>(random() % (len + 1)));
+    std::sort(own.begin(), own.end());
+    out.insert(out.end(), own.begin(), own.end());
+  }
+  return out;
+}
+
+TEST(TileLists, EveryPairOfRandomMapsOnce) {
+  std::mt19937 random(1);
+  for (int run = 0; run < 200; ++run) {
+    Made m;
+    const auto draw = [&](int below) { return static_cast<int32_t>(random() % below); };
+    const int32_t q_len = 1 + draw(300), kv_len = 1 + draw(300);
+    m.args.q_len = q_len, m.args.kv_len = kv_len;
+    m.args.maps = 1 + draw(3);
+    m.args.q_maps = draw(2) ? m.args.maps : 1;
+    m.args.kv_maps = draw(2) ? m.args.maps : 1;
+    const int32_t nq = 1 + draw(8), nk = 1 + draw(8);
+    m.q_offsets = random_offsets(m.args.q_maps, nq, q_len, random);
+    m.kv_offsets = random_offsets(m.args.kv_maps, nk, kv_len, random);
+    m.args.keep = static_cast<uint8_t>(1 + draw(2));
+    for (int64_t i = 0; i < m.args.maps * nq * nk; ++i) {
+      m.classes.push_back(static_cast<uint8_t>(draw(3)));
+    }
+    m.args.tile_queries = 1 + draw(70), m.args.span_keys = 1 + draw(70);
+    m.args.tiles_per_map = most_tiles(q_len, nq, m.args.tile_queries);
+    m.args.capacity = kv_len / m.args.span_keys + nk;
+    m.make();
+    ASSERT_EQ(m.fault, 0);
+    for (int64_t map = 0; map < m.args.maps; ++map) {
+      std::vector<int> times(q_len * kv_len, 0);
+      for (int64_t t = 0; t < m.args.tiles_per_map; ++t) {
+        const QueryTile tile = m.tiles[map * m.args.tiles_per_map + t];
+        ASSERT_LE(tile.len, m.args.tile_queries);
+        const int64_t row = map * nq + tile.row;
+        for (int32_t q = tile.begin; q < tile.begin + tile.len; ++q) {
+          for (int32_t i = 0; i < m.counts[row]; ++i) {
+            const KeySpan span = m.spans[row * m.args.capacity + i];
+            ASSERT_LE(span.len, m.args.span_keys);
+            for (int32_t k = span.begin; k < span.begin + span.len; ++k) ++times[q * kv_len + k];
+          }
+        }
+      }
+      const int32_t* q_own = m.q_offsets.data() + (m.args.q_maps == 1 ? 0 : map) * (nq + 1);
+      const int32_t* kv_own = m.kv_offsets.data() + (m.args.kv_maps == 1 ? 0 : map) * (nk + 1);
+      for (int32_t i = 0; i < nq; ++i) {
+        for (int32_t j = 0; j < nk; ++j) {
+          const bool listed = m.classes[(map * nq + i) * nk + j] == m.args.keep;
+          for (int32_t q = q_own[i]; q < q_own[i + 1]; ++q) {
+            for (int32_t k = kv_own[j]; k < kv_own[j + 1]; ++k) {
+              ASSERT_EQ(times[q * kv_len + k], listed ? 1 : 0);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(TileLists, WhatIsNoBlockIsLeftOutAndTold) {
+  Made good;
+  good.q_offsets = {0, 10, 20}, good.kv_offsets = {0, 10, 20};
+  good.classes = {1, 1, 1, 1};
+  good.args.q_len = good.args.kv_len = 20;
+  good.args.tile_queries = good.args.span_keys = 8;
+  good.args.tiles_per_map = 5, good.args.capacity = 4;
+  const auto fault_of = [&](auto change) {
+    Made m = good;
+    change(m);
+    m.make();
+    for (const QueryTile& tile : m.tiles)
+      EXPECT_TRUE(tile.begin >= 0 && tile.begin + tile.len <= 20);
+    for (int64_t row = 0; row < 2; ++row) {
+      for (int32_t i = 0; i < m.counts[row]; ++i) {
+        const KeySpan span = m.spans[row * m.args.capacity + i];
+        EXPECT_TRUE(span.len > 0 && span.begin >= 0 && span.begin + span.len <= 20);
+      }
+    }
+    return m.fault;
+  };
+  EXPECT_EQ(fault_of([](Made&) {}), 0);
+  EXPECT_EQ(fault_of([](Made& m) { m.kv_offsets = {0, 10, 21}; }), 1);
+  EXPECT_EQ(fault_of([](Made& m) { m.kv_offsets = {0, 30, 20}; }), 1);
+  EXPECT_EQ(fault_of([](Made& m) { m.kv_offsets = {-1, 10, 20}; }), 1);
+  EXPECT_EQ(fault_of([](Made& m) { m.q_offsets = {0, 10, 1 << 30}; }), 1);
+  EXPECT_EQ(fault_of([](Made& m) { m.q_offsets = {5, 2, 20}; }), 1);
+  EXPECT_EQ(fault_of([](Made& m) { m.args.capacity = 3; }), 1);
+  EXPECT_EQ(fault_of([](Made& m) { m.args.tiles_per_map = 3; }), 1);
+}
+
+}  // namespace
+}  // namespace fovea::kernels
