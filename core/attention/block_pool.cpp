@@ -86,6 +86,15 @@ int64_t pieces_per_block(const BlockAxis& axis, int64_t pool) {
   return pool == 0 ? 1 : std::max<int64_t>(1, (axis.max_size() + pool - 1) / pool);
 }
 
+at::Tensor piece_offsets(const BlockAxis& axis, int64_t pool) {
+  const at::Tensor blocks = axis.offsets(at::kCPU);
+  if (pool == 0) return blocks.to(at::kInt).contiguous();
+  const at::Tensor inside = at::arange(pieces_per_block(axis, pool), at::kLong) * pool;
+  const at::Tensor begins = blocks.slice(2, 0, -1).unsqueeze(3) + inside;
+  const at::Tensor all = at::minimum(begins, blocks.slice(2, 1).unsqueeze(3));
+  return at::cat({all.flatten(2), blocks.slice(2, -1)}, 2).to(at::kInt).contiguous();
+}
+
 at::Tensor piece_of_row(const BlockAxis& axis, int64_t pool, const TokenOrder& order,
                         const TokenLayout& layout, at::Device device, int64_t heads) {
   const at::Tensor rows = per_head(order.rows(layout, device), heads);

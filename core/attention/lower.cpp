@@ -14,6 +14,7 @@ namespace fovea {
 namespace {
 
 constexpr int64_t kBlock = 128;  // where a plan has no blocks of its own
+constexpr int64_t kUnit = 16;    // keys that kernels take at a time
 
 // [batch or 1, heads or 1, n] as that of one item and head.
 at::Tensor of(const at::Tensor& x, int64_t item, int64_t head, int64_t heads) {
@@ -201,6 +202,61 @@ HostLists lower_to_lists(const AttentionPlan& plan, const SoftmaxBranch& branch,
     out.row_ptr.push_back(static_cast<int64_t>(out.kv_index.size()));
   }
   if (out.bits.empty()) out.bits_offset.clear();
+  return out;
+}
+
+std::vector<int64_t> summary_places(const Selection& selection, int64_t keys) {
+  std::vector<int64_t> out;
+  int64_t end = keys;
+  for (const Summary& summary : selection.summaries) {
+    const int64_t first = out.empty() ? end : end + 1;
+    out.push_back((first + kUnit - 1) / kUnit * kUnit);
+    end = out.back() +
+          selection.kv_blocks.num_blocks() * pieces_per_block(selection.kv_blocks, summary.pool);
+  }
+  out.push_back(end);
+  return out;
+}
+
+HostLists lower_with_summaries(const AttentionPlan& plan, const SoftmaxBranch& branch,
+                               const AttentionCall& call, int64_t item) {
+  const std::vector<Summary>& summaries = branch.selection.summaries;
+  if (summaries.empty()) return lower_to_lists(plan, branch, call, item);
+  std::vector<HostLists> parts;
+  for (size_t i = 0; i <= summaries.size(); ++i) {
+    parts.push_back(
+        lower_to_lists(plan, branch, call, item, static_cast<uint8_t>(block_class::exact + i)));
+  }
+  std::vector<int64_t> places = summary_places(branch.selection, call.k.size(2));
+  places.insert(places.begin(), 0);
+  HostLists out = parts[0];
+  out.num_kv_blocks = -1;
+  // A block that nothing takes fills the gap behind each part.
+  for (const HostLists& part : parts) out.num_kv_blocks += part.num_kv_blocks + 1;
+  for (auto* list : {&out.kv_offsets, &out.kv_index}) list->clear();
+  out.row_ptr.clear();
+  out.bits_offset.clear();
+  for (int64_t map = 0; map < out.maps; ++map) {
+    for (size_t p = 0; p < parts.size(); ++p) {
+      const int64_t count = parts[p].num_kv_blocks + 1;
+      for (int64_t j = map * count; j < (map + 1) * count; ++j) {
+        out.kv_offsets.push_back(static_cast<int32_t>(places[p]) + parts[p].kv_offsets[j]);
+      }
+    }
+    for (int64_t i = 0; i <= out.num_q_blocks; ++i) {
+      out.row_ptr.push_back(static_cast<int64_t>(out.kv_index.size()));
+      int64_t first_block = 0;
+      for (size_t p = 0; p < parts.size() && i < out.num_q_blocks; ++p) {
+        const HostLists& part = parts[p];
+        const int64_t row = map * (out.num_q_blocks + 1) + i;
+        for (int64_t entry = part.row_ptr[row]; entry < part.row_ptr[row + 1]; ++entry) {
+          out.kv_index.push_back(static_cast<int32_t>(first_block + part.kv_index[entry]));
+          if (!out.bits.empty()) out.bits_offset.push_back(p == 0 ? part.bits_offset[entry] : -1);
+        }
+        first_block += part.num_kv_blocks + 1;
+      }
+    }
+  }
   return out;
 }
 

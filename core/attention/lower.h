@@ -38,4 +38,13 @@ HostLists lower_to_lists(const AttentionPlan& plan, const SoftmaxBranch& branch,
                          const AttentionCall& call, int64_t item,
                          uint8_t keys = block_class::exact);
 
+/// Where the pooled keys of each summary begin when all of them follow `keys` own ones, and where
+/// the last ones end: at multiples of 16, which the kernels take at a time, never directly behind
+/// those of the summary before.
+std::vector<int64_t> summary_places(const Selection& selection, int64_t keys);
+
+/// The same of the branch's keys and all its summaries' together, which are at `summary_places`.
+HostLists lower_with_summaries(const AttentionPlan& plan, const SoftmaxBranch& branch,
+                               const AttentionCall& call, int64_t item);
+
 }  // namespace fovea

@@ -1,26 +1,15 @@
 #include "core/ops/block_scores.h"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <c10/core/GradMode.h>
 
 #include "core/check.h"
+#include "core/ops/kernel_threads.h"
 #include "core/ops/launch.h"
-#include "core/parallel.h"
 #include "kernels/attention/block_scores.h"
 
 namespace fovea::ops {
 namespace {
-
-constexpr int64_t kAlignment = 64;
-
-void run_tasks(void*, int64_t count, kernels::Parallel::Task task, void* state) {
-  parallel_for(count, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) task(state, i);
-  });
-}
-
-kernels::Parallel all_threads() { return {run_tasks, nullptr, at::get_num_threads()}; }
 
 at::Tensor with_whole_channels(const at::Tensor& x) {
   return x.stride(-1) == 1 || x.size(-1) == 1 ? x : x.contiguous();
@@ -63,7 +52,7 @@ BlockSums block_sums(const at::Tensor& x, const BlockPositions& positions, const
   if (positions.rows.defined()) {
     order = positions.rows.to(at::kInt).contiguous();
     FOVEA_ASSERT(order.numel() == args.rows);
-    args.order = order.const_data_ptr<int32_t>();
+    args.order.rows = order.const_data_ptr<int32_t>();
   }
   if (centre.defined()) {
     middle = centre.to(at::kFloat).expand({args.batch, args.heads, 1, args.dim}).contiguous();
@@ -78,6 +67,35 @@ BlockSums block_sums(const at::Tensor& x, const BlockPositions& positions, const
   if (wanted != SumsOf::directions) args.sum = make(out.rows);
   if (wanted != SumsOf::rows) args.directions = make(out.directions);
   run("block_sums", kernels::block_sums_cpu(args, all_threads(), kernels::best_isa()));
+  return out;
+}
+
+at::Tensor piece_sums(const at::Tensor& x, const at::Tensor& rows, const at::Tensor& offsets,
+                      const at::Tensor& valid) {
+  const at::Tensor whole = with_whole_channels(x);
+  const auto stride = [](const at::Tensor& t, int64_t dim) {
+    return t.size(dim) == 1 ? 0 : t.stride(dim);
+  };
+  kernels::BlockSumsArgs args;
+  args.batch = x.size(0), args.heads = x.size(1), args.rows = x.size(2), args.dim = x.size(3);
+  args.x = view(whole);
+  const at::Tensor ends = offsets.contiguous();
+  args.offsets = ends.const_data_ptr<int32_t>();
+  args.offsets_batch_stride = stride(ends, 0), args.offsets_head_stride = stride(ends, 1);
+  args.blocks = ends.size(2) - 1;
+  at::Tensor order, mask;
+  if (rows.defined()) {
+    order = rows.contiguous();
+    args.order = {order.const_data_ptr<int32_t>(), stride(order, 0), stride(order, 1)};
+  }
+  if (valid.defined()) {
+    mask = valid.expand({args.batch, args.rows}).contiguous();
+    args.valid = mask.const_data_ptr<bool>();
+  }
+  const at::Tensor out =
+      at::empty({args.batch, args.heads, args.blocks, args.dim}, x.options().dtype(at::kFloat));
+  args.sum = out.mutable_data_ptr<float>();
+  run("piece_sums", kernels::block_sums_cpu(args, all_threads(), kernels::best_isa()));
   return out;
 }
 
@@ -117,11 +135,9 @@ at::Tensor block_shares(const at::Tensor& q, const TokenGroups& q_groups, const 
   const kernels::Parallel parallel = all_threads();
   run("block_shares", kernels::check(args));
   const int64_t bytes = kernels::block_shares_workspace_bytes(args, parallel.threads);
-  const at::Tensor memory = at::empty({bytes + kAlignment}, at::kByte);
-  auto* data = memory.mutable_data_ptr<uint8_t>();
-  data += (kAlignment - reinterpret_cast<uintptr_t>(data) % kAlignment) % kAlignment;
+  at::Tensor memory;
   run("block_shares",
-      kernels::block_shares_cpu(args, {data, bytes}, parallel, kernels::best_isa()));
+      kernels::block_shares_cpu(args, workspace_in(memory, bytes), parallel, kernels::best_isa()));
   return out;
 }
 

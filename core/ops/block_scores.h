@@ -30,6 +30,17 @@ enum class SumsOf { rows, directions, both };
 BlockSums block_sums(const at::Tensor& x, const BlockPositions& positions, const at::Tensor& centre,
                      SumsOf wanted);
 
+/// Sums of the rows of pieces, which may be those of one item and head.
+///
+/// x        [batch, heads, len, dim] fp32, fp16 or bf16, any strides
+/// rows     int32 [batch or 1, heads or 1, len] the row of each position, or undefined
+/// offsets  int32 [batch or 1, heads or 1, pieces + 1] positions; a piece may end before
+///          it begins, and is empty then
+/// valid    bool [batch or 1, len]: the rows that count, or undefined
+/// returns  fp32 [batch, heads, pieces, dim]
+at::Tensor piece_sums(const at::Tensor& x, const at::Tensor& rows, const at::Tensor& offsets,
+                      const at::Tensor& valid);
+
 /// Tokens of one side in groups of `phases` each, and groups in blocks.
 struct TokenGroups {
   at::Tensor rows;               ///< int64 [phases, groups]

@@ -10,11 +10,14 @@ namespace fovea::kernels {
 /// Sums of rows over blocks of positions, all heads of a row after each other.
 struct BlockSumsArgs {
   int64_t batch = 0, heads = 0, dim = 0;
-  int64_t rows = 0;                  ///< of x
-  HeadRows x;                        ///< [batch, heads, rows, dim]
-  const int32_t* order = nullptr;    ///< position -> row for all heads; null: positions are rows
-  const int32_t* offsets = nullptr;  ///< [blocks + 1], ascending positions
+  int64_t rows = 0;  ///< of x
+  HeadRows x;        ///< [batch, heads, rows, dim]
+  RowOrder order;    ///< [batch, heads, rows]
+  /// [batch, heads, blocks + 1] positions; a block that ends before it begins is empty
+  const int32_t* offsets = nullptr;
+  int64_t offsets_batch_stride = 0, offsets_head_stride = 0;  ///< 0 where they are shared
   int64_t blocks = 0;
+  const bool* valid = nullptr;    ///< [batch, rows]: rows that count; null: all
   const float* centre = nullptr;  ///< [batch, heads, dim], subtracted from each row; null: nothing
   float* sum = nullptr;           ///< [batch, heads, blocks, dim], or null: not wanted
   float* directions = nullptr;    ///< the same of rows divided by their lengths, or null

@@ -73,33 +73,53 @@ void add_rows(const SomeRows<T, kCount>& rows, int64_t dim, float* sum, float* d
   });
 }
 
+/// One block of heads [first, last), which share its rows.
 template <typename T>
-void sum_block(const BlockSumsArgs& args, int64_t batch, int64_t block) {
+void sum_block(const BlockSumsArgs& args, int64_t batch, int64_t block, int64_t first,
+               int64_t last) {
   const T* item = static_cast<const T*>(args.x.data) + batch * args.x.batch_stride;
+  const int32_t* order = order_of(args.order, batch, first);
+  const int32_t* offsets =
+      args.offsets + batch * args.offsets_batch_stride + first * args.offsets_head_stride + block;
+  const bool* valid = args.valid ? args.valid + batch * args.rows : nullptr;
   const auto out = [&](float* to, int64_t head) {
     return to ? to + ((batch * args.heads + head) * args.blocks + block) * args.dim : nullptr;
   };
-  for (int64_t head = 0; head < args.heads; ++head) {
+  for (int64_t head = first; head < last; ++head) {
     if (args.sum) std::fill_n(out(args.sum, head), args.dim, 0.0f);
     if (args.directions) std::fill_n(out(args.directions, head), args.dim, 0.0f);
   }
-  const auto add = [&](int64_t at, auto count) {
-    for (int64_t head = 0; head < args.heads; ++head) {
+  int64_t taken[kRowsAtOnce];
+  const auto add = [&](auto count) {
+    for (int64_t head = first; head < last; ++head) {
       SomeRows<T, count()> rows;
-      for (int r = 0; r < count(); ++r) {
-        const int64_t row = args.order ? args.order[at + r] : at + r;
-        rows.row[r] = item + head * args.x.head_stride + row * args.x.row_stride;
-      }
+      for (int r = 0; r < count(); ++r)
+        rows.row[r] = item + head * args.x.head_stride + taken[r] * args.x.row_stride;
       rows.centre = args.centre ? args.centre + (batch * args.heads + head) * args.dim : nullptr;
       add_rows(rows, args.dim, out(args.sum, head), out(args.directions, head));
     }
   };
-  int64_t at = args.offsets[block];
-  const int64_t end = args.offsets[block + 1];
-  for (; at + kRowsAtOnce <= end; at += kRowsAtOnce) {
-    add(at, std::integral_constant<int, kRowsAtOnce>());
+  int count = 0;
+  for (int64_t at = offsets[0]; at < offsets[1]; ++at) {
+    const int64_t row = order ? order[at] : at;
+    if (valid && !valid[row]) continue;
+    taken[count++] = row;
+    if (count < kRowsAtOnce) continue;
+    add(std::integral_constant<int, kRowsAtOnce>());
+    count = 0;
   }
-  for (; at < end; ++at) add(at, std::integral_constant<int, 1>());
+  for (int i = 0; i < count; ++i) {
+    taken[0] = taken[i];
+    add(std::integral_constant<int, 1>());
+  }
+}
+
+template <typename T>
+void sum_blocks(const BlockSumsArgs& args, int64_t batch, int64_t block) {
+  const bool shared = args.offsets_head_stride == 0 && args.order.head_stride == 0;
+  const int64_t at_once = shared ? args.heads : 1;
+  for (int64_t head = 0; head < args.heads; head += at_once)
+    sum_block<T>(args, batch, block, head, head + at_once);
 }
 
 /// What the tasks of one head of keys share.
@@ -326,7 +346,7 @@ void block_sums(const BlockSumsArgs& args, const Parallel& parallel) {
     using T = std::remove_pointer_t<decltype(type)>;
     run_tasks(args, parallel, args.batch * args.blocks,
               [](const BlockSumsArgs& a, int64_t task, int64_t) {
-                sum_block<T>(a, task / a.blocks, task % a.blocks);
+                sum_blocks<T>(a, task / a.blocks, task % a.blocks);
               });
   });
 }

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "kernels/attention/checks.h"
 #include "kernels/attention/cpu_variants.h"
 
 namespace fovea::kernels {
@@ -29,11 +30,17 @@ Status check(const BlockSumsArgs& args) {
     return {StatusCode::invalid, "a size is negative"};
   if (!args.x.data && args.batch * args.heads * args.rows > 0)
     return {StatusCode::invalid, "a pointer is missing"};
-  if (!ascends(args.offsets, args.blocks, args.rows))
-    return {StatusCode::invalid, "blocks leave the rows"};
-  if (args.order && !within(args.order, args.rows, args.rows))
-    return {StatusCode::invalid, "an order leaves the rows"};
-  return {};
+  if (!args.offsets) return {StatusCode::invalid, "a pointer is missing"};
+  const bool per_batch = args.offsets_batch_stride != 0, per_head = args.offsets_head_stride != 0;
+  for (int64_t b = 0; b < (per_batch ? args.batch : 1); ++b) {
+    for (int64_t h = 0; h < (per_head ? args.heads : 1); ++h) {
+      const int32_t* own =
+          args.offsets + b * args.offsets_batch_stride + h * args.offsets_head_stride;
+      if (!within(own, args.blocks + 1, args.rows + 1))
+        return {StatusCode::invalid, "blocks leave the rows"};
+    }
+  }
+  return check_order(args.order, args.batch, args.heads, args.rows);
 }
 
 Status check(const BlockSharesArgs& args) {

@@ -85,11 +85,21 @@ struct QuantizedWeights {
   int64_t largest_batch_stride = 0, largest_head_stride = 0;  ///< 0 where maps are not shared
 };
 
+/// Keys and values of fp32 behind those of k and v: pooled ones. Null data of k means none.
+struct MoreKeys {
+  HeadRows k;         ///< [batch, kv_heads, kv_len - begin, dim]
+  HeadRows v;         ///< [batch, kv_heads, kv_len - begin, value_dim]
+  int64_t own = 0;    ///< rows of the other k and v, which alone have an order
+  int64_t begin = 0;  ///< position and row of the first one: a multiple of 16, not below `own`; no
+                      ///< list may name what is between
+};
+
 /// out = softmax(sm_scale * q k^T + key_bias + bias) v over the listed pairs, and the natural
 /// logarithm of the softmax' denominator. Sums are fp32, or exact for integers; out is rounded
 /// once. Where the instruction set multiplies bf16, the softmax' weights are rounded to it for the
 /// product with bf16 values, whose divisor is the sum of the rounded ones; lse is that of the
-/// others. With quantized weights out = sum of quantized p v / sum of p, of fp32 values.
+/// others. With quantized weights out = sum of quantized p v / sum of p, of fp32 values. Values of
+/// `more` are rounded to bf16 there as well, its keys are not.
 ///
 /// The softmax is computed step by step (Milakov and Gimelshein 2018, arXiv:1805.02867), tile by
 /// tile as in FlashAttention (Dao et al. 2022, arXiv:2205.14135). A row that sees no key gets 0 and
@@ -103,6 +113,7 @@ struct BlockSparseArgs {
   HeadRows k;                      ///< [batch, kv_heads, kv_len, dim]
   ScaledIntegers q_int8, k_int8;   ///< both or none; where they are there, instead of q and k
   HeadRows v;                      ///< [batch, kv_heads, kv_len, value_dim]
+  MoreKeys more;                   ///< the last ones of kv_len; not with integers
   MutableHeadRows out;             ///< [batch, heads, q_len, value_dim], may not overlap the inputs
   float* lse = nullptr;            ///< [batch, heads, q_len], contiguous; null means not wanted
   RowOrder q_order;                ///< of heads; each row once
@@ -113,6 +124,11 @@ struct BlockSparseArgs {
   LogitBias bias;      ///< [batch, heads, q_len, kv_len] by rows of q and k
   QuantizedWeights weights;
 };
+
+/// Rows of k and v.
+inline int64_t own_keys(const BlockSparseArgs& args) {
+  return args.more.k.data ? args.more.own : args.kv_len;
+}
 
 /// How a kernel gets threads: `run` calls task(state, i) once for each i below count, at the same
 /// time where it can, and returns when all are done. Without `run` the caller's thread does it all.

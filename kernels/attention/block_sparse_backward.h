@@ -21,9 +21,11 @@ struct BlockSparseBackwardArgs {
   HeadRows grad_out;                ///< [batch, heads, q_len, value_dim]
   const float* grad_lse = nullptr;  ///< [batch, heads, q_len], contiguous; null means 0
   // Null data means not wanted. They may not overlap each other or the inputs.
-  MutableHeadRows grad_q;          ///< [batch, heads, q_len, dim]
-  MutableHeadRows grad_k;          ///< [batch, kv_heads, kv_len, dim]
-  MutableHeadRows grad_v;          ///< [batch, kv_heads, kv_len, value_dim]
+  MutableHeadRows grad_q;  ///< [batch, heads, q_len, dim]
+  MutableHeadRows grad_k;  ///< [batch, kv_heads, kv_len, dim]
+  MutableHeadRows grad_v;  ///< [batch, kv_heads, kv_len, value_dim]
+  /// fp32, of the forward's `more`; wanted where grad_k and grad_v are
+  MutableHeadRows grad_more_k, grad_more_v;
   float* grad_key_bias = nullptr;  ///< [batch, heads, kv_len], contiguous, by row of k
   float* grad_row_bias = nullptr;  ///< [batch, heads, q_len]: sums over the keys, by row of q
   /// [batch, heads, q_len, kv_len], contiguous, by rows of q and k: of every logit. Only pairs of

@@ -364,8 +364,8 @@ void chunk_task(const Job& job, int64_t task, int64_t worker) {
   const int64_t count = chunk.end - chunk.begin;
   const ChunkMemory m = chunk_memory(job, worker);
   auto& memory = *new (job.workers + worker * job.layout.worker_bytes) BackwardTileMemory;
-  const auto keys = head_view<T>(f.k, f.kv_order, batch, kv_head);
-  const auto values = head_view<T>(f.v, f.kv_order, batch, kv_head);
+  const auto keys = key_head_view<T>(f.k, f.more.k, f, batch, kv_head);
+  const auto values = key_head_view<T>(f.v, f.more.v, f, batch, kv_head);
   for (int64_t unit = 0; unit * kUnit < count; ++unit) {
     const int64_t from = chunk.begin / kUnit + unit;
     pack_key_unit(keys, f.kv_len, f.dim, from, m.keys + unit * kUnit * f.dim);
@@ -382,14 +382,18 @@ void chunk_task(const Job& job, int64_t task, int64_t worker) {
   }
   for (int64_t k = 0; k < count; ++k) {
     const int64_t row = keys.row(chunk.begin + k);
-    if (args.grad_k.data) {
-      store_row(m.grad_k + k * kRowStride, f.dim, kLn2,
-                head_of<T>(args.grad_k, batch, kv_head) + row * args.grad_k.row_stride);
-    }
-    if (args.grad_v.data) {
-      store_row(m.grad_v + k * kRowStride, f.value_dim, 1.0,
-                head_of<T>(args.grad_v, batch, kv_head) + row * args.grad_v.row_stride);
-    }
+    const auto store_gradient = [&](const float* from, int64_t channels, double factor,
+                                    const MutableHeadRows& own, const MutableHeadRows& more) {
+      if (!own.data) return;
+      if (keys.is_own(chunk.begin + k)) {
+        store_row(from, channels, factor, head_of<T>(own, batch, kv_head) + row * own.row_stride);
+      } else if (row >= keys.begin) {
+        store_row(from, channels, factor,
+                  head_of<float>(more, batch, kv_head) + (row - keys.begin) * more.row_stride);
+      }
+    };
+    store_gradient(m.grad_k + k * kRowStride, f.dim, kLn2, args.grad_k, args.grad_more_k);
+    store_gradient(m.grad_v + k * kRowStride, f.value_dim, 1.0, args.grad_v, args.grad_more_v);
   }
 }
 

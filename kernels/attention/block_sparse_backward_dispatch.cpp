@@ -46,7 +46,7 @@ Status check(const BlockSparseBackwardArgs& args) {
   if (f.q_int8.data || f.k_int8.data)
     return {StatusCode::unsupported, "integers have no gradients"};
   if (const Status s = check_permutation(f.q_order, f.batch, f.heads, f.q_len); !s.ok()) return s;
-  if (const Status s = check_permutation(f.kv_order, f.batch, f.kv_heads, f.kv_len); !s.ok())
+  if (const Status s = check_permutation(f.kv_order, f.batch, f.kv_heads, own_keys(f)); !s.ok())
     return s;
   if (f.batch > 0 && f.heads > 0 && f.q_len > 0) {
     if (!args.grad_out.data) return invalid("null grad_out");
@@ -56,6 +56,10 @@ Status check(const BlockSparseBackwardArgs& args) {
   if (args.grad_out.dtype != type) return invalid("grad_out differs from q in dtype");
   for (const MutableHeadRows* rows : {&args.grad_q, &args.grad_k, &args.grad_v}) {
     if (rows->data && rows->dtype != type) return invalid("a gradient differs from q in dtype");
+  }
+  if (f.more.k.data && (!args.grad_k.data != !args.grad_more_k.data ||
+                        !args.grad_v.data != !args.grad_more_v.data)) {
+    return invalid("a gradient of only some keys or values");
   }
   return {};
 }

@@ -59,7 +59,7 @@ Status check_each_once(const RowOrder& order, const BlockSparseArgs& args) {
 
 Status check_data(const BlockSparseArgs& args) {
   const bool has_q = args.batch > 0 && args.heads > 0 && args.q_len > 0;
-  const bool has_kv = args.batch > 0 && args.kv_heads > 0 && args.kv_len > 0;
+  const bool has_kv = args.batch > 0 && args.kv_heads > 0 && own_keys(args) > 0;
   const bool integers = args.q_int8.data || args.k_int8.data;
   if (has_q && ((!integers && !args.q.data) || !args.out.data)) return invalid("null data");
   if (has_kv && ((!integers && !args.k.data) || !args.v.data)) return invalid("null data");
@@ -68,6 +68,15 @@ Status check_data(const BlockSparseArgs& args) {
       return invalid("integers for one of q and k");
     if ((args.q_int8.data && !args.q_int8.scale) || (args.k_int8.data && !args.k_int8.scale))
       return invalid("integers without factors");
+  }
+  if (const MoreKeys& more = args.more; more.k.data) {
+    if (integers) return invalid("integers with keys behind them");
+    if (!more.v.data) return invalid("null data");
+    if (more.k.dtype != DType::f32 || more.v.dtype != DType::f32)
+      return invalid("keys behind the others are not fp32");
+    if (more.own < 0 || more.begin < more.own || more.begin % kUnit != 0 ||
+        more.begin > args.kv_len)
+      return invalid("keys behind the others begin where they cannot");
   }
   const DType type = args.out.dtype;
   if ((!integers && (args.q.dtype != type || args.k.dtype != type)) || args.v.dtype != type)
@@ -185,7 +194,8 @@ Status check(const BlockSparseArgs& args) {
   if (const Status s = check_weights(args); !s.ok()) return s;
   if (const Status s = check_order(args.q_order, args.batch, args.heads, args.q_len); !s.ok())
     return s;
-  if (const Status s = check_order(args.kv_order, args.batch, args.kv_heads, args.kv_len); !s.ok())
+  if (const Status s = check_order(args.kv_order, args.batch, args.kv_heads, own_keys(args));
+      !s.ok())
     return s;
   if (const Status s = check_each_once(args.q_order, args); !s.ok()) return s;
   return check_lists(args);

@@ -136,22 +136,51 @@ struct ProbabilitiesFor<BFloat16Product> {
 };
 #endif
 
+/// Whether the keys of a unit are multiplied as fp32 although others are not.
+template <typename Keys>
+bool is_wide(const BlockSparseArgs& args, int64_t unit) {
+  return Keys::kNumbers > 1 && args.more.k.data && unit * kUnit >= args.more.begin;
+}
+
+/// Where a packed unit of keys begins: those that are wide come last.
+template <typename Keys>
+int64_t key_unit_at(const BlockSparseArgs& args, int64_t unit) {
+  const int64_t channels = (args.dim + Keys::kNumbers - 1) / Keys::kNumbers;
+  if (!is_wide<Keys>(args, unit)) return unit * kUnit * channels;
+  return args.more.begin * channels + (unit * kUnit - args.more.begin) * args.dim;
+}
+
+/// The logits of up to four slots from number `first` on; returns how many.
+template <typename Keys>
+int64_t multiply_slots(const Tile& tile, const Step& step, int64_t first) {
+  using S = Strides<kRowStride, 1, kUnit, kLogitStride>;
+  WorkerMemory& m = tile.memory;
+  const BlockSparseArgs& args = tile.args;
+  const bool wide = is_wide<Keys>(args, step.slots[first].unit);
+  Panels k;
+  for (k.count = 0; k.count < std::min<int64_t>(kGroupUnits, step.num_slots - first); ++k.count) {
+    const int64_t unit = step.slots[first + k.count].unit;
+    if (is_wide<Keys>(args, unit) != wide) break;
+    k.panel[k.count] = tile.keys + key_unit_at<Keys>(args, unit);
+  }
+  float* logits = m.logits + first * kUnit;
+  if (Keys::kNumbers > 1 && wide) {
+    const Run all_channels{0, 0, args.dim};
+    multiply_tile<FloatProduct, S>(tile.rows, m.q_wide, k, {&all_channels, 1}, logits, KeepSums());
+  } else {
+    const Run all_channels{0, 0, (args.dim + Keys::kNumbers - 1) / Keys::kNumbers};
+    multiply_tile<Keys, S>(tile.rows, m.q, k, {&all_channels, 1}, logits,
+                           logits_of(tile, step.slots + first, k.count, Keys()));
+  }
+  return k.count;
+}
+
 /// Base-2 logits of the step's keys.
 template <typename Keys>
 void step_logits(const Tile& tile, const Step& step) {
   WorkerMemory& m = tile.memory;
   const BlockSparseArgs& args = tile.args;
-  const int64_t channels = (args.dim + Keys::kNumbers - 1) / Keys::kNumbers;
-  const Run all_channels{0, 0, channels};
-  for (int64_t s = 0; s < step.num_slots; s += kGroupUnits) {
-    Panels k;
-    k.count = std::min<int64_t>(kGroupUnits, step.num_slots - s);
-    for (int64_t u = 0; u < k.count; ++u)
-      k.panel[u] = tile.keys + step.slots[s + u].unit * kUnit * channels;
-    multiply_tile<Keys, Strides<kRowStride, 1, kUnit, kLogitStride>>(
-        tile.rows, m.q, k, {&all_channels, 1}, m.logits + s * kUnit,
-        logits_of(tile, step.slots + s, k.count, Keys()));
-  }
+  for (int64_t s = 0; s < step.num_slots;) s += multiply_slots<Keys>(tile, step, s);
   const bool biased = args.key_bias.data || args.bias.data;
   for (int64_t s = 0; s < step.num_slots; ++s) {
     const Slot& slot = step.slots[s];
@@ -293,7 +322,7 @@ HeadView<T> key_view(const BlockSparseArgs& args, int64_t batch, int64_t head) {
   if constexpr (std::is_same_v<T, int8_t>) {
     return head_view(args.k_int8, args.kv_order, batch, head);
   } else {
-    return head_view<T>(args.k, args.kv_order, batch, head);
+    return key_head_view<T>(args.k, args.more.k, args, batch, head);
   }
 }
 
@@ -314,13 +343,12 @@ void pack_task(const Job& job, int64_t task) {
   const int64_t begin = chunk * kPackUnits * kUnit;
   const int64_t end = std::min(begin + kPackUnits * kUnit, args.kv_len);
   const HeadView<K> keys = key_view<K>(args, batch, head);
-  const int64_t channels = (args.dim + Keys::kNumbers - 1) / Keys::kNumbers;
   for (int64_t unit = begin / kUnit; unit * kUnit < end; ++unit) {
-    float* to = job.keys(pair) + unit * kUnit * channels;
-    if constexpr (Keys::kNumbers == 1) {
+    float* to = job.keys(pair) + key_unit_at<Keys>(args, unit);
+    if (Keys::kNumbers == 1 || is_wide<Keys>(args, unit)) {
       pack_key_unit(keys, args.kv_len, args.dim, unit, to);
     } else {
-      pack_raw_key_unit(keys, args.kv_len, args.dim, unit, to);
+      pack_raw_key_unit(keys, own_keys(args), args.dim, unit, to);
     }
   }
   if constexpr (Keys::kNumbers == 4) {
@@ -328,7 +356,7 @@ void pack_task(const Job& job, int64_t task) {
     for (int64_t at = begin; at < end; ++at) scales[at] = keys.scale[keys.row(at)];
     for (int64_t at = end; at % kUnit != 0; ++at) scales[at] = 0;
   }
-  const auto values = head_view<V>(args.v, args.kv_order, batch, head);
+  const auto values = key_head_view<V>(args.v, args.more.v, args, batch, head);
   float* to = job.values(pair) + begin / Values::kNumbers * kUnit;
   if constexpr (Values::kNumbers == 1) {
     pack_values(values, args.value_dim, args.kv_len, {begin, end}, to);
@@ -347,6 +375,9 @@ void load_tile_queries(const Tile& tile) {
     load_queries(queries, tile.begin, tile.rows, args.dim, scale, m.q);
   } else {
     load_raw_queries(queries, tile.begin, tile.rows, args.dim, m.q);
+    if (args.more.k.data) {
+      load_queries(queries, tile.begin, tile.rows, args.dim, scale, m.q_wide);
+    }
   }
   if constexpr (N::Keys::kNumbers == 4) {
     // Keys are packed with 128 more than they are.

@@ -4,6 +4,7 @@
 
 #include "kernels/attention/backward_layout.h"
 #include "kernels/attention/block_sparse.h"
+#include "kernels/attention/product_layout.h"
 #include "kernels/attention/quantize_rows.h"
 #include "kernels/attention/shares_layout.h"
 #include "kernels/attention/work_layout.h"
@@ -32,9 +33,18 @@
   void quantize_rows(const QuantizeRowsArgs& args, const Parallel& parallel); \
   }
 
+#define FOVEA_DECLARE_PRODUCT(isa)                                                          \
+  namespace fovea::kernels::isa {                                                           \
+  void product(const ProductArgs& args, const ProductLayout& layout, unsigned char* memory, \
+               const Parallel& parallel);                                                   \
+  }
+
 FOVEA_DECLARE_BLOCK_SCORES(baseline)
 FOVEA_DECLARE_BLOCK_SCORES(avx2)
 FOVEA_DECLARE_BLOCK_SCORES(avx512)
+FOVEA_DECLARE_PRODUCT(baseline)
+FOVEA_DECLARE_PRODUCT(avx2)
+FOVEA_DECLARE_PRODUCT(avx512)
 FOVEA_DECLARE_QUANTIZE_ROWS(baseline)
 FOVEA_DECLARE_QUANTIZE_ROWS(avx2)
 FOVEA_DECLARE_QUANTIZE_ROWS(avx512)

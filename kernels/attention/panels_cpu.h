@@ -26,8 +26,14 @@ struct HeadView {
   int64_t row_stride;
   const int32_t* order;          ///< null: positions are rows
   const float* scale = nullptr;  ///< of integers, by row
+  /// Rows of fp32 that are rows `begin` and on, or null; those from `own` to there are 0.
+  const float* more = nullptr;
+  int64_t more_stride = 0, own = 0, begin = 0;
 
-  int64_t row(int64_t position) const { return order ? order[position] : position; }
+  bool is_own(int64_t position) const { return !more || position < own; }
+  int64_t row(int64_t position) const {
+    return order && is_own(position) ? order[position] : position;
+  }
   const T* at(int64_t position) const { return data + row(position) * row_stride; }
 };
 
@@ -50,10 +56,29 @@ inline HeadView<int8_t> head_view(const ScaledIntegers& rows, const RowOrder& or
           rows.scale + batch * rows.scale_batch_stride + head * rows.scale_head_stride};
 }
 
+/// The same with `more`, k or v of `args.more`, behind.
+template <typename T>
+inline HeadView<T> key_head_view(const HeadRows& rows, const HeadRows& more,
+                                 const BlockSparseArgs& args, int64_t batch, int64_t head) {
+  HeadView<T> out = head_view<T>(rows, args.kv_order, batch, head);
+  if (!args.more.k.data) return out;
+  out.more =
+      static_cast<const float*>(more.data) + batch * more.batch_stride + head * more.head_stride;
+  out.more_stride = more.row_stride;
+  out.own = args.more.own;
+  out.begin = args.more.begin;
+  return out;
+}
+
 /// `count` <= 16 channels from `channel` on of one position, as fp32; the lanes beyond get 0.
 template <typename T>
 inline Floats load_channels(const HeadView<T>& view, int64_t position, int64_t channel,
                             int64_t count) {
+  if (!view.is_own(position)) {
+    if (position < view.begin) return broadcast(0.0f);
+    const float* from = view.more + (position - view.begin) * view.more_stride + channel;
+    return count == kUnit ? load(from) : load_tail(from, count);
+  }
   const T* from = view.at(position) + channel;
   Floats x = count == kUnit ? load(from) : load_tail(from, count);
   if constexpr (std::is_same_v<T, int8_t>) x = x * broadcast(view.scale[view.row(position)]);
@@ -149,7 +174,14 @@ void pack_values(const HeadView<T>& values, int64_t channels, int64_t panel_rows
 /// partner of an odd last position is 0.
 inline void pack_value_pairs(const HeadView<BFloat16>& values, int64_t channels, int64_t panel_rows,
                              Span span, float* to) {
-  const auto load_bits = [](const BFloat16* from, int64_t count, uint16_t* bits) {
+  const auto load_bits = [&](int64_t row, int64_t c, int64_t count, uint16_t* bits) {
+    BFloat16 rounded[kUnit];
+    const BFloat16* from = rounded;
+    if (values.is_own(row)) {
+      from = values.at(row) + c;
+    } else {
+      store(rounded, load_channels(values, row, c, count));
+    }
     if (count == kUnit) {
       std::memcpy(bits, from, kUnit * sizeof(*bits));
     } else {
@@ -160,8 +192,8 @@ inline void pack_value_pairs(const HeadView<BFloat16>& values, int64_t channels,
     for (int64_t c = 0; c < channels; c += kUnit) {
       const int64_t left = std::min(kUnit, channels - c);
       uint16_t low[kUnit] = {}, high[kUnit] = {};
-      load_bits(values.at(row) + c, left, low);
-      if (row + 1 < span.end) load_bits(values.at(row + 1) + c, left, high);
+      load_bits(row, c, left, low);
+      if (row + 1 < span.end) load_bits(row + 1, c, left, high);
       uint32_t pairs[kUnit];
       for (int i = 0; i < kUnit; ++i) pairs[i] = uint32_t{low[i]} | uint32_t{high[i]} << 16;
       std::memcpy(to + c * panel_rows + (row - span.begin) / 2 * kUnit, pairs, sizeof(pairs));

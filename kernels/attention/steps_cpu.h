@@ -50,40 +50,90 @@ inline const float* bias_of(const LogitBias& bias, int64_t batch, int64_t head) 
   return bias.data ? bias.data + batch * bias.batch_stride + head * bias.head_stride : nullptr;
 }
 
-/// Adds the biases to the base-2 logits of one slot (rows `stride` apart) and puts -inf where a row
-/// does not see a key. Whatever stands there, also NaN, is replaced.
-inline void finish_slot(const QueryTile& tile, const Slot& slot, float* logits, int64_t stride) {
+/// Of 16 keys of a row's bits the visible ones, one a bit; what is beyond the words may be
+/// anything.
+inline uint32_t visible_keys(const Slot& slot, int64_t row) {
+  const uint64_t* bits = slot.bits + row * slot.bit_words;
+  const int64_t at = slot.bit_of_lane_0;
+  if (at < 0) return static_cast<uint32_t>(bits[0] << -at);
+  uint64_t out = bits[at / 64] >> (at % 64);
+  if (at % 64 > 64 - kUnit && at / 64 + 1 < slot.bit_words)
+    out |= bits[at / 64 + 1] << (64 - at % 64);
+  return static_cast<uint32_t>(out);
+}
+
+/// Biases that all rows of a slot share.
+struct SlotBias {
+  int64_t key[kUnit] = {};  ///< rows of K
+  float value[kUnit] = {};
+  bool is_zero = true;
+
+  SlotBias(const QueryTile& tile, const Slot& slot) {
+    const LogitBias& from = tile.args.key_bias;
+    const float* data = bias_of(from, tile.batch, tile.head);
+    const int64_t own = own_keys(tile.args);
+    for (int i = slot.first; i < slot.last; ++i) {
+      const int64_t position = slot.unit * kUnit + i;
+      key[i] = tile.kv_order && position < own ? tile.kv_order[position] : position;
+      if (data) value[i] = data[key[i] * from.key_stride];
+      is_zero = is_zero && value[i] == 0.0f;
+    }
+  }
+};
+
+/// finish_slot() where rows have biases of their own.
+inline void finish_biased_slot(const QueryTile& tile, const Slot& slot, const SlotBias& shared,
+                               float* logits, int64_t stride) {
   const BlockSparseArgs& args = tile.args;
-  const float* key_bias = bias_of(args.key_bias, tile.batch, tile.head);
   const float* bias = bias_of(args.bias, tile.batch, tile.head);
   const float log2e = static_cast<float>(kLog2E);
-  int64_t key[kUnit] = {};
-  float for_key[kUnit] = {};
-  for (int i = slot.first; i < slot.last; ++i) {
-    const int64_t position = slot.unit * kUnit + i;
-    key[i] = tile.kv_order ? tile.kv_order[position] : position;
-    if (key_bias) for_key[i] = key_bias[key[i] * args.key_bias.key_stride];
-  }
   const uint32_t lanes = (1u << slot.last) - (1u << slot.first);
   for (int64_t r = 0; r < tile.rows; ++r) {
-    float add[kUnit];
-    for (int i = 0; i < kUnit; ++i) add[i] = for_key[i];
-    if (bias) {
-      const int64_t position = tile.begin + r;
-      const int64_t row = tile.q_order ? tile.q_order[position] : position;
-      const float* from = bias + row * args.bias.row_stride;
-      for (int i = slot.first; i < slot.last; ++i) add[i] += from[key[i] * args.bias.key_stride];
-    }
-    uint32_t visible = lanes;
-    for (int i = slot.first; slot.bits && i < slot.last; ++i) {
-      const int64_t bit = slot.bit_of_lane_0 + i;
-      const uint64_t word = slot.bits[r * slot.bit_words + bit / 64];
-      visible &= ~(static_cast<uint32_t>(~(word >> (bit % 64)) & 1u) << i);
-    }
+    const int64_t position = tile.begin + r;
+    const int64_t row = tile.q_order ? tile.q_order[position] : position;
+    const float* from = bias + row * args.bias.row_stride;
+    float add[kUnit] = {};
+    for (int i = slot.first; i < slot.last; ++i)
+      add[i] = shared.value[i] + from[shared.key[i] * args.bias.key_stride];
+    const uint32_t visible = slot.bits ? lanes & visible_keys(slot, r) : lanes;
     float* at = logits + r * stride;
     for (int i = 0; i < kUnit; ++i)
       at[i] =
           (visible >> i & 1u) != 0 && add[i] != -kInfinity ? at[i] + add[i] * log2e : -kInfinity;
+  }
+}
+
+/// Adds the biases to the base-2 logits of one slot (rows `stride` apart) and puts -inf where a row
+/// does not see a key. Whatever stands there, also NaN, is replaced.
+inline void finish_slot(const QueryTile& tile, const Slot& slot, float* logits, int64_t stride) {
+  const SlotBias shared(tile, slot);
+  if (tile.args.bias.data) return finish_biased_slot(tile, slot, shared, logits, stride);
+  if (shared.is_zero && !slot.bits && slot.last - slot.first == kUnit) return;
+  uint32_t lanes = (1u << slot.last) - (1u << slot.first);
+  alignas(64) float add[kUnit];
+  alignas(64) uint32_t bit[kUnit];
+  for (int i = 0; i < kUnit; ++i) {
+    if (shared.value[i] == -kInfinity) lanes &= ~(1u << i);
+    add[i] = shared.value[i] * static_cast<float>(kLog2E);
+    bit[i] = 1u << i;
+  }
+  const Float hidden_logit = -kInfinity - Float{};
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    const uint32_t visible = slot.bits ? lanes & visible_keys(slot, r) : lanes;
+    for (int p = 0; p < kUnit; p += kWidth) {
+      Float x, more;
+      Word own, hidden;
+      std::memcpy(&x, logits + r * stride + p, sizeof(x));
+      std::memcpy(&more, add + p, sizeof(more));
+      std::memcpy(&own, bit + p, sizeof(own));
+      const Word seen = (Word)((own & visible) != 0u);
+      std::memcpy(&hidden, &hidden_logit, sizeof(hidden));
+      x += more;
+      Word bits;
+      std::memcpy(&bits, &x, sizeof(bits));
+      bits = (bits & seen) | (hidden & ~seen);
+      std::memcpy(logits + r * stride + p, &bits, sizeof(bits));
+    }
   }
 }
 

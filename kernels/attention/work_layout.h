@@ -17,10 +17,11 @@ constexpr int64_t kStepKeys = kStepUnits * kUnit;
 constexpr int64_t kRowStride = kMaxDim + kUnit;
 constexpr int64_t kLogitStride = kStepKeys + kUnit;
 
-/// A worker's buffers. The first and the third hold 32-bit units: a number of fp32, two of bf16, or
+/// A worker's buffers. `q` and `logits` hold 32-bit units: a number of fp32, two of bf16, or
 /// four 8-bit integers.
 struct WorkerMemory {
   float q[kTileRows * kRowStride];         ///< queries; those of fp32 times the scale
+  float q_wide[kTileRows * kRowStride];    ///< of bf16 the same as fp32, for keys of fp32
   float out[kTileRows * kRowStride];       ///< sums of p v
   float logits[kTileRows * kLogitStride];  ///< base-2 logits, then probabilities
   float q_scale[kTileRows];                ///< of integers: what makes their products base-2 logits

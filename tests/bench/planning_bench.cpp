@@ -86,7 +86,9 @@ std::vector<Line> lines(const TokenLayout& layout) {
     out.push_back(planned("xattention", {"top_p=0.1", "stride=16", q, kv}));
     out.push_back(planned("psa", {"shares=0.05,0.05,0.06,0.08", q, kv}));
     out.push_back(planned("sla", {"density=0.1", q, kv}));
+    out.push_back(planned("sla", {"density=0.1", "projection=identity", q, kv}));
   }
+  out.push_back(planned("sla", {"density=0.1", "projection=identity", "linear_over=all"}));
   out.push_back(planned("topk", {"density=0.1", "tile=4,8,4"}));
   out.push_back(planned("sparge", {"density=0.1", "similarity=-1", "tile=4,8,4"}));
   out.push_back(planned("svg2", {"top_p=0.1"}));

@@ -44,7 +44,6 @@ class Threads {
   int before_;
 };
 
-// Linear branches and pooled values are sums of LibTorch's, whose order depends on the threads.
 bool is_softmax_only(const AttentionPlan& plan) {
   return std::all_of(plan.branches.begin(), plan.branches.end(), [](const Branch& branch) {
     return std::holds_alternative<SoftmaxBranch>(branch.kind) ||
@@ -388,8 +387,8 @@ std::optional<Finding> examine(Executor& executor, const Problem& problem, Tally
     return Finding{"repeat", "other bits in the second run: " + problem.describe()};
   }
   // Threads are started anew each time, which takes longer than most problems.
-  const bool changes_threads = problem.number % 8 == 0 && is_softmax_only(problem.plan) &&
-                               promises_of(executor).same_bits_for_any_threads;
+  const bool changes_threads =
+      problem.number % 8 == 0 && promises_of(executor).same_bits_for_any_threads;
   if (problem.call.q.is_cpu() && changes_threads) {
     const Threads two(at::get_num_threads() == 2 ? 1 : 2);
     if (!same_bits(run(), result)) {

@@ -21,8 +21,7 @@ Partial finish_linear(const LinearBranch& branch, const at::Tensor& weighted,
 
 /// Why `run_block_linear` cannot run the branch, or nothing.
 std::optional<std::string> why_not_block_linear(const AttentionPlan& plan,
-                                                const LinearBranch& branch,
-                                                const AttentionCall& call);
+                                                const LinearBranch& branch);
 
 /// A linear branch in linear time: one state Σφ(k)ᵀv for all keys, or one for each block of keys,
 /// of which each block of queries adds up those that it skips (Sparse-Linear Attention, Zhang et

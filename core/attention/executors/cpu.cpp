@@ -9,10 +9,12 @@
 
 #include "core/attention/block_pool.h"
 #include "core/attention/executors/block_linear.h"
+#include "core/attention/executors/cpu_pieces.h"
 #include "core/attention/executors/cpu_softmax.h"
-#include "core/attention/executors/key_pieces.h"
+
 #include "core/attention/executors/quantized.h"
 #include "core/check.h"
+#include "core/ops/product.h"
 #include "core/ops/widened.h"
 #include "kernels/common/amx.h"
 
@@ -25,9 +27,9 @@ using ops::widened;
 constexpr int64_t kMaxTokens = std::numeric_limits<int32_t>::max() - kMaxCpuChannels;
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-// Per branch: of a softmax the lists of its keys, then those of each of its summaries.
+// Per branch: of a softmax the lists of its keys, its summaries' behind them.
 struct CpuLists : LoweredPlan {
-  std::vector<std::vector<std::shared_ptr<const SoftmaxLists>>> branches;
+  std::vector<std::shared_ptr<const SoftmaxLists>> branches;
 };
 
 bool has_padding(const TokenLayout& layout) {
@@ -41,8 +43,7 @@ bool has_padding(const TokenLayout& layout) {
 bool is_one_softmax(const AttentionPlan& plan) {
   const auto* softmax = std::get_if<SoftmaxBranch>(&plan.branches[0].kind);
   const bool weighted = !plan.group_weights.empty() && plan.group_weights[0].defined();
-  return plan.branches.size() == 1 && softmax != nullptr && !weighted &&
-         softmax->selection.summaries.empty();
+  return plan.branches.size() == 1 && softmax != nullptr && !weighted;
 }
 
 // Whether heads that share keys have blocks of their own, and so scales of their own.
@@ -52,6 +53,14 @@ bool splits_keys(const SoftmaxBranch& branch, const AttentionCall& call) {
   return blocks.num_blocks() > 0 && blocks.offsets(at::kCPU).size(1) > 1;
 }
 
+// Heads of the keys: blocks that are pooled or quantized may be those of heads that share keys.
+int64_t key_heads(const SoftmaxBranch& branch, const AttentionCall& call) {
+  const Selection& selection = branch.selection;
+  if (splits_keys(branch, call)) return call.q.size(1);
+  if (selection.summaries.empty()) return call.k.size(1);
+  return std::max(call.k.size(1), selection.kv_blocks.offsets(at::kCPU).size(1));
+}
+
 // bool [batch, 1, len, 1] or undefined: all are valid.
 at::Tensor valid_tokens(const TokenLayout& layout) {
   return has_padding(layout) ? layout.valid_mask().transpose(2, 3) : at::Tensor();
@@ -59,21 +68,21 @@ at::Tensor valid_tokens(const TokenLayout& layout) {
 
 std::shared_ptr<const SoftmaxLists> make_lists(const AttentionPlan& plan,
                                                const SoftmaxBranch& branch,
-                                               const AttentionCall& call, uint8_t keys) {
+                                               const AttentionCall& call) {
   auto out = std::make_shared<SoftmaxLists>();
   const int64_t items = lists_differ(plan, branch) ? call.q.size(0) : 1;
   for (int64_t item = 0; item < items; ++item) {
-    out->items.push_back(lower_to_lists(plan, branch, call, item, keys));
+    out->items.push_back(lower_with_summaries(plan, branch, call, item));
   }
   const auto rows = [](const TokenOrder& order, const TokenLayout& layout) {
     if (order.is_identity()) return at::Tensor();
     return order.rows(layout, at::kCPU).to(at::kInt).contiguous();
   };
   out->q_rows = rows(plan.q_order, call.q_layout);
-  if (keys == block_class::exact && !branch.keys) {
+  if (!branch.keys) {
     out->kv_rows = rows(plan.kv_order, call.kv_layout);
-    if (out->kv_rows.defined() && splits_keys(branch, call)) {
-      out->kv_rows = per_head(out->kv_rows, call.q.size(1)).contiguous();
+    if (out->kv_rows.defined()) {
+      out->kv_rows = per_head(out->kv_rows, key_heads(branch, call)).contiguous();
     }
   }
   return out;
@@ -130,14 +139,39 @@ void take_own_keys(SoftmaxInputs& inputs, const AttentionPlan& plan, const Atten
                         .squeeze(2);
 }
 
-void take_summary(SoftmaxInputs& inputs, const AttentionPlan& plan, const AttentionCall& call,
-                  const Selection& selection, size_t number) {
-  const Summary& summary = selection.summaries[number];
-  const KeyPieces pieces = pool_keys(plan, call, selection.kv_blocks, summary.pool);
-  inputs.k = pieces.k;
-  inputs.v = pieces.v;
-  const at::Tensor weight = summary.log_count ? pieces.count.log() : at::zeros_like(pieces.count);
-  inputs.key_bias = per_head(weight.masked_fill(pieces.count.eq(0), -kInfinity), call.q.size(1));
+// The pooled keys of each summary behind the call's own, and what their logits get.
+void append_summaries(SoftmaxInputs& inputs, const AttentionPlan& plan, const SoftmaxBranch& branch,
+                      const AttentionCall& call) {
+  const Selection& selection = branch.selection;
+  const int64_t batch = call.q.size(0), heads = key_heads(branch, call), keys = call.k.size(2);
+  const std::vector<int64_t> places = summary_places(selection, keys);
+  const KeyPieces pooled = pool_levels(plan, call, selection);
+  std::vector<at::Tensor> bias;
+  const auto add_bias = [&](const at::Tensor& x) {
+    bias.push_back(x.expand({batch, heads, x.size(2)}));
+  };
+  const auto zeros = [&](int64_t count) {
+    return at::zeros({1, 1, count}, call.q.options().dtype(at::kFloat));
+  };
+  add_bias(inputs.key_bias.defined() ? inputs.key_bias : zeros(keys));
+  add_bias(zeros(places[0] - keys));
+  for (size_t i = 0; i < selection.summaries.size(); ++i) {
+    const at::Tensor count =
+        pooled.count.slice(2, places[i] - places[0], places[i + 1] - places[0]);
+    const at::Tensor weight =
+        selection.summaries[i].log_count ? ops::log(count) : at::zeros_like(count);
+    add_bias(weight.masked_fill(count.eq(0), -kInfinity));
+  }
+  inputs.k = ops::spread_heads(inputs.k, heads);
+  inputs.v = ops::spread_heads(inputs.v, heads);
+  inputs.more_k = pooled.k;
+  inputs.more_v = pooled.v;
+  inputs.more_begin = places[0];
+  inputs.key_bias = per_head(at::cat(bias, 2), call.q.size(1));
+  if (!inputs.bias.defined()) return;
+  std::vector<int64_t> sizes = inputs.bias.sizes().vec();
+  sizes[3] = keys;
+  inputs.bias = at::constant_pad_nd(inputs.bias.expand(sizes), {0, places.back() - keys}, 0);
 }
 
 // Dense plans run where they are faster. What the processor has decides, not a stopwatch: equal
@@ -235,7 +269,7 @@ std::optional<std::string> CpuExecutor::why_not(const AttentionPlan& plan,
   }
   for (const Branch& branch : plan.branches) {
     if (const auto* linear = std::get_if<LinearBranch>(&branch.kind)) {
-      if (const auto reason = why_not_block_linear(plan, *linear, call)) return reason;
+      if (const auto reason = why_not_block_linear(plan, *linear)) return reason;
     }
   }
   return std::nullopt;
@@ -245,44 +279,32 @@ std::shared_ptr<const LoweredPlan> CpuExecutor::lower(const AttentionPlan& plan,
                                                       const AttentionCall& call) const {
   auto out = std::make_shared<CpuLists>();
   for (const Branch& branch : plan.branches) {
-    auto& parts = out->branches.emplace_back();
     const auto* softmax = std::get_if<SoftmaxBranch>(&branch.kind);
-    if (softmax == nullptr) continue;
-    for (size_t part = 0; part <= softmax->selection.summaries.size(); ++part) {
-      parts.push_back(
-          make_lists(plan, *softmax, call, static_cast<uint8_t>(block_class::exact + part)));
-    }
+    out->branches.push_back(softmax != nullptr ? make_lists(plan, *softmax, call) : nullptr);
   }
   return out;
 }
 
 Partial CpuExecutor::run_softmax(const AttentionPlan& plan, const SoftmaxBranch& branch,
                                  const AttentionCall& call,
-                                 const std::vector<std::shared_ptr<const SoftmaxLists>>& lists) {
-  // What is merged is rounded once, at the end.
-  const bool is_alone = is_one_softmax(plan);
-  Partial result;
-  for (size_t part = 0; part < lists.size(); ++part) {
-    SoftmaxInputs inputs;
-    if (part > 0) {
-      take_summary(inputs, plan, call, branch.selection, part - 1);
-    } else if (branch.keys) {
-      inputs.k = branch.keys->k;
-      inputs.v = branch.keys->v;
-      inputs.key_bias = branch.keys->bias;
-    } else {
-      take_own_keys(inputs, plan, call, branch.selection);
-    }
-    const at::ScalarType dtype = is_alone ? call.q.scalar_type() : at::kFloat;
-    inputs.q = call.q.to(dtype);
-    inputs.k = inputs.k.to(dtype);
-    inputs.v = inputs.v.to(dtype);
-    inputs.sm_scale = call.sm_scale.value_or(1 / std::sqrt(static_cast<double>(call.q.size(3))));
-    if (!branch.precision.is_storage()) quantize_inputs(inputs, plan, branch, call);
-    const Partial own = cpu_softmax(inputs, lists[part], workspace_);
-    result = result.out.defined() ? merge(result, own) : own;
+                                 const std::shared_ptr<const SoftmaxLists>& lists) {
+  SoftmaxInputs inputs;
+  if (branch.keys) {
+    inputs.k = branch.keys->k;
+    inputs.v = branch.keys->v;
+    inputs.key_bias = branch.keys->bias;
+  } else {
+    take_own_keys(inputs, plan, call, branch.selection);
   }
-  return result;
+  // What is merged is rounded once, at the end.
+  const at::ScalarType dtype = is_one_softmax(plan) ? call.q.scalar_type() : at::kFloat;
+  inputs.q = call.q.to(dtype);
+  inputs.k = inputs.k.to(dtype);
+  inputs.v = inputs.v.to(dtype);
+  if (!branch.selection.summaries.empty()) append_summaries(inputs, plan, branch, call);
+  inputs.sm_scale = call.sm_scale.value_or(1 / std::sqrt(static_cast<double>(call.q.size(3))));
+  if (!branch.precision.is_storage()) quantize_inputs(inputs, plan, branch, call);
+  return cpu_softmax(inputs, lists, workspace_);
 }
 
 AttentionResult CpuExecutor::run(const AttentionPlan& plan, const AttentionCall& call,
@@ -298,7 +320,7 @@ AttentionResult CpuExecutor::run(const AttentionPlan& plan, const AttentionCall&
     } else if (const auto* linear = std::get_if<LinearBranch>(&kind)) {
       parts.push_back(run_block_linear(plan, *linear, call));
     } else if (const auto* pooled = std::get_if<PooledValuesBranch>(&kind)) {
-      parts.push_back(run_pooled_values(plan, *pooled, call));
+      parts.push_back(run_pooled_values_on_cpu(plan, *pooled, call));
     } else {
       const auto& reuse = std::get<ReuseBranch>(kind);
       parts.push_back({widened(reuse.out), reuse.lse.defined() ? widened(reuse.lse) : reuse.lse});

@@ -1,6 +1,6 @@
 #pragma once
 
-#include <vector>
+#include <memory>
 
 #include "core/attention/executors/cpu_softmax.h"
 
@@ -26,8 +26,7 @@ class CpuExecutor : public Executor {
 
  private:
   Partial run_softmax(const AttentionPlan& plan, const SoftmaxBranch& branch,
-                      const AttentionCall& call,
-                      const std::vector<std::shared_ptr<const SoftmaxLists>>& lists);
+                      const AttentionCall& call, const std::shared_ptr<const SoftmaxLists>& lists);
 
   at::Tensor workspace_;  // kept from call to call
 };

@@ -6,21 +6,20 @@
 #include <utility>
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "core/check.h"
+#include "core/ops/kernel_threads.h"
 #include "core/ops/launch.h"
-#include "core/parallel.h"
+#include "core/ops/product.h"
 #include "kernels/attention/block_sparse_backward.h"
 
 namespace fovea {
 namespace {
 
-constexpr int64_t kAlignment = 64;
-
 // Valid keys at the beginning of each block [maps, blocks], for orders that leave segments where
-// they are: padding is at the end of a segment, and no block straddles two.
+// they are: padding is at the end of a segment, and no block straddles two. Blocks behind the last
+// segment are whole.
 std::vector<int32_t> block_lengths(const HostLists& lists, const TokenLayout& layout,
                                    int64_t item) {
   std::vector<int32_t> out;
@@ -37,8 +36,9 @@ std::vector<int32_t> block_lengths(const HostLists& lists, const TokenLayout& la
       const int64_t valid =
           lengths.defined() ? lengths[item].item<int64_t>() : layout.segments()[segment].capacity;
       const int64_t size = offsets[block + 1] - offsets[block];
-      out.push_back(
-          static_cast<int32_t>(std::clamp<int64_t>(begin + valid - offsets[block], 0, size)));
+      const int64_t left =
+          offsets[block] < layout.seq_len() ? begin + valid - offsets[block] : size;
+      out.push_back(static_cast<int32_t>(std::clamp<int64_t>(left, 0, size)));
     }
   }
   return out;
@@ -102,21 +102,6 @@ at::Tensor with_whole_channels(const at::Tensor& x) {
   return x.stride(3) == 1 || x.size(3) == 1 ? x : x.contiguous();
 }
 
-void run_tasks(void*, int64_t count, kernels::Parallel::Task task, void* state) {
-  parallel_for(count, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) task(state, i);
-  });
-}
-
-kernels::Workspace aligned(at::Tensor& memory, int64_t bytes) {
-  if (!memory.defined() || memory.numel() < bytes + kAlignment) {
-    memory = at::empty({bytes + kAlignment}, at::kByte);
-  }
-  auto* data = memory.mutable_data_ptr<uint8_t>();
-  data += (kAlignment - reinterpret_cast<uintptr_t>(data) % kAlignment) % kAlignment;
-  return {data, bytes};
-}
-
 kernels::MutableHeadRows written_rows_of_item(const at::Tensor& x, int64_t item) {
   if (!x.defined()) return {};
   const kernels::HeadRows rows = rows_of_item(x, item);
@@ -163,7 +148,7 @@ kernels::BlockSparseArgs args_of_item(const SoftmaxInputs& inputs, const Softmax
   args.heads = q.size(1);
   args.kv_heads = inputs.k.size(1);
   args.q_len = q.size(2);
-  args.kv_len = inputs.k.size(2);
+  args.kv_len = inputs.keys();
   args.dim = q.size(3);
   args.value_dim = inputs.v.size(3);
   if (inputs.q_int8) {
@@ -174,6 +159,10 @@ kernels::BlockSparseArgs args_of_item(const SoftmaxInputs& inputs, const Softmax
     args.k = rows_of_item(inputs.k, item);
   }
   args.v = rows_of_item(inputs.v, item);
+  if (inputs.more_k.defined()) {
+    args.more = {rows_of_item(inputs.more_k, item), rows_of_item(inputs.more_v, item),
+                 inputs.k.size(2), inputs.more_begin};
+  }
   args.out = written_rows_of_item(result.out, item);
   args.lse = result.lse[item].mutable_data_ptr<float>();
   args.q_order = order_of_item(lists.q_rows, item);
@@ -213,15 +202,15 @@ Computed make_results(const SoftmaxInputs& inputs, const SoftmaxLists& lists) {
 Computed run_forward(const SoftmaxInputs& inputs, const SoftmaxLists& lists,
                      at::Tensor& workspace) {
   const Computed computed = make_results(inputs, lists);
-  const kernels::Parallel parallel = all_threads();
+  const kernels::Parallel parallel = ops::all_threads();
   std::vector<int32_t> lengths;
   for (int64_t item = 0; item < inputs.q.size(0); ++item) {
     const kernels::BlockSparseArgs args = args_of_item(inputs, lists, computed, item, lengths);
     const kernels::Status checked = kernels::check(args);
     FOVEA_ASSERT(checked.ok(), checked.message);
     const int64_t bytes = kernels::attention_workspace_bytes(args, parallel.threads);
-    const kernels::Status status =
-        kernels::block_sparse_cpu(args, aligned(workspace, bytes), parallel, kernels::best_isa());
+    const kernels::Status status = kernels::block_sparse_cpu(
+        args, ops::workspace_in(workspace, bytes), parallel, kernels::best_isa());
     FOVEA_ASSERT(status.ok(), status.message);
   }
   return computed;
@@ -234,24 +223,17 @@ Partial with_row_bias(const Partial& result, const at::Tensor& bias) {
 // Undefined where not wanted.
 struct SoftmaxGradients {
   at::Tensor q, k, v;
-  at::Tensor of_keys;  // fp32 [batch, heads, kv_len]: those of logits, added up over the rows
+  at::Tensor of_keys;  // fp32 [batch, heads, keys]: those of logits, added up over the rows
   at::Tensor of_rows;  // fp32 [batch, heads, q_len]: added up over the keys
   at::Tensor bias;     // fp32, as the bias; 0
+  at::Tensor more_k, more_v;
 };
-
-// One number after the other, in an order that no number of threads changes.
-at::Tensor summed_to(at::Tensor x, at::IntArrayRef sizes) {
-  for (int64_t axis = 0; axis < x.dim(); ++axis) {
-    if (sizes[axis] == 1 && x.size(axis) != 1) x = x.sum(axis, /*keepdim=*/true);
-  }
-  return x;
-}
 
 // gradient  of `out`, and of `lse` where it is defined
 // wanted    defined tensors of the gradients' shapes
 void run_backward(const SoftmaxInputs& inputs, const SoftmaxLists& lists, const Computed& computed,
                   const Partial& gradient, const SoftmaxGradients& wanted) {
-  const kernels::Parallel parallel = all_threads();
+  const kernels::Parallel parallel = ops::all_threads();
   std::vector<int32_t> lengths;
   at::Tensor workspace;
   const auto numbers = [](const at::Tensor& x, int64_t item) {
@@ -265,23 +247,25 @@ void run_backward(const SoftmaxInputs& inputs, const SoftmaxLists& lists, const 
     args.grad_q = written_rows_of_item(wanted.q, item);
     args.grad_k = written_rows_of_item(wanted.k, item);
     args.grad_v = written_rows_of_item(wanted.v, item);
+    args.grad_more_k = written_rows_of_item(wanted.more_k, item);
+    args.grad_more_v = written_rows_of_item(wanted.more_v, item);
     args.grad_key_bias = numbers(wanted.of_keys, item);
     args.grad_row_bias = numbers(wanted.of_rows, item);
     at::Tensor logits;
     if (wanted.bias.defined()) {
       logits =
-          at::zeros({inputs.q.size(1), inputs.q.size(2), inputs.k.size(2)}, wanted.bias.options());
+          at::zeros({inputs.q.size(1), inputs.q.size(2), inputs.keys()}, wanted.bias.options());
       args.grad_bias = logits.mutable_data_ptr<float>();
     }
     const kernels::Status checked = kernels::check(args);
     FOVEA_ASSERT(checked.ok(), checked.message);
     const int64_t bytes = kernels::attention_backward_workspace_bytes(args, parallel.threads);
     const kernels::Status status = kernels::block_sparse_backward_cpu(
-        args, aligned(workspace, bytes), parallel, kernels::best_isa());
+        args, ops::workspace_in(workspace, bytes), parallel, kernels::best_isa());
     FOVEA_ASSERT(status.ok(), status.message);
     if (!wanted.bias.defined()) continue;
     at::Tensor own = wanted.bias[wanted.bias.size(0) == 1 ? 0 : item];
-    own.add_(summed_to(logits, own.sizes()));
+    own.add_(ops::sum_to_shape(logits, own.sizes()));
   }
 }
 
@@ -301,8 +285,9 @@ struct SoftmaxTask {
 
 // What may have gradients. LibTorch is given those that are defined, in this order.
 constexpr at::Tensor SoftmaxInputs::*kDifferentiable[] = {
-    &SoftmaxInputs::q,        &SoftmaxInputs::k,    &SoftmaxInputs::v,
-    &SoftmaxInputs::key_bias, &SoftmaxInputs::bias, &SoftmaxInputs::row_bias};
+    &SoftmaxInputs::q,        &SoftmaxInputs::k,     &SoftmaxInputs::v,
+    &SoftmaxInputs::key_bias, &SoftmaxInputs::bias,  &SoftmaxInputs::row_bias,
+    &SoftmaxInputs::more_k,   &SoftmaxInputs::more_v};
 constexpr size_t kInputs = std::size(kDifferentiable);
 constexpr size_t kKeyBias = 3, kBias = 4, kRowBias = 5;
 
@@ -352,6 +337,7 @@ class Softmax : public torch::autograd::Function<Softmax> {
     const auto saved = c10::static_intrusive_pointer_cast<SavedSoftmax>(
         context->saved_data["softmax"].toCapsule());
     const variable_list tensors = context->get_saved_variables();
+    const Partial result{tensors[0], tensors[1]};
     SoftmaxInputs inputs = saved->inputs;
     for (size_t i = 0; i < kInputs; ++i) inputs.*kDifferentiable[i] = tensors[i];
     Computed computed = saved->computed;
@@ -367,14 +353,15 @@ class Softmax : public torch::autograd::Function<Softmax> {
     }
     const SoftmaxGradients out = memory_for_gradients(*context, *saved, inputs);
     run_backward(inputs, *saved->lists, computed, gradient, out);
-    std::array<at::Tensor, kInputs> all = {out.q, out.k, out.v, {}, out.bias, {}};
+    std::array<at::Tensor, kInputs> all = {out.q,    out.k, out.v,      {},
+                                           out.bias, {},    out.more_k, out.more_v};
     if (saved->needs(*context, kKeyBias)) {
-      all[kKeyBias] = summed_to(out.of_keys, inputs.key_bias.sizes());
+      all[kKeyBias] = ops::sum_to_shape(out.of_keys, inputs.key_bias.sizes());
     }
     if (saved->needs(*context, kBias) && !out.bias.defined()) {
       all[kBias] = inputs.bias.size(2) == 1
-                       ? summed_to(out.of_keys.unsqueeze(2), inputs.bias.sizes())
-                       : summed_to(out.of_rows.unsqueeze(3), inputs.bias.sizes());
+                       ? ops::sum_to_shape(out.of_keys.unsqueeze(2), inputs.bias.sizes())
+                       : ops::sum_to_shape(out.of_rows.unsqueeze(3), inputs.bias.sizes());
     }
     if (saved->needs(*context, kRowBias)) {
       all[kRowBias] = out.of_rows.defined() ? out.of_rows : of_lse(computed.result, gradient);
@@ -401,7 +388,14 @@ class Softmax : public torch::autograd::Function<Softmax> {
     const auto wanted = [&](size_t input, const at::Tensor& x) {
       return needs(input) ? at::empty(x.sizes(), x.options()) : at::Tensor();
     };
-    SoftmaxGradients out{wanted(0, inputs.q), wanted(1, inputs.k), wanted(2, inputs.v), {}, {}, {}};
+    SoftmaxGradients out;
+    out.q = wanted(0, inputs.q);
+    out.k = wanted(1, inputs.k);
+    out.v = wanted(2, inputs.v);
+    if (inputs.more_k.defined()) {  // pooled keys have gradients where the others have
+      out.more_k = wanted(1, inputs.more_k);
+      out.more_v = wanted(2, inputs.more_v);
+    }
     const bool biased = needs(kBias);
     const bool for_keys = biased && inputs.bias.size(2) == 1;
     const bool for_rows = biased && !for_keys && inputs.bias.size(3) == 1;
@@ -409,7 +403,7 @@ class Softmax : public torch::autograd::Function<Softmax> {
       return at::empty({inputs.q.size(0), inputs.q.size(1), count},
                        inputs.q.options().dtype(at::kFloat));
     };
-    if (needs(kKeyBias) || for_keys) out.of_keys = sums(inputs.k.size(2));
+    if (needs(kKeyBias) || for_keys) out.of_keys = sums(inputs.keys());
     // Of weights that are not quantized the sums over keys are what comes for the lse.
     const bool quantizes = inputs.p.format != NumberFormat::storage;
     if ((needs(kRowBias) && quantizes) || for_rows) {
@@ -422,11 +416,12 @@ class Softmax : public torch::autograd::Function<Softmax> {
 
 }  // namespace
 
-kernels::Parallel all_threads() { return {run_tasks, nullptr, at::get_num_threads()}; }
-
 Partial cpu_softmax(const SoftmaxInputs& inputs, const SharedLists& lists, at::Tensor& workspace) {
   SoftmaxInputs whole = inputs;
   for (at::Tensor* x : {&whole.q, &whole.k, &whole.v}) *x = with_whole_channels(*x);
+  for (at::Tensor* x : {&whole.more_k, &whole.more_v}) {
+    if (x->defined()) *x = x->contiguous();
+  }
   for (at::Tensor* x : {&whole.bias, &whole.key_bias}) {
     if (x->defined()) *x = x->to(at::kFloat);
   }

@@ -5,6 +5,7 @@
 #include "core/attention/block_pool.h"
 #include "core/attention/executors/cpu_softmax.h"
 #include "core/check.h"
+#include "core/ops/kernel_threads.h"
 #include "core/ops/launch.h"
 #include "kernels/attention/quantize_rows.h"
 
@@ -19,15 +20,9 @@ at::Tensor magnitudes(const at::Tensor& x, const TokenLayout& layout) {
 }
 
 // First positions of the pieces, and the number of positions: int32 [.., .., pieces + 1].
-at::Tensor piece_offsets(const Quantized& how, const OperandSide& side, int64_t len) {
+at::Tensor scale_offsets(const Quantized& how, const OperandSide& side, int64_t len) {
   if (how.unit == ScaleUnit::head) return at::tensor({int64_t{0}, len}, at::kInt).view({1, 1, 2});
-  const at::Tensor blocks = side.blocks.offsets(at::kCPU);
-  if (how.group == 0) return blocks.to(at::kInt).contiguous();
-  const int64_t count = pieces_per_block(side.blocks, how.group);
-  const at::Tensor inside = at::arange(count, at::kLong) * how.group;
-  const at::Tensor begins = blocks.slice(2, 0, -1).unsqueeze(3) + inside;
-  const at::Tensor all = at::minimum(begins, blocks.slice(2, 1).unsqueeze(3));
-  return at::cat({all.flatten(2), blocks.slice(2, -1)}, 2).to(at::kInt).contiguous();
+  return piece_offsets(side.blocks, how.group);
 }
 
 int64_t stride_of(const at::Tensor& x, int64_t axis) {
@@ -80,7 +75,7 @@ IntegerRows integer_rows(const at::Tensor& x, const Quantized& how, const Operan
     args.order = {rows.const_data_ptr<int32_t>(), stride_of(rows, 0), stride_of(rows, 1)};
   }
   if (how.unit != ScaleUnit::token) {
-    offsets = piece_offsets(how, side, x.size(2));
+    offsets = scale_offsets(how, side, x.size(2));
     args.offsets = offsets.const_data_ptr<int32_t>();
     args.num_pieces = offsets.size(2) - 1;
     args.maps = offsets.size(0) * offsets.size(1);
@@ -90,7 +85,7 @@ IntegerRows integer_rows(const at::Tensor& x, const Quantized& how, const Operan
   args.out = out.data.mutable_data_ptr<int8_t>();
   args.scale = out.scale.mutable_data_ptr<float>();
   const kernels::Status status =
-      kernels::quantize_rows_cpu(args, all_threads(), kernels::best_isa());
+      kernels::quantize_rows_cpu(args, ops::all_threads(), kernels::best_isa());
   FOVEA_ASSERT(status.ok(), status.message);
   return out;
 }

@@ -3,6 +3,8 @@
 
 #include "kernels/attention/block_scores.h"
 
+#include <memory>
+
 #include <gtest/gtest.h>
 
 #include "tests/kernels/attention/memory.h"
@@ -58,7 +60,7 @@ void expect_sums(const Shape& shape, bool ordered, bool centred) {
   BlockSumsArgs args;
   args.batch = shape.batch, args.heads = heads, args.dim = dim, args.rows = rows;
   args.x = view(x);
-  args.order = ordered ? order.data() : nullptr;
+  if (ordered) args.order.rows = order.data();
   args.offsets = offsets.data(), args.blocks = blocks;
   args.centre = centred ? centre.data() : nullptr;
   std::vector<double> sums(size, 0), directions(size, 0);
@@ -115,8 +117,49 @@ TEST(BlockSums, RefuseWhatLeavesTheRows) {
   const std::vector<int32_t> within = {0, 2};
   args.offsets = within.data();
   EXPECT_TRUE(check(args).ok());
-  args.order = order.data();
+  args.order.rows = order.data();
   EXPECT_EQ(check(args).code, StatusCode::invalid);
+}
+
+// Orders and blocks of each item and head, and rows that do not count, whatever they hold.
+TEST(BlockSums, OfBlocksPerHeadWithoutPadding) {
+  const Shape shape{.kv_len = 61, .dim = 24, .batch = 2, .kv_heads = 3, .strided = true};
+  const int64_t heads = shape.kv_heads, rows = shape.kv_len, dim = shape.dim, blocks = 5;
+  Tensor x = random_tensor(shape, heads, rows);
+  std::vector<int32_t> order, offsets;
+  for (int64_t bh = 0; bh < shape.batch * heads; ++bh) {
+    std::vector<int32_t> own(static_cast<size_t>(rows));
+    std::iota(own.begin(), own.end(), 0);
+    std::shuffle(own.begin(), own.end(), generator);
+    order.insert(order.end(), own.begin(), own.end());
+    const std::vector<int32_t> ends = random_offsets(blocks, rows);
+    offsets.insert(offsets.end(), ends.begin(), ends.end());
+  }
+  const auto valid = std::make_unique<bool[]>(static_cast<size_t>(shape.batch * rows));
+  for (int64_t i = 0; i < shape.batch * rows; ++i) {
+    valid[i] = below(3) > 0;
+    for (int64_t h = 0; h < heads && !valid[i]; ++h) x.set(i / rows, h, i % rows, 7, kNaN);
+  }
+  BlockSumsArgs args;
+  args.batch = shape.batch, args.heads = heads, args.dim = dim, args.rows = rows;
+  args.x = view(x), args.order = {order.data(), heads * rows, rows};
+  args.offsets = offsets.data(), args.blocks = blocks, args.valid = valid.get();
+  args.offsets_batch_stride = heads * (blocks + 1), args.offsets_head_stride = blocks + 1;
+  for (const Isa isa : isas()) {
+    std::vector<float> sum(static_cast<size_t>(shape.batch * heads * blocks * dim), kNaN);
+    args.sum = sum.data();
+    ASSERT_TRUE(block_sums_cpu(args, {run_on_threads, nullptr, 2}, isa).ok());
+    for (int64_t at = 0; at < static_cast<int64_t>(sum.size()); ++at) {
+      const int64_t c = at % dim, block = at / dim % blocks, bh = at / dim / blocks;
+      double expected = 0;
+      const int32_t* ends = offsets.data() + bh * (blocks + 1) + block;
+      for (int64_t i = ends[0]; i < ends[1]; ++i) {
+        const int64_t row = order[bh * rows + i];
+        if (valid[bh / heads * rows + row]) expected += x.get(bh / heads, bh % heads, row, c);
+      }
+      ASSERT_NEAR(sum[at], expected, 1e-5) << isa_name(isa) << " " << at;
+    }
+  }
 }
 
 struct Groups {

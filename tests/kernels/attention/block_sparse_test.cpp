@@ -451,5 +451,92 @@ TEST(BlockSparse, RefusesABadWorkspace) {
             StatusCode::invalid);
 }
 
+/// 40 keys, a gap of 8 and 32 more, of which lists name all but the gap.
+struct Behind {
+  static constexpr int64_t kOwn = 40, kBegin = 48, kKeys = 80, kDim = 24, kQueries = 21;
+  std::vector<float> q, k, v, bias;
+  std::vector<int32_t> order, q_offsets = {0, kQueries}, kv_offsets = {0, kOwn, kBegin, kKeys},
+                              index = {0, 2};
+  std::vector<int64_t> row_ptr = {0, 2};
+
+  Behind() {
+    std::mt19937 random(5);
+    std::normal_distribution<float> normal;
+    const auto fill = [&](std::vector<float>& x, int64_t rows) {
+      // Numbers of bf16, so that both types have the same ones.
+      for (int64_t i = 0; i < rows * kDim; ++i)
+        x.push_back(to_float(from_float<BFloat16>(normal(random))));
+    };
+    fill(q, kQueries), fill(k, kKeys), fill(v, kKeys);
+    for (int64_t i = 0; i < kKeys; ++i) bias.push_back(normal(random));
+    for (int64_t i = 0; i < kKeys; ++i) order.push_back(static_cast<int32_t>(i));
+    std::shuffle(order.begin(), order.begin() + kOwn, random);
+  }
+  /// T: the numbers of q, and of the own keys where `apart` puts the others behind them.
+  template <typename T>
+  std::vector<float> run(DType dtype, bool apart, Isa isa, int threads) const {
+    const auto as = [](const std::vector<float>& x) {
+      std::vector<T> out;
+      for (const float value : x) out.push_back(from_float<T>(value));
+      return out;
+    };
+    const std::vector<T> own_q = as(q), own_k = as(k), own_v = as(v);
+    std::vector<T> out(q.size());
+    std::vector<float> lse(kQueries);
+    BlockSparseArgs args;
+    args.batch = args.heads = args.kv_heads = 1;
+    args.q_len = kQueries, args.kv_len = kKeys, args.dim = args.value_dim = kDim;
+    args.q = {own_q.data(), dtype, 0, 0, kDim};
+    args.k = {own_k.data(), dtype, 0, 0, kDim}, args.v = {own_v.data(), dtype, 0, 0, kDim};
+    args.out = {out.data(), dtype, 0, 0, kDim}, args.lse = lse.data();
+    args.kv_order = {order.data(), 0, 0};
+    args.key_bias = {bias.data(), 0, 0, 0, 1};
+    if (apart) {
+      args.more = {{k.data() + kBegin * kDim, DType::f32, 0, 0, kDim},
+                   {v.data() + kBegin * kDim, DType::f32, 0, 0, kDim},
+                   kOwn,
+                   kBegin};
+    }
+    BlockLists& lists = args.lists;
+    lists.num_q_blocks = 1, lists.num_kv_blocks = 3, lists.num_entries = 2;
+    lists.q_offsets = q_offsets.data(), lists.kv_offsets = kv_offsets.data();
+    lists.row_ptr = row_ptr.data(), lists.kv_index = index.data();
+    EXPECT_TRUE(check(args).ok()) << check(args).message;
+    CheckedWorkspace workspace(attention_workspace_bytes(args, threads));
+    const Parallel parallel{run_on_threads, nullptr, threads};
+    EXPECT_TRUE(block_sparse_cpu(args, workspace.get(), parallel, isa).ok());
+    for (const T value : out) lse.push_back(to_float(value));
+    return lse;
+  }
+};
+
+TEST(BlockSparse, KeysBehindTheOthers) {
+  const Behind problem;
+  for (const Isa isa : isas()) {
+    const std::vector<float> whole = problem.run<float>(DType::f32, false, isa, 1);
+    EXPECT_EQ(problem.run<float>(DType::f32, true, isa, 1), whole) << isa_name(isa);
+    EXPECT_EQ(problem.run<float>(DType::f32, true, isa, 3), whole) << isa_name(isa);
+    const std::vector<float> half = problem.run<BFloat16>(DType::bf16, true, isa, 2);
+    for (size_t i = 0; i < whole.size(); ++i) {
+      const bool is_lse = i < static_cast<size_t>(Behind::kQueries);
+      ASSERT_NEAR(half[i], whole[i], is_lse ? 1e-5 : 1e-2) << isa_name(isa) << " " << i;
+    }
+  }
+}
+
+TEST(BlockSparse, RefusesKeysBehindTheOthersThatCannotBe) {
+  const std::vector<float> x(64);
+  BlockSparseArgs args;
+  args.more.k = args.more.v = {x.data(), DType::f32, 0, 0, 1};
+  args.kv_len = 20, args.dim = args.value_dim = 1, args.more.own = 10;
+  for (const int64_t begin : {0, 12, 32}) {
+    args.more.begin = begin;
+    EXPECT_EQ(check(args).code, StatusCode::invalid) << begin;
+  }
+  args.more.begin = 16;
+  args.more.v.data = nullptr;
+  EXPECT_EQ(check(args).code, StatusCode::invalid);
+}
+
 }  // namespace
 }  // namespace fovea::kernels
