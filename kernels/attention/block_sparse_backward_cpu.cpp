@@ -172,8 +172,7 @@ void add_logit_gradients(const Tile& tile, const Step& step) {
       const Run& run = step.runs[i];
       const float* ds = m.ds + r * kPairStride + run.column;
       for (int64_t k = 0; k < run.count; ++k) sum += ds[k];
-      for (int64_t k = 0; to && k < run.count; ++k)
-        to[tile.kv_order ? tile.kv_order[run.row + k] : run.row + k] = ds[k];
+      for (int64_t k = 0; to && k < run.count; ++k) to[tile.key_row(run.row + k)] = ds[k];
     }
     m.row_sums[r] += sum;
   }

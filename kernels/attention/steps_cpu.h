@@ -21,6 +21,11 @@ struct QueryTile {
   const int32_t* q_order;
   const int32_t* kv_order;
   int64_t begin, rows;  ///< positions of the queries
+
+  /// Row of K; only its own keys have an order.
+  int64_t key_row(int64_t position) const {
+    return kv_order && position < own_keys(args) ? kv_order[position] : position;
+  }
 };
 
 /// Up to 16 keys of a step: lanes [first, last) of one packed unit.
@@ -71,10 +76,8 @@ struct SlotBias {
   SlotBias(const QueryTile& tile, const Slot& slot) {
     const LogitBias& from = tile.args.key_bias;
     const float* data = bias_of(from, tile.batch, tile.head);
-    const int64_t own = own_keys(tile.args);
     for (int i = slot.first; i < slot.last; ++i) {
-      const int64_t position = slot.unit * kUnit + i;
-      key[i] = tile.kv_order && position < own ? tile.kv_order[position] : position;
+      key[i] = tile.key_row(slot.unit * kUnit + i);
       if (data) value[i] = data[key[i] * from.key_stride];
       is_zero = is_zero && value[i] == 0.0f;
     }
