@@ -1,4 +1,4 @@
-#include "kernels/attention/block_sparse_sm90.h"
+#include "kernels/attention/block_sparse_cuda.h"
 
 #include <limits>
 
@@ -10,7 +10,7 @@ namespace {
 using namespace sm90;
 
 template <typename Shape>
-Status launch_type(const Sm90Args& args, CudaTarget target) {
+Status launch_type(const CudaAttentionArgs& args, CudaTarget target) {
   return args.q.dtype == DType::bf16 ? launch<Shape, Type::bf16>(args, target)
                                      : launch<Shape, Type::f16>(args, target);
 }
@@ -28,19 +28,23 @@ template <int kDim>
 using Lists64x64 = ForwardShape<kDim, 1, 64, kDim == 64 ? 6 : 3, 1>;
 
 template <int kDim>
-Status launch_lists(const Sm90Args& args, CudaTarget target) {
+Status launch_lists(const CudaAttentionArgs& args, CudaTarget target) {
   if (args.tile == AttentionTile{128, 128}) return launch_type<Lists128x128<kDim>>(args, target);
   if (args.tile == AttentionTile{128, 64}) return launch_type<Lists128x64<kDim>>(args, target);
   if (args.tile == AttentionTile{64, 64}) return launch_type<Lists64x64<kDim>>(args, target);
   return {StatusCode::invalid, "lists of another tile"};
 }
 
-Status why_not(const Sm90Args& args) {
+Status why_not(const CudaAttentionArgs& args) {
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max() / 2;
   if (args.dim != 64 && args.dim != 128) {
     return {StatusCode::unsupported, "takes 64 or 128 channels a head"};
   }
   if (args.q.dtype == DType::f32) return {StatusCode::unsupported, "takes bf16 and fp16"};
+  if (args.more.k.data != nullptr || args.key_bias.data != nullptr || args.lists.masks != nullptr ||
+      args.out_order.rows != nullptr) {
+    return {StatusCode::unsupported, "takes plain lists"};
+  }
   if (!(args.sm_scale > 0)) return {StatusCode::unsupported, "takes scales above 0"};
   if (args.q_len > kMost || args.kv_len > kMost) {
     return {StatusCode::unsupported, "takes up to 2^30 tokens"};
@@ -55,7 +59,7 @@ AttentionTile sm90_tile(int64_t block_q, int64_t block_kv) {
   return block_kv % 128 == 0 ? AttentionTile{128, 128} : AttentionTile{128, 64};
 }
 
-Status block_sparse_sm90(const Sm90Args& args, CudaTarget target) {
+Status block_sparse_sm90(const CudaAttentionArgs& args, CudaTarget target) {
   if (const Status status = why_not(args); !status.ok()) return status;
   if (args.batch == 0 || args.heads == 0 || args.q_len == 0) return {};
   if (args.kv_len == 0) return {StatusCode::unsupported, "takes at least one key"};

@@ -2,7 +2,7 @@
 
 #include <cstdint>
 
-#include "kernels/attention/block_sparse_sm90.h"
+#include "kernels/attention/block_sparse_cuda.h"
 #include "kernels/common/fragment.cuh"
 #include "kernels/common/tma.cuh"
 #include "kernels/common/wgmma.cuh"
@@ -86,7 +86,7 @@ struct TileWork {
       spans = queries.len > 0 ? lists.counts[row] : 0;
     } else {
       const int begin = tile * Shape::kQueries;
-      queries = {begin, min(Shape::kQueries, params.q_len - begin), 0};
+      queries = {begin, min(Shape::kQueries, params.q_len - begin), 0, 0};
       spans = (kv_len + Shape::kSpan - 1) / Shape::kSpan;
     }
     steps = (spans + Shape::kPieces - 1) / Shape::kPieces;
@@ -97,7 +97,8 @@ struct TileWork {
     const int at = (steps - 1 - i) * Shape::kPieces + piece;
     if (at >= spans) return {kv_len, 0};  // the copy engine brings zeros
     if constexpr (Shape::kListed) return list[at];
-    return {at * Shape::kSpan, min(Shape::kSpan, kv_len - at * Shape::kSpan)};
+    return {at * Shape::kSpan,
+            static_cast<uint32_t>(min(Shape::kSpan, kv_len - at * Shape::kSpan))};
   }
 };
 

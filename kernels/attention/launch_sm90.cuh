@@ -38,7 +38,7 @@ inline Status map_of(const HeadRows& x, std::array<int64_t, 4> shape, Box box, C
 }
 
 template <typename Shape, Type kType>
-Status launch(const Sm90Args& args, CudaTarget target) {
+Status launch(const CudaAttentionArgs& args, CudaTarget target) {
   CUtensorMap q, k, v, out;
   const HeadRows result{args.out.data, args.out.dtype, args.out.batch_stride, args.out.head_stride,
                         args.out.row_stride};

@@ -27,7 +27,7 @@ void cut_queries(const TileListsArgs& args, int64_t map) {
         break;
       }
       const int32_t at = begin + i * args.tile_queries;
-      tiles[done++] = {at, std::min(args.tile_queries, end - at), row};
+      tiles[done++] = {at, std::min(args.tile_queries, end - at), row, i};
     }
   }
   std::fill(tiles + done, tiles + args.tiles_per_map, QueryTile{});
@@ -50,7 +50,7 @@ void list_keys(const TileListsArgs& args, int64_t map, int64_t row) {
         break;
       }
       const int32_t at = begin + i * args.span_keys;
-      spans[done++] = {at, std::min(args.span_keys, end - at)};
+      spans[done++] = {at, static_cast<uint32_t>(std::min(args.span_keys, end - at))};
     }
   }
   args.counts[of_row] = static_cast<int32_t>(done);

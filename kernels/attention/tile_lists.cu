@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(32) cut_queries_kernel(TileListsArgs args) {
         break;
       }
       const int at = block.x + i * args.tile_queries;
-      tiles[place] = {at, min(args.tile_queries, block.y - at), static_cast<int32_t>(row)};
+      tiles[place] = {at, min(args.tile_queries, block.y - at), static_cast<int32_t>(row), i};
     }
     done += __shfl_sync(kAll, sum, 31);
   }
@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(32 * kWarps) list_keys_kernel(TileListsArgs ar
         break;
       }
       const int at = block.x + i * args.span_keys;
-      spans[place] = {at, min(args.span_keys, block.y - at)};
+      spans[place] = {at, static_cast<uint32_t>(min(args.span_keys, block.y - at))};
     }
     done += __shfl_sync(kAll, sum, 31);
   }

@@ -10,15 +10,25 @@ namespace fovea::kernels {
 /// Consecutive rows of k and v.
 struct KeySpan {
   int32_t begin = 0;
-  int32_t len = 0;
+  uint32_t len : 8 = 0;
+  /// 0 where all its pairs count; else 1 + the number of the pair mask of the first tile of the
+  /// block of queries, behind which are those of the block's other tiles.
+  uint32_t mask : 24 = 0;
+  bool operator==(const KeySpan&) const = default;
 };
 
 /// Consecutive rows of q that see the same keys; none where `len` is 0.
 struct QueryTile {
   int32_t begin = 0;
   int32_t len = 0;
-  int32_t row = 0;  ///< of blocks, whose spans these are
+  int32_t row = 0;   ///< of blocks, whose spans these are
+  int32_t part = 0;  ///< number of this tile within its block
+  bool operator==(const QueryTile&) const = default;
 };
+
+/// Which keys of a span each query of a tile sees, as threads of matrix instructions hold logits:
+/// bit i of word [row][t] is key 8 (i / 2) + 2 t + i % 2 of the span.
+constexpr int kMaskWords = 4;  // of a row of queries: 128 keys
 
 /// Which keys tiles of queries see.
 struct TileLists {
@@ -28,6 +38,7 @@ struct TileLists {
   int64_t tiles_per_map = 0, rows = 0, capacity = 0;
   /// The map of (batch, head) is batch * batch_stride + head * head_stride.
   int64_t batch_stride = 0, head_stride = 0;
+  const uint32_t* masks = nullptr;  ///< [masks, queries of a tile, kMaskWords]; null: none
 };
 
 /// Makes lists from a map of blocks. Blocks of queries are cut into tiles, blocks of keys into

@@ -16,7 +16,7 @@
 #include <ATen/ATen.h>
 #include <c10/core/InferenceMode.h>
 
-#include "kernels/attention/block_sparse_sm90.h"
+#include "kernels/attention/block_sparse_cuda.h"
 
 namespace {
 
@@ -87,7 +87,7 @@ struct Lists {
     args.tile_queries = tile.queries, args.span_keys = tile.keys;
     args.tiles_per_map = most_tiles(c.len, rows, tile.queries);
     args.capacity = rows * std::max<int64_t>(1, block / tile.keys);
-    tiles = at::empty({c.heads, args.tiles_per_map, 3}, ints);
+    tiles = at::empty({c.heads, args.tiles_per_map, 4}, ints);
     counts = at::empty({c.heads, rows}, ints);
     spans = at::empty({c.heads, rows, args.capacity, 2}, ints);
     fault = at::zeros({1}, ints);
@@ -137,13 +137,13 @@ void measure(const Case& c, double duration) {
   const auto options = at::TensorOptions().device(at::kCUDA).dtype(at::kBFloat16);
   const at::Tensor q = at::randn({c.batch, c.heads, c.len, c.dim}, options);
   const at::Tensor k = at::randn_like(q), v = at::randn_like(q), out = at::empty_like(q);
-  Sm90Args args;
+  CudaAttentionArgs args;
   args.batch = c.batch, args.heads = args.kv_heads = c.heads;
   args.q_len = args.kv_len = c.len, args.dim = c.dim;
   args.q = view(q), args.k = view(k), args.v = view(v);
   args.out = {out.mutable_data_ptr(), DType::bf16, out.stride(0), out.stride(1), out.stride(2)};
   args.sm_scale = 1 / std::sqrt(static_cast<double>(c.dim));
-  const auto run = [](const Sm90Args& a) {
+  const auto run = [](const CudaAttentionArgs& a) {
     const Status status = block_sparse_sm90(a, {});
     if (!status.ok()) std::printf("FAILED: %s\n", status.message);
   };
@@ -159,7 +159,7 @@ void measure(const Case& c, double duration) {
   lists.reserve(c.maps.size());
   for (const Sparse& map : c.maps) {
     const Lists& own = lists.emplace_back(c, map.block, map.density, q.device());
-    Sm90Args listed = args;
+    CudaAttentionArgs listed = args;
     listed.tile = own.tile;
     listed.lists = {own.args.tiles,
                     own.args.counts,

@@ -18,7 +18,7 @@ using namespace fovea::kernels::sm90;
 
 struct Contestant {
   std::string name;
-  Status (*run)(const Sm90Args&, CudaTarget);
+  Status (*run)(const CudaAttentionArgs&, CudaTarget);
   std::vector<double> rates = {};
 };
 
@@ -30,7 +30,7 @@ Contestant contestant() {
   return {name, launch<ForwardShape<kDim, kGroups, kKeys, kStages, 0, kHold>, Type::bf16>};
 }
 
-double seconds_of(const Contestant& contestant, const Sm90Args& args) {
+double seconds_of(const Contestant& contestant, const CudaAttentionArgs& args) {
   constexpr double kDuration = 0.3;
   cudaEvent_t begin, end;
   cudaEventCreate(&begin), cudaEventCreate(&end);
@@ -69,7 +69,7 @@ void measure(const Problem& p, std::vector<Contestant> contestants) {
     cudaMalloc(&x, size * 2);
     cudaMemcpy(x, values.data(), size * 2, cudaMemcpyHostToDevice);
   }
-  Sm90Args args{.batch = p.batch, .heads = p.heads, .kv_heads = p.heads};
+  CudaAttentionArgs args{.batch = p.batch, .heads = p.heads, .kv_heads = p.heads};
   args.q_len = args.kv_len = p.len, args.dim = p.dim;
   const auto view = [&](const void* x) {
     return HeadRows{x, DType::bf16, p.heads * p.len * p.dim, p.len * p.dim, p.dim};

@@ -24,9 +24,9 @@ struct Made {
     args.classes = classes.data();
     args.num_q_blocks = static_cast<int64_t>(q_offsets.size()) / args.q_maps - 1;
     args.num_kv_blocks = static_cast<int64_t>(kv_offsets.size()) / args.kv_maps - 1;
-    tiles.assign(args.maps * args.tiles_per_map, {-1, -1, -1});
+    tiles.assign(args.maps * args.tiles_per_map, {-1, -1, -1, -1});
     counts.assign(args.maps * args.num_q_blocks, -1);
-    spans.assign(args.maps * args.num_q_blocks * args.capacity, {-1, -1});
+    spans.assign(args.maps * args.num_q_blocks * args.capacity, {-1, 255, 1});
     args.tiles = tiles.data(), args.counts = counts.data(), args.spans = spans.data();
     args.fault = &fault;
     tile_lists_cpu(args);
@@ -44,20 +44,15 @@ TEST(TileLists, CutsBlocksAndLeavesSkippedOnesOut) {
   m.args.capacity = 4;
   m.make();
   EXPECT_EQ(m.fault, 0);
-  const std::vector<std::vector<int32_t>> tiles = {
-      {0, 64, 0}, {64, 64, 0}, {128, 2, 0}, {130, 64, 2}, {194, 6, 2}, {0, 0, 0}, {0, 0, 0}};
-  ASSERT_EQ(m.tiles.size(), tiles.size());
-  for (size_t i = 0; i < tiles.size(); ++i) {
-    EXPECT_EQ((std::vector{m.tiles[i].begin, m.tiles[i].len, m.tiles[i].row}), tiles[i]) << i;
-  }
+  EXPECT_EQ(
+      m.tiles,
+      (std::vector<QueryTile>{
+          {0, 64, 0, 0}, {64, 64, 0, 1}, {128, 2, 0, 2}, {130, 64, 2, 0}, {194, 6, 2, 1}, {}, {}}));
   EXPECT_EQ(m.counts, (std::vector<int32_t>{4, 1, 3}));
-  const std::vector<std::pair<int32_t, int32_t>> spans = {{0, 64}, {64, 64}, {128, 64}, {192, 8}};
-  for (size_t i = 0; i < 4; ++i) {
-    EXPECT_EQ(std::pair(m.spans[i].begin, m.spans[i].len), spans[i]);
-  }
-  for (size_t i = 0; i < 3; ++i) {  // of row 2, behind the capacity of two rows
-    EXPECT_EQ(std::pair(m.spans[8 + i].begin, m.spans[8 + i].len), spans[1 + i]);
-  }
+  const std::vector<KeySpan> spans = {{0, 64}, {64, 64}, {128, 64}, {192, 8}};
+  EXPECT_TRUE(std::equal(spans.begin(), spans.end(), m.spans.begin()));
+  // Of row 2, behind the capacity of two rows.
+  EXPECT_TRUE(std::equal(spans.begin() + 1, spans.end(), m.spans.begin() + 8));
 }
 
 std::vector<int32_t> random_offsets(int64_t maps, int32_t blocks, int32_t len,
@@ -104,7 +99,8 @@ TEST(TileLists, EveryPairOfRandomMapsOnce) {
           for (int32_t i = 0; i < m.counts[row]; ++i) {
             const KeySpan span = m.spans[row * m.args.capacity + i];
             ASSERT_LE(span.len, m.args.span_keys);
-            for (int32_t k = span.begin; k < span.begin + span.len; ++k) ++times[q * kv_len + k];
+            for (int32_t k = span.begin; k < span.begin + static_cast<int32_t>(span.len); ++k)
+              ++times[q * kv_len + k];
           }
         }
       }

@@ -11,7 +11,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-#include "kernels/attention/block_sparse_sm90.h"
+#include "kernels/attention/block_sparse_cuda.h"
 #include "tests/kernels/sm90/device_array.h"
 
 namespace fovea::kernels {
@@ -208,7 +208,7 @@ void check(const Problem& p, int seed) {
   const DeviceArray<QueryTile> g_tiles(blocks ? blocks->tiles : std::vector<QueryTile>{{}});
   const DeviceArray<int32_t> g_counts(blocks ? blocks->counts : std::vector<int32_t>{0});
   const DeviceArray<KeySpan> g_spans(blocks ? blocks->spans : std::vector<KeySpan>{{}});
-  Sm90Args args;
+  CudaAttentionArgs args;
   args.batch = p.batch, args.heads = p.heads, args.kv_heads = p.kv_heads;
   args.q_len = p.q_len, args.kv_len = p.kv_len, args.dim = p.dim;
   args.q = q.view(g_q.data()), args.k = k.view(g_k.data()), args.v = v.view(g_v.data());
@@ -342,17 +342,12 @@ TEST_F(Sm90Forward, ListsOfTheDeviceAreThoseOfTheHost) {
     ASSERT_TRUE(tile_lists_cuda(args, {}).ok());
     EXPECT_EQ(counts.read(), host.counts);
     EXPECT_EQ(fault.read()[0], 0);
-    const auto same_tile = [](const QueryTile& a, const QueryTile& b) {
-      return a.begin == b.begin && a.len == b.len && a.row == b.row;
-    };
-    const std::vector<QueryTile> own_tiles = tiles.read();
-    EXPECT_TRUE(std::equal(own_tiles.begin(), own_tiles.end(), host.tiles.begin(), same_tile));
+    EXPECT_EQ(tiles.read(), host.tiles);
     const std::vector<KeySpan> own_spans = spans.read();
     for (size_t row = 0; row < host.counts.size(); ++row) {
       for (int32_t i = 0; i < host.counts[row]; ++i) {
-        const KeySpan a = own_spans[row * host.capacity + i],
-                      b = host.spans[row * host.capacity + i];
-        ASSERT_TRUE(a.begin == b.begin && a.len == b.len) << "row " << row << ", span " << i;
+        const size_t at = row * host.capacity + i;
+        ASSERT_EQ(own_spans[at], host.spans[at]) << "row " << row << ", span " << i;
       }
     }
   }
@@ -364,7 +359,8 @@ TEST_F(Sm90Forward, RepeatsBitForBit) {
   const Values q(p, 4, 1500, random), k(p, 4, 1500, random), v(p, 4, 1500, random);
   const DeviceArray<uint16_t> g_q(q.bits()), g_k(k.bits()), g_v(v.bits());
   const DeviceArray<uint16_t> g_out(std::vector<uint16_t>(q.values.size()));
-  Sm90Args args{.batch = 1, .heads = 4, .kv_heads = 4, .q_len = 1500, .kv_len = 1500, .dim = 128};
+  CudaAttentionArgs args{
+      .batch = 1, .heads = 4, .kv_heads = 4, .q_len = 1500, .kv_len = 1500, .dim = 128};
   args.q = q.view(g_q.data()), args.k = k.view(g_k.data()), args.v = v.view(g_v.data());
   args.out = {g_out.data(), p.dtype, args.q.batch_stride, args.q.head_stride, args.q.row_stride};
   args.sm_scale = 0.1;
@@ -378,21 +374,23 @@ TEST_F(Sm90Forward, RepeatsBitForBit) {
 }
 
 TEST(Sm90Refusals, SayWhy) {
-  Sm90Args args{.batch = 1, .heads = 1, .kv_heads = 1, .q_len = 1, .kv_len = 1, .dim = 128};
+  CudaAttentionArgs args{
+      .batch = 1, .heads = 1, .kv_heads = 1, .q_len = 1, .kv_len = 1, .dim = 128};
   args.q.dtype = DType::bf16;
   const auto reason = [&](auto change) {
-    Sm90Args other = args;
+    CudaAttentionArgs other = args;
     change(other);
     const Status status = block_sparse_sm90(other, {});
     EXPECT_EQ(status.code, StatusCode::unsupported);
     return std::string(status.message);
   };
-  EXPECT_EQ(reason([](Sm90Args& a) { a.dim = 96; }), "takes 64 or 128 channels a head");
-  EXPECT_EQ(reason([](Sm90Args& a) { a.q.dtype = DType::f32; }), "takes bf16 and fp16");
-  EXPECT_EQ(reason([](Sm90Args& a) { a.sm_scale = 0; }), "takes scales above 0");
-  EXPECT_EQ(reason([](Sm90Args& a) { a.sm_scale = NAN; }), "takes scales above 0");
-  EXPECT_EQ(reason([](Sm90Args& a) { a.kv_len = 0; }), "takes at least one key");
-  EXPECT_EQ(reason([](Sm90Args& a) { a.kv_len = int64_t{1} << 32; }), "takes up to 2^30 tokens");
+  EXPECT_EQ(reason([](CudaAttentionArgs& a) { a.dim = 96; }), "takes 64 or 128 channels a head");
+  EXPECT_EQ(reason([](CudaAttentionArgs& a) { a.q.dtype = DType::f32; }), "takes bf16 and fp16");
+  EXPECT_EQ(reason([](CudaAttentionArgs& a) { a.sm_scale = 0; }), "takes scales above 0");
+  EXPECT_EQ(reason([](CudaAttentionArgs& a) { a.sm_scale = NAN; }), "takes scales above 0");
+  EXPECT_EQ(reason([](CudaAttentionArgs& a) { a.kv_len = 0; }), "takes at least one key");
+  EXPECT_EQ(reason([](CudaAttentionArgs& a) { a.kv_len = int64_t{1} << 32; }),
+            "takes up to 2^30 tokens");
 }
 
 }  // namespace
