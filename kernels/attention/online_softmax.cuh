@@ -24,8 +24,9 @@ struct OnlineSoftmax {
       top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 1));
       top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 2));
       // A row of -inf alone has weights 0, not NaN.
-      const float now = top == -INFINITY ? 0 : top * scale_log2;
-      keep[row] = ptx::exp2_approx(largest[row] * scale_log2 - now);
+      const float now = top == -INFINITY ? 0 : __fmul_rn(top, scale_log2);
+      // Rounded as above, not fused: 1 where the largest logit stayed, so that callers see it.
+      keep[row] = ptx::exp2_approx(__fmul_rn(largest[row], scale_log2) - now);
       largest[row] = top;
       float total = 0;
 #pragma unroll
