@@ -1,10 +1,11 @@
 // Attention kernels of compute capability 9.0 beside cuDNN and FlashAttention of LibTorch.
 //
-//   sm90_bench [--quick]
+//   sm90_bench [--quick] [--only TEXT]
 //
 // TFLOP/s of bf16 with random normal numbers; of lists those of the listed pairs. Contestants of a
 // case run in turns, once in this and once in the opposite order, each warmed up by itself: the
-// kernel before decides the clock. The last column is the mean over cuDNN's mean.
+// kernel before decides the clock. The last column is the mean over the first one's mean. TEXT is a
+// part of the names to measure.
 #include <chrono>
 #include <cstdio>
 #include <cstring>
@@ -68,7 +69,7 @@ HeadRows view(const at::Tensor& x) {
 
 // Lists of random square blocks of one size, made on the device.
 struct Lists {
-  at::Tensor classes, q_offsets, kv_offsets, tiles, counts, spans, fault;
+  at::Tensor classes, q_offsets, kv_offsets, tiles, counts, spans, fault, next_tile;
   AttentionTile tile;
   TileListsArgs args;
   double density;
@@ -91,6 +92,7 @@ struct Lists {
     counts = at::empty({c.heads, rows}, ints);
     spans = at::empty({c.heads, rows, args.capacity, 2}, ints);
     fault = at::zeros({1}, ints);
+    next_tile = at::zeros({1}, ints);
     args.tiles = static_cast<QueryTile*>(tiles.mutable_data_ptr());
     args.counts = counts.mutable_data_ptr<int32_t>();
     args.spans = static_cast<KeySpan*>(spans.mutable_data_ptr());
@@ -133,7 +135,7 @@ void print(const Case& c, const std::vector<Contestant>& contestants,
   }
 }
 
-void measure(const Case& c, double duration) {
+void measure(const Case& c, double duration, const std::string& only) {
   const auto options = at::TensorOptions().device(at::kCUDA).dtype(at::kBFloat16);
   const at::Tensor q = at::randn({c.batch, c.heads, c.len, c.dim}, options);
   const at::Tensor k = at::randn_like(q), v = at::randn_like(q), out = at::empty_like(q);
@@ -161,6 +163,7 @@ void measure(const Case& c, double duration) {
     const Lists& own = lists.emplace_back(c, map.block, map.density, q.device());
     CudaAttentionArgs listed = args;
     listed.tile = own.tile;
+    listed.next_tile = own.next_tile.mutable_data_ptr<int32_t>();
     listed.lists = {own.args.tiles,
                     own.args.counts,
                     own.args.spans,
@@ -170,8 +173,8 @@ void measure(const Case& c, double duration) {
                     0,
                     1};
     char name[64];
-    std::snprintf(name, sizeof name, "%d-blocks, density %.3f", static_cast<int>(map.block),
-                  own.density);
+    std::snprintf(name, sizeof name, "%d-blocks, density %g", static_cast<int>(map.block),
+                  map.density);
     contestants.push_back({name, products * own.density, [run, listed] { run(listed); }});
   }
   if (!lists.empty()) {  // with pairs of blocks in the place of products
@@ -179,6 +182,9 @@ void measure(const Case& c, double duration) {
     contestants.push_back({"lists, 1e12 pairs of blocks / s",
                            static_cast<double>(own.classes.numel()), [&own] { own.make(); }});
   }
+  std::erase_if(contestants,
+                [&](const Contestant& x) { return x.name.find(only) == std::string::npos; });
+  if (contestants.empty()) return;
   const std::vector<std::vector<double>> rates = rates_of(contestants, out, duration);
   run(args);
   const auto exact = std::get<0>(at::_scaled_dot_product_cudnn_attention(q, k, v, {}, false));
@@ -196,7 +202,12 @@ int main(int argc, char** argv) {
     std::printf("no GPU\n");
     return 0;
   }
-  const bool quick = argc > 1 && std::strcmp(argv[1], "--quick") == 0;
+  bool quick = false;
+  std::string only;
+  for (int i = 1; i < argc; ++i) {
+    if (std::strcmp(argv[i], "--quick") == 0) quick = true;
+    if (std::strcmp(argv[i], "--only") == 0 && i + 1 < argc) only = argv[++i];
+  }
   const c10::InferenceMode no_grad;
   const double duration = quick ? 0.1 : 0.4;
   measure({1,
@@ -204,9 +215,9 @@ int main(int argc, char** argv) {
            32760,
            128,
            {{128, 1}, {128, 0.5}, {128, 0.25}, {128, 0.1}, {128, 0.05}, {64, 0.1}, {384, 0.1}}},
-          duration);
-  measure({1, 24, 4608, 128, {{128, 0.25}}}, duration);
-  measure({2, 30, 17776, 64, {{128, 0.25}, {64, 0.1}}}, duration);
-  if (!quick) measure({1, 40, 75600, 128, {{128, 0.1}}}, duration);
+          duration, only);
+  measure({1, 24, 4608, 128, {{128, 0.25}}}, duration, only);
+  measure({2, 30, 17776, 64, {{128, 0.25}, {64, 0.1}}}, duration, only);
+  if (!quick) measure({1, 40, 75600, 128, {{128, 0.1}}}, duration, only);
   return 0;
 }

@@ -366,6 +366,10 @@ class AttentionCase {
     return args;
   }
 
+  /// A counter of tiles, for kernels that take one.
+  int32_t* next_tile() const { return next_tile_.data(); }
+  int32_t tiles_counted() const { return next_tile_.read()[0]; }
+
   /// The bits of out, as they lie in memory.
   std::vector<uint16_t> out() const { return out_.read(); }
 
@@ -424,6 +428,7 @@ class AttentionCase {
   DeviceArray<uint32_t> masks_;
   DeviceArray<float> bias_;
   DeviceArray<int32_t> order_;
+  DeviceArray<int32_t> next_tile_{std::vector<int32_t>(1)};
 };
 
 /// Runs the kernel on a random problem and checks every row.
