@@ -47,11 +47,15 @@ struct CudaAttentionArgs {
   double sm_scale = 1;   ///< above 0
 };
 
-/// The tile for lists of blocks of such sizes, which it divides where it can.
+/// The tile for lists of blocks of such sizes, which it divides where it can. Both are the same.
 AttentionTile sm90_tile(int64_t block_q, int64_t block_kv);
+AttentionTile sm80_tile(int64_t block_q, int64_t block_kv);
 
 /// On compute capability 9.0. Answers `unsupported` with a reason for what it does not cover,
 /// `device` for what the driver refused. All work is in the stream; nothing is waited for.
 Status block_sparse_sm90(const CudaAttentionArgs& args, CudaTarget target);
+
+/// The same on compute capability 8.0 and newer, for 32, 64, 96, 128 and 256 channels.
+Status block_sparse_sm80(const CudaAttentionArgs& args, CudaTarget target);
 
 }  // namespace fovea::kernels
