@@ -7,12 +7,14 @@
 namespace fovea::kernels {
 namespace sm80 {
 
-// In sources of their own, forward_sm80_narrow.cu and _wide.cu: they take a while to compile.
+// In sources of their own, forward_sm80_*.cu: they take a while to compile.
 extern template Status launch_dim<32>(const CudaAttentionArgs& args, CudaTarget target);
 extern template Status launch_dim<64>(const CudaAttentionArgs& args, CudaTarget target);
 extern template Status launch_dim<96>(const CudaAttentionArgs& args, CudaTarget target);
 extern template Status launch_dim<128>(const CudaAttentionArgs& args, CudaTarget target);
 extern template Status launch_dim<256>(const CudaAttentionArgs& args, CudaTarget target);
+extern template Status launch_dim<64, true>(const CudaAttentionArgs& args, CudaTarget target);
+extern template Status launch_dim<128, true>(const CudaAttentionArgs& args, CudaTarget target);
 
 }  // namespace sm80
 
@@ -30,7 +32,13 @@ Status why_not(const CudaAttentionArgs& args) {
     default:
       return {StatusCode::unsupported, "takes 32, 64, 96, 128 or 256 channels a head"};
   }
-  if (args.q.dtype == DType::f32) return {StatusCode::unsupported, "takes bf16 and fp16"};
+  if (args.v.dtype == DType::f32) return {StatusCode::unsupported, "takes bf16 and fp16"};
+  if (args.q_int8.data != nullptr && args.dim != 64 && args.dim != 128) {
+    return {StatusCode::unsupported, "takes 64 or 128 channels a head of integers"};
+  }
+  if (args.q_int8.data != nullptr && args.more.k.data != nullptr) {
+    return {StatusCode::unsupported, "takes no more keys beside integers"};
+  }
   if (!(args.sm_scale > 0)) return {StatusCode::unsupported, "takes scales above 0"};
   if (args.q_len > kMost || args.kv_len > kMost || args.more.begin > kMost - args.more.len) {
     return {StatusCode::unsupported, "takes up to 2^30 tokens"};
@@ -52,6 +60,10 @@ AttentionTile sm80_tile(int64_t block_q, int64_t block_kv) {
 Status block_sparse_sm80(const CudaAttentionArgs& args, CudaTarget target) {
   if (const Status status = why_not(args); !status.ok()) return status;
   if (args.batch == 0 || args.heads == 0 || args.q_len == 0) return {};
+  if (args.q_int8.data != nullptr) {
+    return args.dim == 64 ? sm80::launch_dim<64, true>(args, target)
+                          : sm80::launch_dim<128, true>(args, target);
+  }
   switch (args.dim) {
     case 32:
       return sm80::launch_dim<32>(args, target);

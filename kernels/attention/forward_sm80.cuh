@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "kernels/attention/block_sparse_cuda.h"
 #include "kernels/attention/online_softmax.cuh"
@@ -18,12 +19,14 @@ namespace fovea::kernels::sm80 {
 
 using mma::Type;
 
-/// The shape of a kernel.
-template <int kDim_, int kQueries_>
+/// The shape of a kernel; with integers Q and K are those, and V is not.
+template <int kDim_, int kQueries_, bool kIntegers_ = false>
 struct ForwardShape {
   static constexpr int kDim = kDim_;                  // channels of a head
   static constexpr int kQueries = kQueries_;          // of a tile
   static constexpr int kKeys = kDim > 128 ? 32 : 64;  // of a step
+  static constexpr bool kIntegers = kIntegers_;
+  static constexpr int kRowBytes = kDim * (kIntegers ? 1 : 2);  // of Q and K
   // Fragments of 16 rows that a warp has. With two, all that is read of K and V is used twice: one
   // alone needs as much time to read it from shared memory as to multiply.
   static constexpr int kFragments = kDim > 128 ? 1 : kQueries / 64;
@@ -35,7 +38,7 @@ struct ForwardShape {
   static constexpr int kBlocks = kWarps > 4                                       ? 1
                                  : kDim <= 32 || (kDim <= 128 && kFragments == 1) ? 3
                                                                                   : 2;
-  static constexpr int kQueryBytes = kQueries * kDim * 2;
+  static constexpr int kQueryBytes = kQueries * kDim * 2;  // as O needs them
   static constexpr int kSlotBytes = kKeys * kDim * 2;
 };
 
@@ -96,6 +99,7 @@ template <typename Shape>
 struct alignas(128) ForwardMemory {
   char q[Shape::kQueryBytes];  // then O
   float bias[kSteps][Shape::kKeys];
+  float scale[Shape::kIntegers ? kSteps : 1][Shape::kIntegers ? Shape::kKeys : 1];  // of keys
   Step steps[kSteps];
   TileWork work;
 };
@@ -162,11 +166,25 @@ __device__ inline void copy_rows(uint32_t shared, const char* global, int64_t ro
   }
 }
 
-/// Where a row of a head begins.
-template <typename Tensor>
+/// Where a row of a head begins, whose numbers have kBytes.
+template <int kBytes, typename Tensor>
 __device__ inline char* row_of(const Tensor& x, int item, int head, int64_t row) {
   return static_cast<char*>(const_cast<void*>(static_cast<const void*>(x.data))) +
-         2 * (item * x.batch_stride + head * x.head_stride + row * x.row_stride);
+         kBytes * (item * x.batch_stride + head * x.head_stride + row * x.row_stride);
+}
+
+template <typename Shape>
+__device__ inline void load_queries(const CudaAttentionArgs& args, ForwardMemory<Shape>& memory) {
+  const int head = memory.work.head, item = memory.work.item;
+  const QueryTile queries = memory.work.queries;
+  const uint32_t to = ptx::shared_address(memory.q);
+  if constexpr (Shape::kIntegers) {
+    copy_rows<Shape::kRowBytes, Shape::kQueries, Shape::kThreads>(
+        to, row_of<1>(args.q_int8, item, head, queries.begin), args.q_int8.row_stride, queries.len);
+  } else {
+    copy_rows<Shape::kRowBytes, Shape::kQueries, Shape::kThreads>(
+        to, row_of<2>(args.q, item, head, queries.begin), 2 * args.q.row_stride, queries.len);
+  }
 }
 
 /// All copies of a block into the ring; every thread has a part of each.
@@ -186,21 +204,44 @@ struct Loader {
       step = walk.next();
       if (threadIdx.x == 0) memory.steps[place] = step;
       if (args.key_bias.data != nullptr) load_bias();
+      if constexpr (Shape::kIntegers) load_scales();
       if (++place == kSteps) place = 0;
     }
-    if (step.len >= 0) {
-      const bool more = args.more.k.data != nullptr && step.position >= args.more.begin;
-      const HeadRows& rows = values ? (more ? args.more.v : args.v) : (more ? args.more.k : args.k);
-      const int kv_head = memory.work.head / static_cast<int>(args.heads / args.kv_heads);
-      const int row = step.position - (more ? args.more.begin : 0);
-      const uint32_t ring = ptx::shared_address(&memory + 1);
-      copy_rows<Shape::kDim * 2, Shape::kKeys, Shape::kThreads>(
-          ring + slot * Shape::kSlotBytes, row_of(rows, memory.work.item, kv_head, row),
-          2 * rows.row_stride, step.len);
-    }
+    if (step.len >= 0) load_rows();
     mma::commit_copies();
     values = !values;
     if (++slot == params.slots) slot = 0;
+  }
+
+  __device__ void load_rows() {
+    const CudaAttentionArgs& args = params.args;
+    const int item = memory.work.item;
+    const int kv_head = memory.work.head / static_cast<int>(args.heads / args.kv_heads);
+    const uint32_t to = ptx::shared_address(&memory + 1) + slot * Shape::kSlotBytes;
+    if constexpr (Shape::kIntegers) {
+      if (!values) {
+        copy_rows<Shape::kRowBytes, Shape::kKeys, Shape::kThreads>(
+            to, row_of<1>(args.k_int8, item, kv_head, step.position), args.k_int8.row_stride,
+            step.len);
+        return;
+      }
+    }
+    const bool more = args.more.k.data != nullptr && step.position >= args.more.begin;
+    const HeadRows& rows = values ? (more ? args.more.v : args.v) : (more ? args.more.k : args.k);
+    const int row = step.position - (more ? args.more.begin : 0);
+    copy_rows<Shape::kDim * 2, Shape::kKeys, Shape::kThreads>(
+        to, row_of<2>(rows, item, kv_head, row), 2 * rows.row_stride, step.len);
+  }
+
+  __device__ void load_scales() {
+    const CudaAttentionArgs& args = params.args;
+    const int key = threadIdx.x;
+    if (key >= Shape::kKeys || step.len < 0) return;
+    const int kv_head = memory.work.head / static_cast<int>(args.heads / args.kv_heads);
+    const float* of_head = args.k_int8.scale + memory.work.item * args.k_int8.scale_batch_stride +
+                           kv_head * args.k_int8.scale_head_stride;
+    mma::copy4(ptx::shared_address(&memory.scale[place][key]), of_head + step.position + key,
+               key < step.len);
   }
 
   /// Keys before the first one with a bias have 0.
@@ -220,23 +261,29 @@ struct Loader {
 template <typename Shape, Type kType>
 struct Computer {
   static constexpr int kFragments = Shape::kFragments, kDim = Shape::kDim, kKeys = Shape::kKeys;
-  using Rows = mma::MixedRows<kDim * 2>;
+  static constexpr int kRowBytes = Shape::kRowBytes;
+  static constexpr int kProducts = kRowBytes / 32;  // along the channels
+  using Rows = mma::MixedRows<kDim * 2>;            // of V and O
+  using KeyRows = mma::MixedRows<kRowBytes>;        // of Q and K
+  // What sums of products become.
+  using Sum = std::conditional_t<Shape::kIntegers, int32_t, float>;
 
   ForwardMemory<Shape>& memory;
   int first_row;  // of the warp, in the tile
   int lane;
-  uint32_t k_lane, v_lane;  // where this lane reads of 16 keys, from the begin of a slot
+  uint32_t q_lane, k_lane, v_lane;  // where this lane reads of 16 rows
   OnlineSoftmax softmax[kFragments];
   float o[kFragments][kDim / 2];
   float s[kFragments][kKeys / 2];
   uint32_t p[kFragments][kKeys / 16][4];
-  uint32_t q[Shape::kHold ? kFragments : 1][Shape::kHold ? kDim / 16 : 1][4];
+  uint32_t q[Shape::kHold ? kFragments : 1][Shape::kHold ? kProducts : 1][4];
 
   __device__ explicit Computer(ForwardMemory<Shape>& memory)
       : memory(memory),
         first_row(static_cast<int>(threadIdx.x) / 32 * 16 * kFragments),
         lane(threadIdx.x % 32),
-        k_lane(Rows::place(lane / 16 * 8 + lane % 8, lane / 8 % 2)),
+        q_lane(KeyRows::place(lane % 16, lane / 16)),
+        k_lane(KeyRows::place(lane / 16 * 8 + lane % 8, lane / 8 % 2)),
         v_lane(Rows::place(lane % 16, lane / 16)) {
 #pragma unroll
     for (auto& fragment : o) {
@@ -245,11 +292,11 @@ struct Computer {
     }
   }
 
-  /// 16 channels of 16 rows of Q.
+  /// 32 bytes of 16 rows of Q.
   __device__ void load_query(int fragment, int step, uint32_t (&a)[4]) const {
     const uint32_t rows =
-        ptx::shared_address(memory.q) + (first_row + fragment * 16) * (kDim * 2) + v_lane;
-    mma::load_matrices(Rows::behind(rows, 2 * step), a);
+        ptx::shared_address(memory.q) + (first_row + fragment * 16) * kRowBytes + q_lane;
+    mma::load_matrices(KeyRows::behind(rows, 2 * step), a);
   }
 
   /// Once Q is there.
@@ -258,7 +305,40 @@ struct Computer {
 #pragma unroll
       for (int f = 0; f < kFragments; ++f) {
 #pragma unroll
-        for (int step = 0; step < kDim / 16; ++step) load_query(f, step, q[f][step]);
+        for (int step = 0; step < kProducts; ++step) load_query(f, step, q[f][step]);
+      }
+    }
+  }
+
+  /// sum += Q Kᵀ.
+  __device__ void multiply_keys(uint32_t k, Sum (&sum)[kFragments][kKeys / 2]) const {
+#pragma unroll
+    for (int step = 0; step < kProducts; ++step) {
+      uint32_t a[kFragments][4];
+#pragma unroll
+      for (int f = 0; f < kFragments; ++f) {
+        if constexpr (Shape::kHold) {
+#pragma unroll
+          for (int r = 0; r < 4; ++r) a[f][r] = q[f][step][r];
+        } else {
+          load_query(f, step, a[f]);
+        }
+      }
+      const uint32_t rows = KeyRows::behind(k + k_lane, 2 * step);
+#pragma unroll
+      for (int keys = 0; keys < kKeys / 16; ++keys) {
+        uint32_t b[4];
+        mma::load_matrices(rows + keys * 16 * kRowBytes, b);
+#pragma unroll
+        for (int f = 0; f < kFragments; ++f) {
+          if constexpr (Shape::kIntegers) {
+            mma::multiply(sum[f], 8 * keys, a[f], b[0], b[1]);
+            mma::multiply(sum[f], 8 * keys + 4, a[f], b[2], b[3]);
+          } else {
+            mma::multiply<kType>(sum[f], 8 * keys, a[f], b[0], b[1]);
+            mma::multiply<kType>(sum[f], 8 * keys + 4, a[f], b[2], b[3]);
+          }
+        }
       }
     }
   }
@@ -270,28 +350,46 @@ struct Computer {
 #pragma unroll
       for (float& x : fragment) x = 0;
     }
+    multiply_keys(k, s);
+  }
+
+  /// The same of integers. Their sums begin with the bits of 1.5 * 2^23, next to which an integer
+  /// more is a bit more: they become floats by a subtraction. They are below 2^22.
+  __device__ void make_logits(uint32_t k, const float* scale, const float (&row)[kFragments][2]) {
+    constexpr int32_t kBits = 0x4b400000;
+    Sum sum[kFragments][kKeys / 2];
 #pragma unroll
-    for (int step = 0; step < kDim / 16; ++step) {
-      uint32_t a[kFragments][4];
+    for (auto& fragment : sum) {
+#pragma unroll
+      for (Sum& x : fragment) x = kBits;
+    }
+    multiply_keys(k, sum);
+#pragma unroll
+    for (int keys = 0; keys < kKeys / 8; ++keys) {
+      const float2 x = *reinterpret_cast<const float2*>(scale + 8 * keys + lane % 4 * 2);
 #pragma unroll
       for (int f = 0; f < kFragments; ++f) {
-        if constexpr (Shape::kHold) {
 #pragma unroll
-          for (int r = 0; r < 4; ++r) a[f][r] = q[f][step][r];
-        } else {
-          load_query(f, step, a[f]);
+        for (int i = 4 * keys; i < 4 * keys + 4; ++i) {
+          const float exact = __int_as_float(sum[f][i]) - __int_as_float(kBits);
+          s[f][i] = exact * (row[f][i / 2 % 2] * (i % 2 == 0 ? x.x : x.y));
         }
       }
-      const uint32_t rows = Rows::behind(k + k_lane, 2 * step);
+    }
+  }
+
+  /// Scales of this thread's rows.
+  __device__ void find_scales(const CudaAttentionArgs& args, const TileWork& work,
+                              float (&row)[kFragments][2]) const {
+    const ScaledIntegers& q = args.q_int8;
+    const float* of_head = q.scale + work.item * q.scale_batch_stride +
+                           work.head * q.scale_head_stride + work.queries.begin;
 #pragma unroll
-      for (int keys = 0; keys < kKeys / 16; ++keys) {
-        uint32_t b[4];
-        mma::load_matrices(rows + keys * 16 * kDim * 2, b);
+    for (int f = 0; f < kFragments; ++f) {
 #pragma unroll
-        for (int f = 0; f < kFragments; ++f) {
-          mma::multiply<kType>(s[f], 8 * keys, a[f], b[0], b[1]);
-          mma::multiply<kType>(s[f], 8 * keys + 4, a[f], b[2], b[3]);
-        }
+      for (int i = 0; i < 2; ++i) {
+        const int own = first_row + f * 16 + lane / 4 + i * 8;
+        row[f][i] = own < work.queries.len ? of_head[own] : 0;
       }
     }
   }
@@ -407,7 +505,7 @@ struct Computer {
       const int piece = lane + 32 * i;
       const int own = first_row + piece / Rows::kUnits, unit = piece % Rows::kUnits;
       if (own >= work.queries.len) break;
-      char* const to = row_of(args.out, work.item, work.head, out_row(args, work, own));
+      char* const to = row_of<2>(args.out, work.item, work.head, out_row(args, work, own));
       *reinterpret_cast<uint4*>(to + unit * 16) =
           *reinterpret_cast<const uint4*>(memory.q + Rows::place(own, unit));
     }
@@ -459,13 +557,13 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   if (threadIdx.x == 0) memory.work = find_work<Shape>(params, blockIdx.x);
   __syncthreads();
   if (work.queries.len == 0) return;
-  copy_rows<Shape::kDim * 2, Shape::kQueries, Shape::kThreads>(
-      ptx::shared_address(memory.q), row_of(args.q, work.item, work.head, work.queries.begin),
-      2 * args.q.row_stride, work.queries.len);
+  load_queries<Shape>(args, memory);
   Loader<Shape> loader{params, memory};
   loader.walk.enter();
   for (int i = 1; i < params.slots; ++i) loader.load();
   Computer<Shape, kType> computer(memory);
+  [[maybe_unused]] float row_scales[Shape::kFragments][2];
+  if constexpr (Shape::kIntegers) computer.find_scales(args, work, row_scales);
   const bool idle = computer.first_row >= work.queries.len;
   const uint32_t ring = ptx::shared_address(&memory + 1);
   // The ring is full but for a slot: when all threads are done with one, and wait for the next, it
@@ -477,7 +575,11 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     if (step.len < 0) break;
     if (i == 0) computer.hold_query();
     if (!idle) {
-      computer.make_logits(ring + slot * Shape::kSlotBytes);
+      if constexpr (Shape::kIntegers) {
+        computer.make_logits(ring + slot * Shape::kSlotBytes, memory.scale[place], row_scales);
+      } else {
+        computer.make_logits(ring + slot * Shape::kSlotBytes);
+      }
       if (args.key_bias.data != nullptr) computer.add_bias(memory.bias[place], params.bias_scale);
       if (step.mask != 0) computer.mask(args.lists.masks, step);
       if (step.len < Shape::kKeys) computer.cut(step.len);

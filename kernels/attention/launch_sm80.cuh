@@ -77,16 +77,17 @@ Status launch(const CudaAttentionArgs& args, CudaTarget target) {
   return {};
 }
 
-/// With so many channels a head.
-template <int kDim>
+/// With so many channels a head; integers are q_int8 and k_int8.
+template <int kDim, bool kIntegers = false>
 Status launch_dim(const CudaAttentionArgs& args, CudaTarget target) {
+  using Large = ForwardShape<kDim, 128, kIntegers>;
+  using Small = ForwardShape<kDim, 64, kIntegers>;
   const bool large = args.lists.tiles != nullptr ? args.tile.queries == 128 : args.q_len > 64;
-  if (args.q.dtype == DType::bf16) {
-    return large ? launch<ForwardShape<kDim, 128>, Type::bf16>(args, target)
-                 : launch<ForwardShape<kDim, 64>, Type::bf16>(args, target);
+  if (args.v.dtype == DType::bf16) {
+    return large ? launch<Large, Type::bf16>(args, target)
+                 : launch<Small, Type::bf16>(args, target);
   }
-  return large ? launch<ForwardShape<kDim, 128>, Type::f16>(args, target)
-               : launch<ForwardShape<kDim, 64>, Type::f16>(args, target);
+  return large ? launch<Large, Type::f16>(args, target) : launch<Small, Type::f16>(args, target);
 }
 
 }  // namespace fovea::kernels::sm80

@@ -169,6 +169,33 @@ TEST_F(Sm80Forward, EverythingTogether) {
   }
 }
 
+TEST_F(Sm80Forward, IntegerQueriesAndKeys) {
+  int seed = 0;
+  for (const int64_t dim : {64, 128}) {
+    for (const auto& [q_len, kv_len] : Sizes{{1, 1}, {65, 17}, {193, 81}, {300, 500}}) {
+      check({.q_len = q_len, .kv_len = kv_len, .dim = dim, .integers = true}, ++seed);
+    }
+    check({.batch = 2,
+           .heads = 4,
+           .kv_heads = 2,
+           .q_len = 90,
+           .kv_len = 333,
+           .dim = dim,
+           .rows_first = true,
+           .integers = true},
+          ++seed);
+    for (const DType dtype : {DType::bf16, DType::f16}) {
+      for (const auto& blocks : kBlocks) {
+        Problem p = listed(dim, blocks);
+        p.dtype = dtype;
+        p.masks = p.out_order = p.integers = true;
+        p.bias_begin = 450;
+        check(p, ++seed);
+      }
+    }
+  }
+}
+
 TEST_F(Sm80Forward, RepeatsBitForBit) {
   for (const int64_t dim : kDims) {
     const AttentionCase one({.heads = 4, .kv_heads = 4, .q_len = 1500, .kv_len = 1500, .dim = dim},
@@ -193,7 +220,7 @@ TEST(Sm80Tile, DividesBlocksWhereItCan) {
 TEST(Sm80Refusals, SayWhy) {
   CudaAttentionArgs args{
       .batch = 1, .heads = 1, .kv_heads = 1, .q_len = 1, .kv_len = 1, .dim = 128};
-  args.q.dtype = DType::bf16;
+  args.q.dtype = args.k.dtype = args.v.dtype = DType::bf16;
   const auto reason = [&](auto change, StatusCode code = StatusCode::unsupported) {
     CudaAttentionArgs other = args;
     change(other);
@@ -203,11 +230,16 @@ TEST(Sm80Refusals, SayWhy) {
   };
   EXPECT_EQ(reason([](CudaAttentionArgs& a) { a.dim = 80; }),
             "takes 32, 64, 96, 128 or 256 channels a head");
-  EXPECT_EQ(reason([](CudaAttentionArgs& a) { a.q.dtype = DType::f32; }), "takes bf16 and fp16");
+  EXPECT_EQ(reason([](CudaAttentionArgs& a) { a.v.dtype = DType::f32; }), "takes bf16 and fp16");
   EXPECT_EQ(reason([](CudaAttentionArgs& a) { a.sm_scale = 0; }), "takes scales above 0");
   EXPECT_EQ(reason([](CudaAttentionArgs& a) { a.sm_scale = NAN; }), "takes scales above 0");
   EXPECT_EQ(reason([](CudaAttentionArgs& a) { a.kv_len = int64_t{1} << 32; }),
             "takes up to 2^30 tokens");
+  static const int8_t number = 0;
+  EXPECT_EQ(reason([](CudaAttentionArgs& a) { a.q_int8.data = &number, a.dim = 96; }),
+            "takes 64 or 128 channels a head of integers");
+  EXPECT_EQ(reason([](CudaAttentionArgs& a) { a.q_int8.data = &number, a.more.k.data = &number; }),
+            "takes no more keys beside integers");
   EXPECT_EQ(reason(
                 [](CudaAttentionArgs& a) {
                   static const QueryTile tile{};
