@@ -1,10 +1,13 @@
 // Attention kernels of compute capability 9.0 beside cuDNN and FlashAttention of LibTorch.
 //
-//   sm90_bench [--quick]
+//   sm90_bench [--quick] [--sm80]
+//
+// With --sm80 those of compute capability 8.0 and newer, on whatever GPU there is.
 //
 // TFLOP/s of bf16 with random normal numbers; of lists those of the listed pairs. Contestants of a
 // case run in turns, once in this and once in the opposite order, each warmed up by itself: the
 // kernel before decides the clock. The last column is the mean over cuDNN's mean.
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstring>
@@ -133,7 +136,9 @@ void print(const Case& c, const std::vector<Contestant>& contestants,
   }
 }
 
-void measure(const Case& c, double duration) {
+using Kernel = Status (*)(const CudaAttentionArgs& args, CudaTarget target);
+
+void measure(const Case& c, double duration, Kernel kernel) {
   const auto options = at::TensorOptions().device(at::kCUDA).dtype(at::kBFloat16);
   const at::Tensor q = at::randn({c.batch, c.heads, c.len, c.dim}, options);
   const at::Tensor k = at::randn_like(q), v = at::randn_like(q), out = at::empty_like(q);
@@ -143,8 +148,8 @@ void measure(const Case& c, double duration) {
   args.q = view(q), args.k = view(k), args.v = view(v);
   args.out = {out.mutable_data_ptr(), DType::bf16, out.stride(0), out.stride(1), out.stride(2)};
   args.sm_scale = 1 / std::sqrt(static_cast<double>(c.dim));
-  const auto run = [](const CudaAttentionArgs& a) {
-    const Status status = block_sparse_sm90(a, {});
+  const auto run = [kernel](const CudaAttentionArgs& a) {
+    const Status status = kernel(a, {});
     if (!status.ok()) std::printf("FAILED: %s\n", status.message);
   };
   const double products = 4.0 * static_cast<double>(c.batch * c.heads * c.dim) *
@@ -196,7 +201,12 @@ int main(int argc, char** argv) {
     std::printf("no GPU\n");
     return 0;
   }
-  const bool quick = argc > 1 && std::strcmp(argv[1], "--quick") == 0;
+  const auto is_asked = [&](const char* option) {
+    return std::any_of(argv + 1, argv + argc,
+                       [&](const char* x) { return std::strcmp(x, option) == 0; });
+  };
+  const bool quick = is_asked("--quick");
+  const Kernel kernel = is_asked("--sm80") ? block_sparse_sm80 : block_sparse_sm90;
   const c10::InferenceMode no_grad;
   const double duration = quick ? 0.1 : 0.4;
   measure({1,
@@ -204,9 +214,9 @@ int main(int argc, char** argv) {
            32760,
            128,
            {{128, 1}, {128, 0.5}, {128, 0.25}, {128, 0.1}, {128, 0.05}, {64, 0.1}, {384, 0.1}}},
-          duration);
-  measure({1, 24, 4608, 128, {{128, 0.25}}}, duration);
-  measure({2, 30, 17776, 64, {{128, 0.25}, {64, 0.1}}}, duration);
-  if (!quick) measure({1, 40, 75600, 128, {{128, 0.1}}}, duration);
+          duration, kernel);
+  measure({1, 24, 4608, 128, {{128, 0.25}}}, duration, kernel);
+  measure({2, 30, 17776, 64, {{128, 0.25}, {64, 0.1}}}, duration, kernel);
+  if (!quick) measure({1, 40, 75600, 128, {{128, 0.1}}}, duration, kernel);
   return 0;
 }
