@@ -40,6 +40,7 @@ Status why_not(const CudaAttentionArgs& args) {
   if (args.dim != 64 && args.dim != 128) {
     return {StatusCode::unsupported, "takes 64 or 128 channels a head"};
   }
+  if (args.q_int8.data != nullptr) return {StatusCode::unsupported, "takes no integers"};
   if (args.q.dtype == DType::f32) return {StatusCode::unsupported, "takes bf16 and fp16"};
   if (args.key_bias.data != nullptr && args.lists.tiles == nullptr) {
     return {StatusCode::unsupported, "takes a bias of keys for lists only"};

@@ -31,6 +31,7 @@ struct AttentionProblem {
   bool masks = false;                            ///< a third of the spans have random pair masks
   std::optional<int64_t> bias_begin = std::nullopt;  ///< first key with a bias
   bool out_order = false;                            ///< a random one per item and head
+  bool integers = false;                             ///< q and k are integers with a scale per row
   double sm_scale = 0;                               ///< 0: 1 / sqrt(dim)
 
   int64_t more_begin() const { return kv_len + more_gap; }
@@ -212,6 +213,31 @@ struct Blocks {
   }
 };
 
+/// Random integers with a scale for each row, where there are any: what values become.
+struct Integers {
+  std::vector<int8_t> numbers;  // as the values lie in memory
+  std::vector<float> scale;     // [batch, heads, rows]
+
+  void replace(Values& x, std::mt19937& random) {
+    numbers.resize(x.values.size());
+    const int64_t rows = static_cast<int64_t>(x.values.size()) / x.dim;
+    std::uniform_real_distribution<float> uniform(0.6f, 1.4f);
+    for (int64_t i = 0; i < rows; ++i) {
+      scale.push_back(uniform(random) * 1.7f / 127);
+      const int64_t at = x.at(i / x.rows / x.heads, i / x.rows % x.heads, i % x.rows);
+      for (int64_t d = 0; d < x.dim; ++d) {
+        numbers[at + d] = static_cast<int8_t>(static_cast<int>(random() % 255) - 127);
+        x.values[at + d] = static_cast<double>(numbers[at + d]) * scale.back();
+      }
+    }
+  }
+
+  static ScaledIntegers view(const Values& x, const int8_t* data, const float* scale) {
+    const HeadRows v = x.view(nullptr);
+    return {data, v.batch_stride, v.head_stride, v.row_stride, scale, x.heads * x.rows, x.rows};
+  }
+};
+
 /// The numbers of a problem.
 struct Inputs {
   Values q, k, v, more_k, more_v;
@@ -220,6 +246,7 @@ struct Inputs {
   std::vector<float> bias;
   int64_t bias_head = 0, bias_item = 0;
   std::vector<int32_t> order;  // [batch, heads, q_len]
+  Integers q_int8, k_int8;
 
   Inputs(const AttentionProblem& p, AttentionTile tile, int seed)
       : Inputs(p, tile, std::mt19937(seed)) {}
@@ -236,6 +263,7 @@ struct Inputs {
         v(p, p.kv_heads, p.kv_len, random),
         more_k(p, p.kv_heads, p.more_keys, random),
         more_v(p, p.kv_heads, p.more_keys, random) {
+    if (p.integers) q_int8.replace(q, random), k_int8.replace(k, random);
     if (p.density) blocks.emplace(p, tile, random);
     if (p.bias_begin) {
       bias_head = p.positions() - *p.bias_begin + 3;
@@ -335,13 +363,23 @@ class AttentionCase {
         spans_(in_.blocks ? in_.blocks->spans : std::vector<KeySpan>(1)),
         masks_(in_.blocks ? attention_test::or_one(in_.blocks->masks) : std::vector<uint32_t>(1)),
         bias_(attention_test::or_one(in_.bias)),
-        order_(attention_test::or_one(in_.order)) {}
+        order_(attention_test::or_one(in_.order)),
+        q_int8_(attention_test::or_one(in_.q_int8.numbers)),
+        k_int8_(attention_test::or_one(in_.k_int8.numbers)),
+        q_scale_(attention_test::or_one(in_.q_int8.scale)),
+        k_scale_(attention_test::or_one(in_.k_int8.scale)) {}
 
   CudaAttentionArgs args() const {
     CudaAttentionArgs args;
     args.batch = p_.batch, args.heads = p_.heads, args.kv_heads = p_.kv_heads;
     args.q_len = p_.q_len, args.kv_len = p_.kv_len, args.dim = p_.dim;
     args.q = in_.q.view(q_.data()), args.k = in_.k.view(k_.data()), args.v = in_.v.view(v_.data());
+    if (p_.integers) {
+      using attention_test::Integers;
+      args.q = args.k = {};
+      args.q_int8 = Integers::view(in_.q, q_int8_.data(), q_scale_.data());
+      args.k_int8 = Integers::view(in_.k, k_int8_.data(), k_scale_.data());
+    }
     if (p_.more_keys > 0) {
       args.more = {in_.more_k.view(more_k_.data()), in_.more_v.view(more_v_.data()),
                    static_cast<int32_t>(p_.more_begin()), static_cast<int32_t>(p_.more_keys)};
@@ -429,6 +467,8 @@ class AttentionCase {
   DeviceArray<float> bias_;
   DeviceArray<int32_t> order_;
   DeviceArray<int32_t> next_tile_{std::vector<int32_t>(1)};
+  DeviceArray<int8_t> q_int8_, k_int8_;
+  DeviceArray<float> q_scale_, k_scale_;
 };
 
 /// Runs the kernel on a random problem and checks every row.
