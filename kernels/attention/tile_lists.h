@@ -42,10 +42,14 @@ struct TileLists {
 };
 
 /// Makes lists from a map of blocks. Blocks of queries are cut into tiles, blocks of keys into
-/// spans; neither crosses the border of a block.
+/// spans; neither crosses the border of a block. Lists of columns, that say which queries see a
+/// tile of keys, come from the same map: `transposed`, with keys in the place of queries and
+/// queries in that of keys.
 struct TileListsArgs {
-  const uint8_t* classes = nullptr;           ///< [maps, num_q_blocks, num_kv_blocks]
-  uint8_t keep = 1;                           ///< the class of blocks that are listed
+  const uint8_t* classes = nullptr;  ///< [maps, num_q_blocks, num_kv_blocks]
+  bool transposed =
+      false;         ///< classes is [maps, num_kv_blocks, num_q_blocks]: for lists of columns
+  uint8_t keep = 1;  ///< the class of blocks that are listed
   const int32_t* q_offsets = nullptr;         ///< [q_maps, num_q_blocks + 1], ascending
   const int32_t* kv_offsets = nullptr;        ///< [kv_maps, num_kv_blocks + 1], ascending
   int64_t maps = 1, q_maps = 1, kv_maps = 1;  ///< the latter are `maps` or 1

@@ -1,0 +1,647 @@
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/attention/forward_sm90.cuh"
+
+// The backward pass of softmax attention on compute capability 9.0a: one kernel in two forms, that
+// for gradients of queries and that for those of keys and values.
+//
+// A block has one warpgroup that loads and kGroups that compute, 64 rows each of a tile: its own
+// rows X and Y. The tile walks over other rows U and W, that come step by step in two rings:
+//
+//            X  Y   U  W      a step
+//   rows     Q  dO  K  V      S = X Uᵀ  dP = Y Wᵀ  dX += dS U
+//   columns  K  V   Q  dO     the same, and dY += P W, with S, P, dP and dS transposed
+//
+// P = exp(scale S - lse) and dS = P (dP - delta) with delta = sum(out dO) - dlse of each query
+// (FlashAttention-2, Dao 2023, arXiv:2307.08691, section 3.1.2). P and dS stay in registers, as
+// they are what the matrix units take from there. Nothing is added up in global memory: what comes
+// out is the same bit by bit each time.
+
+namespace fovea::kernels::sm90 {
+
+/// The shape of a kernel; without pieces it is for dense attention, with one or two for lists.
+template <bool kColumns_, int kDim_, int kGroups_, int kOthers_, int kStages_, int kPieces_ = 0>
+struct BackwardShape {
+  static constexpr bool kColumns = kColumns_;  // tiles are of keys
+  static constexpr int kDim = kDim_;           // channels of a head
+  static constexpr int kGroups = kGroups_;     // computing warpgroups
+  static constexpr int kOthers = kOthers_;     // rows of a step
+  static constexpr int kStages = kStages_;     // steps that a ring holds
+  static constexpr bool kListed = kPieces_ > 0;
+  static constexpr int kPieces = kListed ? kPieces_ : 1;  // spans of a step
+  static constexpr int kOwn = 64 * kGroups;               // rows of a tile
+  static constexpr int kSpan = kOthers / kPieces;         // most rows of a span
+  static constexpr int kThreads = 128 * (kGroups + 1);
+  static constexpr int kPanels = kDim / 64;  // of 64 columns
+  static constexpr int kOwnBytes = kOwn * kDim * 2;
+  static constexpr int kStepBytes = kOthers * kDim * 2;
+  static_assert(kStages >= 2, "U of a step is held until the next one has begun");
+  // S of a step starts before the sums of the step before are done; with few registers not, and
+  // begins with -lse instead of zero.
+  static constexpr bool kAhead = !(kColumns && kDim == 128 && kGroups == 1);
+  // Blocks on a multiprocessor, and what its register file gives each of their threads.
+  static constexpr int kBlocks = kGroups == 1 ? 2 : 1;
+  static constexpr int kLoadRegisters = kGroups == 1 ? 24 : 32;
+  static constexpr int kComputeRegisters = kGroups == 3 ? 160 : kGroups == 2 ? 240 : 232;
+};
+
+template <typename Shape>
+struct BackwardMemory {
+  // (panels, own rows, 64), then dX and dY in the same places.
+  alignas(1024) char x[Shape::kOwnBytes];
+  alignas(1024) char y[Shape::kOwnBytes];
+  alignas(1024) char u[Shape::kStages][Shape::kStepBytes];  // (panels, other rows, 64)
+  alignas(1024) char w[Shape::kStages][Shape::kStepBytes];
+  // Of columns: the stats of a step's queries, (pieces, 2, span).
+  alignas(128) float stats[Shape::kStages][Shape::kColumns ? 2 * Shape::kOthers : 32];
+  uint64_t own_full, own_empty;
+  uint64_t u_full[Shape::kStages], u_empty[Shape::kStages];
+  uint64_t w_full[Shape::kStages], w_empty[Shape::kStages];
+  uint32_t spans[Shape::kStages][Shape::kPieces];  // length, and 256 times (1 + the mask, or 0)
+};
+
+/// Tensors as the copy engine sees them. `more` are those of forward.more: of keys that are other
+/// rows U and W, or own rows X, Y, dX and dY.
+struct BackwardMaps {
+  CUtensorMap x, y, u, w, dx, dy, stats;
+  CUtensorMap more_x, more_y, more_u, more_w, more_dx, more_dy;
+};
+
+struct BackwardParams {
+  int heads, heads_per_kv;  // those of own rows; of columns as many heads of others for each
+  int own_len, other_len;
+  int more_begin, more_len;  // positions of more keys; 2^31 - 1 where there are none
+  int tiles, num_tiles;      // of a head, of all heads
+  TileLists lists;
+  MutableHeadRows dx, dy, more_dx, more_dy;
+  const float* stats;  // [batch, heads of queries, (-lse log2(e), -delta), stats_stride]
+  int64_t stats_stride;
+  float scale, scale_log2, per_scale_log2;  // sm_scale, times log2(e), and 1 over that
+};
+
+/// The other rows that a tile sees, of one head.
+template <typename Shape>
+struct Walk {
+  const KeySpan* list = nullptr;
+  int spans, steps, len;
+
+  __device__ Walk(const BackwardParams& params, int item, int head, const QueryTile& own)
+      : len(params.other_len) {
+    if constexpr (Shape::kListed) {
+      const TileLists& lists = params.lists;
+      const int64_t map = item * lists.batch_stride + head * lists.head_stride;
+      const int64_t row = map * lists.rows + own.row;
+      list = lists.spans + row * lists.capacity;
+      spans = own.len > 0 ? lists.counts[row] : 0;
+    } else {
+      spans = (len + Shape::kSpan - 1) / Shape::kSpan;
+    }
+    steps = (spans + Shape::kPieces - 1) / Shape::kPieces;
+  }
+
+  /// A piece of step i. From the last step to the first: what is not full comes first then.
+  __device__ KeySpan span(int i, int piece) const {
+    const int at = (steps - 1 - i) * Shape::kPieces + piece;
+    if (at >= spans) return {len, 0};  // the copy engine brings zeros
+    if constexpr (Shape::kListed) return list[at];
+    return {at * Shape::kSpan, static_cast<uint32_t>(min(Shape::kSpan, len - at * Shape::kSpan))};
+  }
+};
+
+/// What a tile has to do.
+template <typename Shape>
+struct BackwardWork {
+  int head, item;
+  QueryTile own;
+
+  __device__ BackwardWork(const BackwardParams& params, int index) {
+    const int tile = index % params.tiles;
+    head = index / params.tiles % params.heads;
+    item = index / params.tiles / params.heads;
+    if constexpr (Shape::kListed) {
+      const TileLists& lists = params.lists;
+      const int64_t map = item * lists.batch_stride + first_head(params) * lists.head_stride;
+      own = lists.tiles[map * lists.tiles_per_map + tile];
+    } else {
+      const int begin = tile * Shape::kOwn;
+      own = {begin, min(Shape::kOwn, params.own_len - begin), 0, 0};
+    }
+  }
+
+  /// Heads of queries that the tile has to do with.
+  __device__ int first_head(const BackwardParams& params) const {
+    return Shape::kColumns ? head * params.heads_per_kv : head;
+  }
+  __device__ int walks(const BackwardParams& params) const {
+    return Shape::kColumns ? params.heads_per_kv : 1;
+  }
+  __device__ Walk<Shape> walk(const BackwardParams& params, int i) const {
+    return Walk<Shape>(params, item, first_head(params) + i, own);
+  }
+  __device__ int steps(const BackwardParams& params) const {
+    int sum = 0;
+    for (int i = 0; i < walks(params); ++i) sum += walk(params, i).steps;
+    return sum;
+  }
+  /// Own rows are more keys.
+  __device__ bool is_more(const BackwardParams& params) const {
+    return Shape::kColumns && Shape::kListed && own.begin >= params.more_begin;
+  }
+};
+
+/// The copies of a tile's steps; one thread.
+template <typename Shape>
+struct BackwardLoader {
+  static constexpr int kPieces = Shape::kPieces;
+
+  const BackwardParams& params;
+  const BackwardMaps& maps;
+  BackwardMemory<Shape>& memory;
+  uint64_t policy;
+  RingPlace<Shape::kStages> place;
+  int head = 0, item = 0;  // of the other rows
+  int part = 0;            // of the tile, for masks
+
+  /// Spans of a step, asked for before they are needed.
+  struct Step {
+    KeySpan spans[kPieces];
+  };
+  __device__ static Step step(const Walk<Shape>& walk, int i) {
+    Step out;
+#pragma unroll
+    for (int piece = 0; piece < kPieces; ++piece) out.spans[piece] = walk.span(i, piece);
+    return out;
+  }
+
+  /// All pieces of U or W, of keys also from the more keys.
+  __device__ void load_rows(char* ring, const CUtensorMap& map, const CUtensorMap& more,
+                            const Step& step, uint64_t* full) const {
+#pragma unroll
+    for (int piece = 0; piece < kPieces; ++piece) {
+      const KeySpan span = step.spans[piece];
+      bool is_more = false;
+      if constexpr (!Shape::kColumns && Shape::kListed) {
+        is_more = span.len > 0 && span.begin >= params.more_begin;
+      }
+      const CUtensorMap& from = is_more ? more : map;
+      const int begin = is_more ? span.begin - params.more_begin : span.begin;
+      if constexpr (kPieces == 1) {
+        tma::load(ring, from, {0, begin, 0, head, item}, full, policy);
+      } else {
+#pragma unroll
+        for (int panel = 0; panel < Shape::kPanels; ++panel) {
+          char* const rows = ring + (panel * Shape::kOthers + piece * Shape::kSpan) * 128;
+          tma::load(rows, from, {0, begin, panel, head, item}, full, policy);
+        }
+      }
+    }
+  }
+
+  /// W first: its place is free first.
+  __device__ void load(const Step& step) {
+    const int slot = place.slot;
+    ptx::wait(&memory.w_empty[slot], place.parity ^ 1);
+    ptx::arrive_expect(&memory.w_full[slot], Shape::kStepBytes);
+    load_rows(memory.w[slot], maps.w, maps.more_w, step, &memory.w_full[slot]);
+    ptx::wait(&memory.u_empty[slot], place.parity ^ 1);
+#pragma unroll
+    for (int piece = 0; piece < kPieces; ++piece) {
+      const KeySpan span = step.spans[piece];
+      memory.spans[slot][piece] = span.len | (span.mask == 0 ? 0 : span.mask + part) << 8;
+    }
+    constexpr int kStatsBytes = Shape::kColumns ? 8 * Shape::kOthers : 0;
+    ptx::arrive_expect(&memory.u_full[slot], Shape::kStepBytes + kStatsBytes);
+    load_rows(memory.u[slot], maps.u, maps.more_u, step, &memory.u_full[slot]);
+    if constexpr (Shape::kColumns) {
+#pragma unroll
+      for (int piece = 0; piece < kPieces; ++piece) {
+        tma::load(memory.stats[slot] + piece * 2 * Shape::kSpan, maps.stats,
+                  {step.spans[piece].begin, 0, head, item, 0}, &memory.u_full[slot], policy);
+      }
+    }
+    place.next();
+  }
+
+  __device__ void load_all(const Walk<Shape>& walk) {
+    if (walk.steps == 0) return;
+    Step before = step(walk, 0);
+    for (int i = 1; i < walk.steps; ++i) {
+      const Step now = step(walk, i);
+      load(before);
+      before = now;
+    }
+    load(before);
+  }
+};
+
+/// Everything that is loaded; one thread.
+template <typename Shape>
+__device__ void load_tiles(const BackwardParams& params, const BackwardMaps& maps,
+                           BackwardMemory<Shape>& memory) {
+  const uint64_t once = tma::evict_first();
+  BackwardLoader<Shape> loader{params, maps, memory, tma::evict_last()};
+  uint32_t own_parity = 0;
+  for (int index = blockIdx.x; index < params.num_tiles; index += gridDim.x) {
+    const BackwardWork<Shape> work(params, index);
+    if (work.own.len == 0) continue;
+    const bool is_more = work.is_more(params);
+    const int begin = work.own.begin - (is_more ? params.more_begin : 0);
+    ptx::wait(&memory.own_empty, own_parity ^ 1);
+    own_parity ^= 1;
+    ptx::arrive_expect(&memory.own_full, 2 * Shape::kOwnBytes);
+    tma::load(memory.x, is_more ? maps.more_x : maps.x, {0, begin, 0, work.head, work.item},
+              &memory.own_full, once);
+    tma::load(memory.y, is_more ? maps.more_y : maps.y, {0, begin, 0, work.head, work.item},
+              &memory.own_full, once);
+    loader.item = work.item, loader.part = work.own.part;
+    for (int i = 0; i < work.walks(params); ++i) {
+      // Keys of a head of queries, or queries of each head of a kv head.
+      loader.head = Shape::kColumns ? work.first_head(params) + i : work.head / params.heads_per_kv;
+      loader.load_all(work.walk(params, i));
+    }
+  }
+}
+
+/// One of the computing warpgroups.
+template <typename Shape, Type kType>
+struct Differentiator {
+  static constexpr int kRegisters = Shape::kDim / 2;         // of dX and of dY
+  static constexpr int kStepRegisters = Shape::kOthers / 2;  // of S and of dP
+  using Operand = uint32_t[Shape::kOthers / 16][4];
+
+  const BackwardParams& params;
+  BackwardMemory<Shape>& memory;
+  int group, thread;
+  RingPlace<Shape::kStages> place;
+  float dx[kRegisters];
+  float dy[kRegisters];                // of columns
+  float minus_lse[2], minus_delta[2];  // of rows: of a thread's two, in powers of two
+
+  /// One thread a warp says that it has read a slot.
+  __device__ void release(uint64_t* empty) const {
+    if (thread % 32 == 0) ptx::arrive(empty);
+  }
+
+  /// C = own · othersᵀ, or C += that, as a group of its own.
+  template <bool kAdds>
+  __device__ void start_product(float (&c)[kStepRegisters], const char* own,
+                                const char* others) const {
+    uint32_t a = ptx::shared_address(own) + group * 64 * 128;
+    // Registers are short: no descriptors are kept over the loop.
+    asm volatile("" : "+r"(a));
+    const uint32_t b = ptx::shared_address(others);
+    wgmma::fence();
+#pragma unroll
+    for (int step = 0; step < Shape::kDim / 16; ++step) {
+      const int inside = step % 4 * wgmma::kStepBytes;
+      wgmma::multiply<kType>(c, wgmma::k_major(a + step / 4 * Shape::kOwn * 128 + inside),
+                             wgmma::k_major(b + step / 4 * Shape::kOthers * 128 + inside),
+                             kAdds || step > 0);
+    }
+    wgmma::commit();
+  }
+
+  /// C += A · others.
+  __device__ void start_sum(float (&c)[kRegisters], const Operand& a, const char* others) const {
+    const uint32_t b = ptx::shared_address(others);
+    wgmma::fence();
+#pragma unroll
+    for (int step = 0; step < Shape::kOthers / 16; ++step) {
+      wgmma::multiply<kType, true>(c, a[step],
+                                   wgmma::n_major(b + step * 2048, Shape::kOthers * 128), 1);
+    }
+    wgmma::commit();
+  }
+
+  __device__ static void make_operand(const float (&c)[kStepRegisters], Operand& a) {
+#pragma unroll
+    for (int step = 0; step < Shape::kOthers / 16; ++step) {
+      fragment::to_operand<kType>(c, step, a[step]);
+    }
+  }
+
+  /// What lies behind the end of a span, or is hidden by a mask, gets logits of -inf.
+  __device__ void hide(float (&s)[kStepRegisters]) const {
+    constexpr int kOfPiece = Shape::kSpan / 2;  // registers
+    const uint32_t(&spans)[Shape::kPieces] = memory.spans[place.slot];
+    bool is_full = true;
+#pragma unroll
+    for (int i = 0; i < Shape::kPieces; ++i) is_full = is_full && spans[i] == Shape::kSpan;
+    if (is_full) return;
+#pragma unroll
+    for (int piece = 0; piece < Shape::kPieces; ++piece) {
+      const int len = static_cast<int>(spans[piece] & 255);
+      uint32_t seen[2] = {~0u, ~0u};
+      if constexpr (Shape::kListed) {
+        if (const uint32_t mask = spans[piece] >> 8; mask != 0) {
+          const int64_t tile = static_cast<int64_t>(mask) - 1;
+          const int row = group * 64 + fragment::first_row(thread);
+          const uint32_t* words =
+              params.lists.masks + (tile * Shape::kOwn + row) * kMaskWords + thread % 4;
+          seen[0] = words[0], seen[1] = words[8 * kMaskWords];
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kOfPiece; ++i) {
+        const bool is_seen = seen[i / 2 % 2] >> (i / 4 * 2 + i % 2) & 1;
+        if (!is_seen || fragment::column(thread, i) >= len) s[piece * kOfPiece + i] = -INFINITY;
+      }
+    }
+  }
+
+  /// The numbers of the queries of columns 8 i + 2 (thread % 4) and + 1 of the step: 0 is -lse, 1
+  /// is -delta.
+  __device__ float2 of_columns(int which, int i) const {
+    const int piece = 8 * i / Shape::kSpan;
+    const float* stats = memory.stats[place.slot] + (2 * piece + which) * Shape::kSpan;
+    return *reinterpret_cast<const float2*>(stats + 8 * i % Shape::kSpan + thread % 4 * 2);
+  }
+
+  /// Numbers of the queries of the columns that the registers have.
+  __device__ void begin(float (&c)[kStepRegisters], int which, float factor) const {
+#pragma unroll
+    for (int i = 0; i < kStepRegisters; i += 4) {
+      const float2 two = of_columns(which, i / 4);
+      c[i] = c[i + 2] = two.x * factor, c[i + 1] = c[i + 3] = two.y * factor;
+    }
+    wgmma::pin(c);
+  }
+
+  /// S of the ring's next step.
+  __device__ void start_logits(float (&s)[kStepRegisters]) const {
+    ptx::wait(&memory.u_full[place.slot], place.parity);
+    if constexpr (!Shape::kAhead) begin(s, 0, params.per_scale_log2);
+    start_product<!Shape::kAhead>(s, memory.x, memory.u[place.slot]);
+  }
+
+  /// Its dP, of columns dP - delta.
+  __device__ void start_weight_gradients(float (&dp)[kStepRegisters]) const {
+    ptx::wait(&memory.w_full[place.slot], place.parity);
+    if constexpr (Shape::kColumns) begin(dp, 1, 1);
+    start_product<Shape::kColumns>(dp, memory.y, memory.w[place.slot]);
+  }
+
+  /// S becomes P.
+  __device__ void weigh(float (&s)[kStepRegisters]) const {
+#pragma unroll
+    for (int i = 0; i < kStepRegisters; i += 4) {
+      float2 upper = make_float2(minus_lse[0], minus_lse[0]);
+      float2 lower = make_float2(minus_lse[1], minus_lse[1]);
+      if constexpr (!Shape::kAhead) upper = lower = make_float2(0, 0);
+      if constexpr (Shape::kColumns && Shape::kAhead) upper = lower = of_columns(0, i / 4);
+      s[i] = ptx::exp2_approx(fmaf(s[i], params.scale_log2, upper.x));
+      s[i + 1] = ptx::exp2_approx(fmaf(s[i + 1], params.scale_log2, upper.y));
+      s[i + 2] = ptx::exp2_approx(fmaf(s[i + 2], params.scale_log2, lower.x));
+      s[i + 3] = ptx::exp2_approx(fmaf(s[i + 3], params.scale_log2, lower.y));
+    }
+  }
+
+  /// P becomes dS.
+  __device__ void differentiate(float (&s)[kStepRegisters],
+                                const float (&dp)[kStepRegisters]) const {
+#pragma unroll
+    for (int i = 0; i < kStepRegisters; ++i) {
+      s[i] *= Shape::kColumns ? dp[i] : dp[i] + minus_delta[i / 2 % 2];
+    }
+  }
+
+  /// The ring's next step. The sums of the one before may be under way, as those of this one then.
+  __device__ void step(bool is_first) {
+    const int slot = place.slot;
+    float s[kStepRegisters], dp[kStepRegisters];
+    Operand gradients;
+    if constexpr (Shape::kAhead) start_logits(s);
+    wgmma::wait<Shape::kAhead ? 1 : 0>();
+    if (!is_first) end_step();
+    if constexpr (!Shape::kAhead) start_logits(s);
+    start_weight_gradients(dp);
+    wgmma::wait<1>();
+    wgmma::pin(s);
+    hide(s);
+    weigh(s);
+    if constexpr (Shape::kColumns) {
+      Operand weights;
+      make_operand(s, weights);
+      start_sum(dy, weights, memory.w[slot]);
+      wgmma::wait<1>();
+      wgmma::pin(dp);
+    } else {
+      wgmma::wait<0>();
+      wgmma::pin(dp);
+      release(&memory.w_empty[slot]);
+    }
+    differentiate(s, dp);
+    make_operand(s, gradients);
+    start_sum(dx, gradients, memory.u[slot]);
+    place.next();
+  }
+
+  /// The sums of the step before the ring's next one are done.
+  __device__ void end_step() {
+    const int slot = place.slot == 0 ? Shape::kStages - 1 : place.slot - 1;
+    release(&memory.u_empty[slot]);
+    if constexpr (Shape::kColumns) release(&memory.w_empty[slot]);
+  }
+
+  __device__ void clear() {
+#pragma unroll
+    for (float& x : dx) x = 0;
+    wgmma::pin(dx);
+    if constexpr (Shape::kColumns) {
+#pragma unroll
+      for (float& x : dy) x = 0;
+      wgmma::pin(dy);
+    }
+  }
+
+  /// All steps of a tile, at least one.
+  __device__ void walk(int steps) {
+    for (int i = 0; i < steps; ++i) step(i == 0);
+    wgmma::wait<0>();
+    wgmma::pin(dx);
+    if constexpr (Shape::kColumns) wgmma::pin(dy);
+    end_step();
+  }
+
+  /// The numbers of a thread's two queries.
+  __device__ void read_stats(const BackwardWork<Shape>& work) {
+    const int64_t head = static_cast<int64_t>(work.item) * params.heads + work.head;
+    const float* stats = params.stats + head * 2 * params.stats_stride;
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      const int at = work.own.begin + group * 64 + fragment::first_row(thread) + 8 * row;
+      const bool is_one = at < params.own_len;
+      minus_lse[row] = is_one ? stats[at] : 0;
+      minus_delta[row] = is_one ? stats[params.stats_stride + at] : 0;
+    }
+  }
+
+  /// Writes a gradient into the place of this warpgroup's rows, and from there away; the copies are
+  /// not waited for. `to` begins at the tensor that the tile lies in, at whose row `begin` is.
+  __device__ void write(const float (&c)[kRegisters], char* own, const CUtensorMap& map,
+                        const MutableHeadRows& to, const BackwardWork<Shape>& work) const {
+    const bool is_more = work.is_more(params);
+    const int first = work.own.begin + group * 64 - (is_more ? params.more_begin : 0);
+    const int rows = min(64, work.own.len - group * 64);  // below 1: none
+    const int end = is_more ? params.more_len : params.own_len;
+    char* const box = own + group * 64 * 128;
+    fragment::store<kType>(c, ptx::shared_address(box), Shape::kOwn * 128, thread);
+    ptx::fence_async_proxy();
+    ptx::named_sync(1 + group, 128);
+    // The copy engine leaves out rows behind the end of the sequence, but not those of another
+    // tile.
+    if (!Shape::kListed || rows == 64 || first + rows == end) {
+      if (thread == 0 && rows > 0) {
+#pragma unroll
+        for (int panel = 0; panel < Shape::kPanels; ++panel) {
+          tma::store(map, {0, first, panel, work.head, work.item}, box + panel * Shape::kOwn * 128);
+        }
+      }
+    } else {
+      char* const head = static_cast<char*>(to.data) +
+                         2 * (work.item * to.batch_stride + work.head * to.head_stride);
+      copy_rows(box, head + 2 * first * to.row_stride, 2 * to.row_stride, rows);
+    }
+  }
+
+  /// The first rows of `box` to their places, 16 bytes at a time.
+  __device__ void copy_rows(const char* box, char* to, int64_t stride, int rows) const {
+    constexpr int kUnits = Shape::kDim / 8;  // of 8 columns
+    int begin = thread;
+    asm volatile("" : "+r"(begin));  // or its places are found, and kept, long before
+#pragma unroll 1
+    for (int i = begin; i < rows * kUnits; i += 128) {
+      const int row = i / kUnits, unit = i % kUnits;
+      const char* from = box + unit / 8 * Shape::kOwn * 128 + row * 128 + (unit % 8 ^ row % 8) * 16;
+      *reinterpret_cast<uint4*>(to + row * stride + unit * 16) =
+          *reinterpret_cast<const uint4*>(from);
+    }
+  }
+
+  /// Both gradients of a tile; its own rows are free then.
+  __device__ void write_all(const BackwardMaps& maps, const BackwardWork<Shape>& work) {
+    const bool is_more = work.is_more(params);
+#pragma unroll
+    for (float& x : dx) x *= params.scale;
+    write(dx, memory.x, is_more ? maps.more_dx : maps.dx, is_more ? params.more_dx : params.dx,
+          work);
+    if constexpr (Shape::kColumns) {
+      write(dy, memory.y, is_more ? maps.more_dy : maps.dy, is_more ? params.more_dy : params.dy,
+            work);
+    }
+    if (thread == 0) {
+      ptx::bulk_commit();
+      ptx::bulk_wait_read<0>();
+    }
+    ptx::named_sync(1 + group, 128);
+    if (thread == 0) ptx::arrive(&memory.own_empty);
+  }
+};
+
+/// Grid: as many blocks as are to run at a time; each takes every gridDim.x-th tile.
+template <typename Shape, Type kType>
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
+    backward_kernel(const __grid_constant__ BackwardMaps maps,
+                    const __grid_constant__ BackwardParams params) {
+#ifdef FOVEA_SM90A
+  extern __shared__ char shared[];
+  const uint32_t past = ptx::shared_address(shared) % 1024;
+  auto& memory = *reinterpret_cast<BackwardMemory<Shape>*>(shared + (1024 - past) % 1024);
+  if (threadIdx.x == 0) {
+    ptx::barrier_init(&memory.own_full, 1);
+    ptx::barrier_init(&memory.own_empty, Shape::kGroups);
+    for (int i = 0; i < Shape::kStages; ++i) {
+      ptx::barrier_init(&memory.u_full[i], 1);
+      ptx::barrier_init(&memory.w_full[i], 1);
+      ptx::barrier_init(&memory.u_empty[i], 4 * Shape::kGroups);
+      ptx::barrier_init(&memory.w_empty[i], 4 * Shape::kGroups);
+    }
+    ptx::fence_barrier_init();
+  }
+  __syncthreads();
+  const int warpgroup = threadIdx.x / 128;
+  if (warpgroup == Shape::kGroups) {
+    ptx::give_registers<Shape::kLoadRegisters>();
+    if (threadIdx.x == 128 * Shape::kGroups) load_tiles(params, maps, memory);
+  } else {
+    ptx::take_registers<Shape::kComputeRegisters>();
+    Differentiator<Shape, kType> computer{params, memory, warpgroup,
+                                          static_cast<int>(threadIdx.x) % 128};
+    uint32_t own_parity = 0;
+    for (int index = blockIdx.x; index < params.num_tiles; index += gridDim.x) {
+      const BackwardWork<Shape> begun(params, index);
+      if (begun.own.len == 0) continue;
+      if constexpr (!Shape::kColumns) computer.read_stats(begun);
+      const int steps = begun.steps(params);
+      ptx::wait(&memory.own_full, own_parity);
+      own_parity ^= 1;
+      computer.clear();
+      if (steps > 0) computer.walk(steps);
+      // Found out again: registers are short meanwhile.
+      int again = index;
+      asm volatile("" : "+r"(again));
+      computer.write_all(maps, BackwardWork<Shape>(params, again));
+    }
+  }
+#endif
+}
+
+// ---- What both need of each query ---------------------------------------------------------------
+
+struct PrepareParams {
+  int64_t rows;  // of all items and heads
+  int heads, q_len;
+  HeadRows out, grad_out;
+  const float* lse;
+  const float* grad_lse;  // or null
+  float* stats;
+  int64_t stats_stride;
+};
+
+template <Type kType>
+__device__ inline float2 unpack(uint32_t bits) {
+  if constexpr (kType == Type::bf16) {
+    return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&bits));
+  } else {
+    return __half22float2(*reinterpret_cast<const __half2*>(&bits));
+  }
+}
+
+/// -lse log2(e) and -delta of every query; kDim / 8 threads a query. A query without keys gets
+/// -inf, so that its weights become 0.
+template <int kDim, Type kType>
+__global__ void __launch_bounds__(256)
+    prepare_backward_kernel(const __grid_constant__ PrepareParams params) {
+  constexpr int kLanes = kDim / 8;
+  const int64_t index = (static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x) / kLanes;
+  const int lane = threadIdx.x % kLanes;
+  const int64_t row = min(index, params.rows - 1);
+  const int64_t of_head = row / params.q_len, query = row % params.q_len;
+  const int64_t item = of_head / params.heads, head = of_head % params.heads;
+  const auto numbers = [&](const HeadRows& x) {
+    const int64_t at = item * x.batch_stride + head * x.head_stride + query * x.row_stride;
+    return *reinterpret_cast<const uint4*>(static_cast<const char*>(x.data) + 2 * at + 16 * lane);
+  };
+  const uint4 out = numbers(params.out), grad = numbers(params.grad_out);
+  const uint32_t a[4] = {out.x, out.y, out.z, out.w}, b[4] = {grad.x, grad.y, grad.z, grad.w};
+  float sum = 0;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 x = unpack<kType>(a[i]), y = unpack<kType>(b[i]);
+    sum = fmaf(x.x, y.x, fmaf(x.y, y.y, sum));
+  }
+#pragma unroll
+  for (int step = kLanes / 2; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffff, sum, step);
+  if (lane != 0 || index >= params.rows) return;
+  const float lse = params.lse[row];
+  const bool is_empty = lse == -INFINITY;
+  const float of_lse = params.grad_lse != nullptr ? params.grad_lse[row] : 0;
+  float* const stats = params.stats + of_head * 2 * params.stats_stride + query;
+  constexpr float kLog2e = 1.44269504f;
+  stats[0] = is_empty ? -INFINITY : -lse * kLog2e;
+  stats[params.stats_stride] = is_empty ? 0 : of_lse - sum;
+}
+
+}  // namespace fovea::kernels::sm90
