@@ -484,8 +484,8 @@ struct Differentiator {
                         const MutableHeadRows& to, const BackwardWork<Shape>& work) const {
     const bool is_more = work.is_more(params);
     const int first = work.own.begin + group * 64 - (is_more ? params.more_begin : 0);
-    const int rows = min(64, work.own.len - group * 64);  // below 1: none
     const int end = is_more ? params.more_len : params.own_len;
+    const int rows = min(min(64, work.own.len - group * 64), end - first);  // below 1: none
     char* const box = own + group * 64 * 128;
     fragment::store<kType>(c, ptx::shared_address(box), Shape::kOwn * 128, thread);
     ptx::fence_async_proxy();
