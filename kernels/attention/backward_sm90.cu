@@ -7,18 +7,18 @@ namespace {
 
 using namespace sm90;
 
-// Rows or columns, channels, computing warpgroups, other rows of a step, stages, for lists spans of
-// a step.
+// Rows or columns, channels, computing warpgroups, other rows of a step, stages, spans of a step
+// (of lists), whether the wait for dP is held back.
 template <int kDim>
-using DenseRows = BackwardShape<false, kDim, 2, 128, kDim == 64 ? 4 : 2>;
+using DenseRows = BackwardShape<false, kDim, 2, 128, kDim == 64 ? 4 : 2, 0, true>;
 template <int kDim>
 using DenseColumns = BackwardShape<true, kDim, 2, 64, kDim == 64 ? 6 : 4>;
 template <int kDim>
-using Rows128x128 = BackwardShape<false, kDim, 2, 128, kDim == 64 ? 4 : 2, 1>;
+using Rows128x128 = BackwardShape<false, kDim, 2, 128, kDim == 64 ? 4 : 2, 1, true>;
 template <int kDim>
-using Rows128x64 = BackwardShape<false, kDim, 2, 128, kDim == 64 ? 4 : 2, 2>;
+using Rows128x64 = BackwardShape<false, kDim, 2, 128, kDim == 64 ? 4 : 2, 2, true>;
 template <int kDim>
-using Rows64x64 = BackwardShape<false, kDim, 1, 64, kDim == 64 ? 5 : 2, 1>;
+using Rows64x64 = BackwardShape<false, kDim, 1, 64, kDim == 64 ? 5 : 2, 1, true>;
 template <int kDim>
 using Columns128x64 = BackwardShape<true, kDim, 2, 64, kDim == 64 ? 6 : 4, 1>;
 template <int kDim>

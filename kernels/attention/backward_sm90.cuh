@@ -22,7 +22,8 @@
 namespace fovea::kernels::sm90 {
 
 /// The shape of a kernel; without pieces it is for dense attention, with one or two for lists.
-template <bool kColumns_, int kDim_, int kGroups_, int kOthers_, int kStages_, int kPieces_ = 0>
+template <bool kColumns_, int kDim_, int kGroups_, int kOthers_, int kStages_, int kPieces_ = 0,
+          bool kHold_ = false>
 struct BackwardShape {
   static constexpr bool kColumns = kColumns_;  // tiles are of keys
   static constexpr int kDim = kDim_;           // channels of a head
@@ -37,14 +38,21 @@ struct BackwardShape {
   static constexpr int kPanels = kDim / 64;  // of 64 columns
   static constexpr int kOwnBytes = kOwn * kDim * 2;
   static constexpr int kStepBytes = kOthers * kDim * 2;
+  // The compiler waits for dP of rows before the exponentials, unless something of these is stored
+  // first: then the matrix units work meanwhile.
+  static constexpr bool kHold = kHold_;
+  static_assert(!kHold || !kColumns, "columns have a product between the two");
   static_assert(kStages >= 2, "U of a step is held until the next one has begun");
   // S of a step starts before the sums of the step before are done; with few registers not, and
   // begins with -lse instead of zero.
   static constexpr bool kAhead = !(kColumns && kDim == 128 && kGroups == 1);
   // Blocks on a multiprocessor, and what its register file gives each of their threads.
   static constexpr int kBlocks = kGroups == 1 ? 2 : 1;
-  static constexpr int kLoadRegisters = kGroups == 1 ? 24 : 32;
+  static constexpr int kLoadRegisters = kGroups == 3 ? 32 : 24;
   static constexpr int kComputeRegisters = kGroups == 3 ? 160 : kGroups == 2 ? 240 : 232;
+  // What each thread has at first, in steps of 8: more than all these a block does not get.
+  static constexpr int kEntryRegisters = 65536 / (kThreads * kBlocks) / 8 * 8;
+  static_assert(kLoadRegisters + kGroups * kComputeRegisters <= kEntryRegisters * (kGroups + 1));
 };
 
 template <typename Shape>
@@ -59,6 +67,7 @@ struct BackwardMemory {
   uint64_t own_full, own_empty;
   uint64_t u_full[Shape::kStages], u_empty[Shape::kStages];
   uint64_t w_full[Shape::kStages], w_empty[Shape::kStages];
+  volatile uint32_t held[4 * Shape::kGroups];      // written, never read
   uint32_t spans[Shape::kStages][Shape::kPieces];  // length, and 256 times (1 + the mask, or 0)
 };
 
@@ -366,21 +375,29 @@ struct Differentiator {
       const float2 two = of_columns(which, i / 4);
       c[i] = c[i + 2] = two.x * factor, c[i + 1] = c[i + 3] = two.y * factor;
     }
-    wgmma::pin(c);
   }
 
   /// S of the ring's next step.
   __device__ void start_logits(float (&s)[kStepRegisters]) const {
     ptx::wait(&memory.u_full[place.slot], place.parity);
-    if constexpr (!Shape::kAhead) begin(s, 0, params.per_scale_log2);
+    if constexpr (!Shape::kAhead) {
+      begin(s, 0, params.per_scale_log2);
+      wgmma::pin(s);
+    }
     start_product<!Shape::kAhead>(s, memory.x, memory.u[place.slot]);
   }
 
-  /// Its dP, of columns dP - delta.
+  /// Its dP - delta.
   __device__ void start_weight_gradients(float (&dp)[kStepRegisters]) const {
     ptx::wait(&memory.w_full[place.slot], place.parity);
-    if constexpr (Shape::kColumns) begin(dp, 1, 1);
-    start_product<Shape::kColumns>(dp, memory.y, memory.w[place.slot]);
+    if constexpr (Shape::kColumns) {
+      begin(dp, 1, 1);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kStepRegisters; ++i) dp[i] = minus_delta[i / 2 % 2];
+    }
+    wgmma::pin(dp);
+    start_product<true>(dp, memory.y, memory.w[place.slot]);
   }
 
   /// S becomes P.
@@ -395,15 +412,6 @@ struct Differentiator {
       s[i + 1] = ptx::exp2_approx(fmaf(s[i + 1], params.scale_log2, upper.y));
       s[i + 2] = ptx::exp2_approx(fmaf(s[i + 2], params.scale_log2, lower.x));
       s[i + 3] = ptx::exp2_approx(fmaf(s[i + 3], params.scale_log2, lower.y));
-    }
-  }
-
-  /// P becomes dS.
-  __device__ void differentiate(float (&s)[kStepRegisters],
-                                const float (&dp)[kStepRegisters]) const {
-#pragma unroll
-    for (int i = 0; i < kStepRegisters; ++i) {
-      s[i] *= Shape::kColumns ? dp[i] : dp[i] + minus_delta[i / 2 % 2];
     }
   }
 
@@ -428,11 +436,18 @@ struct Differentiator {
       wgmma::wait<1>();
       wgmma::pin(dp);
     } else {
+      if constexpr (Shape::kHold) {
+        uint32_t all = 0;
+#pragma unroll
+        for (const float x : s) all ^= __float_as_uint(x);
+        memory.held[group * 4 + thread / 32] = all;
+      }
       wgmma::wait<0>();
       wgmma::pin(dp);
       release(&memory.w_empty[slot]);
     }
-    differentiate(s, dp);
+#pragma unroll
+    for (int i = 0; i < kStepRegisters; ++i) s[i] *= dp[i];
     make_operand(s, gradients);
     start_sum(dx, gradients, memory.u[slot]);
     place.next();
