@@ -172,6 +172,8 @@ struct BackwardLoader {
   RingPlace<Shape::kStages> place;
   int head = 0, item = 0;  // of the other rows
   int part = 0;            // of the tile, for masks
+  uint32_t own_parity = 0;
+  int before_own = 0;  // steps to load before the own rows; below 0: they are loaded
 
   /// Spans of a step, asked for before they are needed.
   struct Step {
@@ -233,15 +235,40 @@ struct BackwardLoader {
     place.next();
   }
 
-  __device__ void load_all(const Walk<Shape>& walk) {
+  __device__ void begin(const BackwardWork<Shape>& work) {
+    item = work.item, part = work.own.part;
+    before_own = Shape::kStages;
+  }
+
+  /// The tile's own rows, once. Their place is free when the tile before has been written, those of
+  /// the rings are before that.
+  __device__ void load_own(const BackwardWork<Shape>& work) {
+    if (before_own < 0) return;
+    before_own = -1;
+    const bool is_more = work.is_more(params);
+    const int first = work.own.begin - (is_more ? params.more_begin : 0);
+    ptx::wait(&memory.own_empty, own_parity ^ 1);
+    own_parity ^= 1;
+    ptx::arrive_expect(&memory.own_full, 2 * Shape::kOwnBytes);
+    const uint64_t once = tma::evict_first();
+    tma::load(memory.x, is_more ? maps.more_x : maps.x, {0, first, 0, work.head, item},
+              &memory.own_full, once);
+    tma::load(memory.y, is_more ? maps.more_y : maps.y, {0, first, 0, work.head, item},
+              &memory.own_full, once);
+  }
+
+  __device__ void load_all(const Walk<Shape>& walk, const BackwardWork<Shape>& work) {
     if (walk.steps == 0) return;
-    Step before = step(walk, 0);
-    for (int i = 1; i < walk.steps; ++i) {
-      const Step now = step(walk, i);
-      load(before);
-      before = now;
+    Step now = step(walk, 0);
+#pragma unroll 1
+    for (int i = 1; i <= walk.steps; ++i) {
+      Step next = now;
+      if (i < walk.steps) next = step(walk, i);
+      if (before_own == 0) load_own(work);
+      --before_own;
+      load(now);
+      now = next;
     }
-    load(before);
   }
 };
 
@@ -249,27 +276,17 @@ struct BackwardLoader {
 template <typename Shape>
 __device__ void load_tiles(const BackwardParams& params, const BackwardMaps& maps,
                            BackwardMemory<Shape>& memory) {
-  const uint64_t once = tma::evict_first();
   BackwardLoader<Shape> loader{params, maps, memory, tma::evict_last()};
-  uint32_t own_parity = 0;
   for (int index = blockIdx.x; index < params.num_tiles; index += gridDim.x) {
     const BackwardWork<Shape> work(params, index);
     if (work.own.len == 0) continue;
-    const bool is_more = work.is_more(params);
-    const int begin = work.own.begin - (is_more ? params.more_begin : 0);
-    ptx::wait(&memory.own_empty, own_parity ^ 1);
-    own_parity ^= 1;
-    ptx::arrive_expect(&memory.own_full, 2 * Shape::kOwnBytes);
-    tma::load(memory.x, is_more ? maps.more_x : maps.x, {0, begin, 0, work.head, work.item},
-              &memory.own_full, once);
-    tma::load(memory.y, is_more ? maps.more_y : maps.y, {0, begin, 0, work.head, work.item},
-              &memory.own_full, once);
-    loader.item = work.item, loader.part = work.own.part;
+    loader.begin(work);
     for (int i = 0; i < work.walks(params); ++i) {
       // Keys of a head of queries, or queries of each head of a kv head.
       loader.head = Shape::kColumns ? work.first_head(params) + i : work.head / params.heads_per_kv;
-      loader.load_all(work.walk(params, i));
+      loader.load_all(work.walk(params, i), work);
     }
+    loader.load_own(work);
   }
 }
 
