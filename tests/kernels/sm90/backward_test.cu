@@ -548,6 +548,7 @@ TEST_F(Sm90Backward, OnlyWhatIsWanted) {
   for (const auto& args : {all.args(), without_k, without_q}) {
     ASSERT_TRUE(block_sparse_backward_sm90(args, {}).ok());
   }
+  all.check();
   const std::vector<uint16_t> want = all.read(), queries = of_q.read(), keys = of_k.read();
   const int64_t border = 101 * p.dim;
   for (int64_t i = 0; i < static_cast<int64_t>(want.size()); ++i) {
