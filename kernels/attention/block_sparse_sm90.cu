@@ -41,9 +41,8 @@ Status why_not(const CudaAttentionArgs& args) {
     return {StatusCode::unsupported, "takes 64 or 128 channels a head"};
   }
   if (args.q.dtype == DType::f32) return {StatusCode::unsupported, "takes bf16 and fp16"};
-  if (args.more.k.data != nullptr || args.key_bias.data != nullptr || args.lists.masks != nullptr ||
-      args.out_order.rows != nullptr) {
-    return {StatusCode::unsupported, "takes plain lists"};
+  if (args.key_bias.data != nullptr && args.lists.tiles == nullptr) {
+    return {StatusCode::unsupported, "takes a bias of keys for lists only"};
   }
   if (!(args.sm_scale > 0)) return {StatusCode::unsupported, "takes scales above 0"};
   if (args.q_len > kMost || args.kv_len > kMost) {
