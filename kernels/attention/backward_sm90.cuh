@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "kernels/attention/forward_sm90.cuh"
@@ -18,6 +19,10 @@
 // (FlashAttention-2, Dao 2023, arXiv:2307.08691, section 3.1.2). P and dS stay in registers, as
 // they are what the matrix units take from there. Nothing is added up in global memory: what comes
 // out is the same bit by bit each time.
+//
+// The loading thread tells the others what each tile has to do, as in forward_sm90.cuh. A computing
+// warpgroup starts S of a step before the sums of the step before are done, makes P while dP is
+// made, and of columns dS while dY is.
 
 namespace fovea::kernels::sm90 {
 
@@ -57,6 +62,8 @@ struct BackwardShape {
 
 template <typename Shape>
 struct BackwardMemory {
+  static constexpr int kToY = Shape::kOwnBytes, kToW = Shape::kStages * Shape::kStepBytes;
+
   // (panels, own rows, 64), then dX and dY in the same places.
   alignas(1024) char x[Shape::kOwnBytes];
   alignas(1024) char y[Shape::kOwnBytes];
@@ -65,6 +72,7 @@ struct BackwardMemory {
   // Of columns: the stats of a step's queries, (pieces, 2, span).
   alignas(128) float stats[Shape::kStages][Shape::kColumns ? 2 * Shape::kOthers : 32];
   uint64_t own_full, own_empty;
+  TileNotes tile;  // what there is to do with the own rows
   uint64_t u_full[Shape::kStages], u_empty[Shape::kStages];
   uint64_t w_full[Shape::kStages], w_empty[Shape::kStages];
   volatile uint32_t held[4 * Shape::kGroups];      // written, never read
@@ -154,11 +162,13 @@ struct BackwardWork {
     for (int i = 0; i < walks(params); ++i) sum += walk(params, i).steps;
     return sum;
   }
-  /// Own rows are more keys.
-  __device__ bool is_more(const BackwardParams& params) const {
-    return Shape::kColumns && Shape::kListed && own.begin >= params.more_begin;
-  }
 };
+
+/// Whether the own rows that begin there are more keys.
+template <typename Shape>
+__device__ bool is_more(const BackwardParams& params, int begin) {
+  return Shape::kColumns && Shape::kListed && begin >= params.more_begin;
+}
 
 /// The copies of a tile's steps; one thread.
 template <typename Shape>
@@ -240,21 +250,32 @@ struct BackwardLoader {
     before_own = Shape::kStages;
   }
 
+  /// Tells the others what comes, once their place for own rows is free, and loads these unless
+  /// that is nothing.
+  __device__ void tell(const TileNotes& tile) {
+    ptx::wait(&memory.own_empty, own_parity ^ 1);
+    own_parity ^= 1;
+    memory.tile = tile;
+    if (tile.steps < 0) {
+      ptx::arrive(&memory.own_full);
+      return;
+    }
+    const bool more = is_more<Shape>(params, tile.begin);
+    const int first = tile.begin - (more ? params.more_begin : 0);
+    const uint64_t once = tma::evict_first();
+    ptx::arrive_expect(&memory.own_full, 2 * Shape::kOwnBytes);
+    tma::load(memory.x, more ? maps.more_x : maps.x, {0, first, 0, tile.head, tile.item},
+              &memory.own_full, once);
+    tma::load(memory.y, more ? maps.more_y : maps.y, {0, first, 0, tile.head, tile.item},
+              &memory.own_full, once);
+  }
+
   /// The tile's own rows, once. Their place is free when the tile before has been written, those of
   /// the rings are before that.
   __device__ void load_own(const BackwardWork<Shape>& work) {
     if (before_own < 0) return;
     before_own = -1;
-    const bool is_more = work.is_more(params);
-    const int first = work.own.begin - (is_more ? params.more_begin : 0);
-    ptx::wait(&memory.own_empty, own_parity ^ 1);
-    own_parity ^= 1;
-    ptx::arrive_expect(&memory.own_full, 2 * Shape::kOwnBytes);
-    const uint64_t once = tma::evict_first();
-    tma::load(memory.x, is_more ? maps.more_x : maps.x, {0, first, 0, work.head, item},
-              &memory.own_full, once);
-    tma::load(memory.y, is_more ? maps.more_y : maps.y, {0, first, 0, work.head, item},
-              &memory.own_full, once);
+    tell({work.head, item, work.own.begin, work.own.len, work.steps(params)});
   }
 
   __device__ void load_all(const Walk<Shape>& walk, const BackwardWork<Shape>& work) {
@@ -288,6 +309,7 @@ __device__ void load_tiles(const BackwardParams& params, const BackwardMaps& map
     }
     loader.load_own(work);
   }
+  loader.tell({0, 0, 0, 0, -1});
 }
 
 /// One of the computing warpgroups.
@@ -296,47 +318,54 @@ struct Differentiator {
   static constexpr int kRegisters = Shape::kDim / 2;         // of dX and of dY
   static constexpr int kStepRegisters = Shape::kOthers / 2;  // of S and of dP
   using Operand = uint32_t[Shape::kOthers / 16][4];
+  using Memory = BackwardMemory<Shape>;
+  static_assert(offsetof(Memory, y) - offsetof(Memory, x) == Memory::kToY);
+  static_assert(offsetof(Memory, w) - offsetof(Memory, u) == Memory::kToW);
 
   const BackwardParams& params;
   BackwardMemory<Shape>& memory;
   int group, thread;
-  RingPlace<Shape::kStages> place;
+  // Of X, this warpgroup's rows, and of U, the first slot's; those of Y and W lie as far from them
+  // as one another.
+  wgmma::Matrix x = wgmma::k_major(ptx::shared_address(memory.x) + group * 64 * 128);
+  wgmma::Matrix u = wgmma::k_major(ptx::shared_address(memory.u));
+  RingPlace<Shape::kStages> place = {};
   float dx[kRegisters];
   float dy[kRegisters];                // of columns
-  float minus_lse[2], minus_delta[2];  // of rows: of a thread's two, in powers of two
+  float minus_lse[2], minus_delta[2];  // of rows: those of a thread's two
 
   /// One thread a warp says that it has read a slot.
   __device__ void release(uint64_t* empty) const {
     if (thread % 32 == 0) ptx::arrive(empty);
   }
 
-  /// C = own · othersᵀ, or C += that, as a group of its own.
+  /// Of U, or of W, the ring's next slot.
+  __device__ wgmma::Matrix others(bool is_w) const {
+    return u.further(place.slot * Shape::kStepBytes + (is_w ? Memory::kToW : 0));
+  }
+
+  /// S = X Uᵀ or dP = Y Wᵀ, or that is added, as a group of its own.
   template <bool kAdds>
-  __device__ void start_product(float (&c)[kStepRegisters], const char* own,
-                                const char* others) const {
-    uint32_t a = ptx::shared_address(own) + group * 64 * 128;
-    // Registers are short: no descriptors are kept over the loop.
-    asm volatile("" : "+r"(a));
-    const uint32_t b = ptx::shared_address(others);
+  __device__ void start_product(float (&c)[kStepRegisters], bool is_dp) const {
+    const wgmma::Matrix a = x.further(is_dp ? Memory::kToY : 0), b = others(is_dp);
     wgmma::fence();
 #pragma unroll
     for (int step = 0; step < Shape::kDim / 16; ++step) {
       const int inside = step % 4 * wgmma::kStepBytes;
-      wgmma::multiply<kType>(c, wgmma::k_major(a + step / 4 * Shape::kOwn * 128 + inside),
-                             wgmma::k_major(b + step / 4 * Shape::kOthers * 128 + inside),
+      wgmma::multiply<kType>(c, a.further(step / 4 * Shape::kOwn * 128 + inside),
+                             b.further(step / 4 * Shape::kOthers * 128 + inside),
                              kAdds || step > 0);
     }
     wgmma::commit();
   }
 
-  /// C += A · others.
-  __device__ void start_sum(float (&c)[kRegisters], const Operand& a, const char* others) const {
-    const uint32_t b = ptx::shared_address(others);
+  /// dX += A U or dY += A W.
+  __device__ void start_sum(float (&c)[kRegisters], const Operand& a, bool is_dy) const {
+    const wgmma::Matrix b = others(is_dy).by_columns(Shape::kOthers * 128);
     wgmma::fence();
 #pragma unroll
     for (int step = 0; step < Shape::kOthers / 16; ++step) {
-      wgmma::multiply<kType, true>(c, a[step],
-                                   wgmma::n_major(b + step * 2048, Shape::kOthers * 128), 1);
+      wgmma::multiply<kType, true>(c, a[step], b.further(step * 2048), 1);
     }
     wgmma::commit();
   }
@@ -401,7 +430,7 @@ struct Differentiator {
       begin(s, 0, params.per_scale_log2);
       wgmma::pin(s);
     }
-    start_product<!Shape::kAhead>(s, memory.x, memory.u[place.slot]);
+    start_product<!Shape::kAhead>(s, false);
   }
 
   /// Its dP - delta.
@@ -414,7 +443,7 @@ struct Differentiator {
       for (int i = 0; i < kStepRegisters; ++i) dp[i] = minus_delta[i / 2 % 2];
     }
     wgmma::pin(dp);
-    start_product<true>(dp, memory.y, memory.w[place.slot]);
+    start_product<true>(dp, true);
   }
 
   /// S becomes P.
@@ -449,14 +478,14 @@ struct Differentiator {
     if constexpr (Shape::kColumns) {
       Operand weights;
       make_operand(s, weights);
-      start_sum(dy, weights, memory.w[slot]);
+      start_sum(dy, weights, true);
       wgmma::wait<1>();
       wgmma::pin(dp);
     } else {
       if constexpr (Shape::kHold) {
         uint32_t all = 0;
 #pragma unroll
-        for (const float x : s) all ^= __float_as_uint(x);
+        for (const float weight : s) all ^= __float_as_uint(weight);
         memory.held[group * 4 + thread / 32] = all;
       }
       wgmma::wait<0>();
@@ -466,7 +495,7 @@ struct Differentiator {
 #pragma unroll
     for (int i = 0; i < kStepRegisters; ++i) s[i] *= dp[i];
     make_operand(s, gradients);
-    start_sum(dx, gradients, memory.u[slot]);
+    start_sum(dx, gradients, false);
     place.next();
   }
 
@@ -479,11 +508,11 @@ struct Differentiator {
 
   __device__ void clear() {
 #pragma unroll
-    for (float& x : dx) x = 0;
+    for (float& number : dx) number = 0;
     wgmma::pin(dx);
     if constexpr (Shape::kColumns) {
 #pragma unroll
-      for (float& x : dy) x = 0;
+      for (float& number : dy) number = 0;
       wgmma::pin(dy);
     }
   }
@@ -498,12 +527,12 @@ struct Differentiator {
   }
 
   /// The numbers of a thread's two queries.
-  __device__ void read_stats(const BackwardWork<Shape>& work) {
-    const int64_t head = static_cast<int64_t>(work.item) * params.heads + work.head;
+  __device__ void read_stats(const TileNotes& tile) {
+    const int64_t head = static_cast<int64_t>(tile.item) * params.heads + tile.head;
     const float* stats = params.stats + head * 2 * params.stats_stride;
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-      const int at = work.own.begin + group * 64 + fragment::first_row(thread) + 8 * row;
+      const int at = tile.begin + group * 64 + fragment::first_row(thread) + 8 * row;
       const bool is_one = at < params.own_len;
       minus_lse[row] = is_one ? stats[at] : 0;
       minus_delta[row] = is_one ? stats[params.stats_stride + at] : 0;
@@ -511,13 +540,14 @@ struct Differentiator {
   }
 
   /// Writes a gradient into the place of this warpgroup's rows, and from there away; the copies are
-  /// not waited for. `to` begins at the tensor that the tile lies in, at whose row `begin` is.
+  /// not waited for.
   __device__ void write(const float (&c)[kRegisters], char* own, const CUtensorMap& map,
-                        const MutableHeadRows& to, const BackwardWork<Shape>& work) const {
-    const bool is_more = work.is_more(params);
-    const int first = work.own.begin + group * 64 - (is_more ? params.more_begin : 0);
-    const int end = is_more ? params.more_len : params.own_len;
-    const int rows = min(min(64, work.own.len - group * 64), end - first);  // below 1: none
+                        const MutableHeadRows& to) const {
+    const TileNotes& tile = memory.tile;
+    const bool more = is_more<Shape>(params, tile.begin);
+    const int first = tile.begin + group * 64 - (more ? params.more_begin : 0);
+    const int end = more ? params.more_len : params.own_len;
+    const int rows = min(min(64, tile.len - group * 64), end - first);  // below 1: none
     char* const box = own + group * 64 * 128;
     fragment::store<kType>(c, ptx::shared_address(box), Shape::kOwn * 128, thread);
     ptx::fence_async_proxy();
@@ -528,12 +558,12 @@ struct Differentiator {
       if (thread == 0 && rows > 0) {
 #pragma unroll
         for (int panel = 0; panel < Shape::kPanels; ++panel) {
-          tma::store(map, {0, first, panel, work.head, work.item}, box + panel * Shape::kOwn * 128);
+          tma::store(map, {0, first, panel, tile.head, tile.item}, box + panel * Shape::kOwn * 128);
         }
       }
     } else {
       char* const head = static_cast<char*>(to.data) +
-                         2 * (work.item * to.batch_stride + work.head * to.head_stride);
+                         2 * (tile.item * to.batch_stride + tile.head * to.head_stride);
       copy_rows(box, head + 2 * first * to.row_stride, 2 * to.row_stride, rows);
     }
   }
@@ -553,15 +583,13 @@ struct Differentiator {
   }
 
   /// Both gradients of a tile; its own rows are free then.
-  __device__ void write_all(const BackwardMaps& maps, const BackwardWork<Shape>& work) {
-    const bool is_more = work.is_more(params);
+  __device__ void write_all(const BackwardMaps& maps) {
+    const bool more = is_more<Shape>(params, memory.tile.begin);
 #pragma unroll
-    for (float& x : dx) x *= params.scale;
-    write(dx, memory.x, is_more ? maps.more_dx : maps.dx, is_more ? params.more_dx : params.dx,
-          work);
+    for (float& number : dx) number *= params.scale;
+    write(dx, memory.x, more ? maps.more_dx : maps.dx, more ? params.more_dx : params.dx);
     if constexpr (Shape::kColumns) {
-      write(dy, memory.y, is_more ? maps.more_dy : maps.dy, is_more ? params.more_dy : params.dy,
-            work);
+      write(dy, memory.y, more ? maps.more_dy : maps.dy, more ? params.more_dy : params.dy);
     }
     if (thread == 0) {
       ptx::bulk_commit();
@@ -569,6 +597,18 @@ struct Differentiator {
     }
     ptx::named_sync(1 + group, 128);
     if (thread == 0) ptx::arrive(&memory.own_empty);
+  }
+
+  __device__ void compute_all(const BackwardMaps& maps) {
+    for (uint32_t parity = 0;; parity ^= 1) {
+      ptx::wait(&memory.own_full, parity);
+      const int steps = memory.tile.steps;
+      if (steps < 0) break;
+      if constexpr (!Shape::kColumns) read_stats(memory.tile);
+      clear();
+      if (steps > 0) walk(steps);
+      write_all(maps);
+    }
   }
 };
 
@@ -593,87 +633,17 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     ptx::fence_barrier_init();
   }
   __syncthreads();
-  const int warpgroup = threadIdx.x / 128;
+  const int thread = static_cast<int>(threadIdx.x);
+  // As one lane has it, so that the compiler knows that all have the same.
+  const int warpgroup = __shfl_sync(0xffffffff, thread / 128, 0);
   if (warpgroup == Shape::kGroups) {
     ptx::give_registers<Shape::kLoadRegisters>();
-    if (threadIdx.x == 128 * Shape::kGroups) load_tiles(params, maps, memory);
+    if (thread == 128 * Shape::kGroups) load_tiles(params, maps, memory);
   } else {
     ptx::take_registers<Shape::kComputeRegisters>();
-    Differentiator<Shape, kType> computer{params, memory, warpgroup,
-                                          static_cast<int>(threadIdx.x) % 128};
-    uint32_t own_parity = 0;
-    for (int index = blockIdx.x; index < params.num_tiles; index += gridDim.x) {
-      const BackwardWork<Shape> begun(params, index);
-      if (begun.own.len == 0) continue;
-      if constexpr (!Shape::kColumns) computer.read_stats(begun);
-      const int steps = begun.steps(params);
-      ptx::wait(&memory.own_full, own_parity);
-      own_parity ^= 1;
-      computer.clear();
-      if (steps > 0) computer.walk(steps);
-      // Found out again: registers are short meanwhile.
-      int again = index;
-      asm volatile("" : "+r"(again));
-      computer.write_all(maps, BackwardWork<Shape>(params, again));
-    }
+    Differentiator<Shape, kType>{params, memory, warpgroup, thread % 128}.compute_all(maps);
   }
 #endif
-}
-
-// ---- What both need of each query ---------------------------------------------------------------
-
-struct PrepareParams {
-  int64_t rows;  // of all items and heads
-  int heads, q_len;
-  HeadRows out, grad_out;
-  const float* lse;
-  const float* grad_lse;  // or null
-  float* stats;
-  int64_t stats_stride;
-};
-
-template <Type kType>
-__device__ inline float2 unpack(uint32_t bits) {
-  if constexpr (kType == Type::bf16) {
-    return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&bits));
-  } else {
-    return __half22float2(*reinterpret_cast<const __half2*>(&bits));
-  }
-}
-
-/// -lse log2(e) and -delta of every query; kDim / 8 threads a query. A query without keys gets
-/// -inf, so that its weights become 0.
-template <int kDim, Type kType>
-__global__ void __launch_bounds__(256)
-    prepare_backward_kernel(const __grid_constant__ PrepareParams params) {
-  constexpr int kLanes = kDim / 8;
-  const int64_t index = (static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x) / kLanes;
-  const int lane = threadIdx.x % kLanes;
-  const int64_t row = min(index, params.rows - 1);
-  const int64_t of_head = row / params.q_len, query = row % params.q_len;
-  const int64_t item = of_head / params.heads, head = of_head % params.heads;
-  const auto numbers = [&](const HeadRows& x) {
-    const int64_t at = item * x.batch_stride + head * x.head_stride + query * x.row_stride;
-    return *reinterpret_cast<const uint4*>(static_cast<const char*>(x.data) + 2 * at + 16 * lane);
-  };
-  const uint4 out = numbers(params.out), grad = numbers(params.grad_out);
-  const uint32_t a[4] = {out.x, out.y, out.z, out.w}, b[4] = {grad.x, grad.y, grad.z, grad.w};
-  float sum = 0;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float2 x = unpack<kType>(a[i]), y = unpack<kType>(b[i]);
-    sum = fmaf(x.x, y.x, fmaf(x.y, y.y, sum));
-  }
-#pragma unroll
-  for (int step = kLanes / 2; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffff, sum, step);
-  if (lane != 0 || index >= params.rows) return;
-  const float lse = params.lse[row];
-  const bool is_empty = lse == -INFINITY;
-  const float of_lse = params.grad_lse != nullptr ? params.grad_lse[row] : 0;
-  float* const stats = params.stats + of_head * 2 * params.stats_stride + query;
-  constexpr float kLog2e = 1.44269504f;
-  stats[0] = is_empty ? -INFINITY : -lse * kLog2e;
-  stats[params.stats_stride] = is_empty ? 0 : of_lse - sum;
 }
 
 }  // namespace fovea::kernels::sm90

@@ -4,6 +4,7 @@
 #include <array>
 #include <limits>
 
+#include "kernels/attention/backward_prepare_sm90.cuh"
 #include "kernels/attention/backward_sm90.cuh"
 #include "kernels/attention/block_sparse_backward_cuda.h"
 #include "kernels/attention/launch_sm90.cuh"
