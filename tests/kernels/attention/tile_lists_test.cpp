@@ -120,6 +120,37 @@ TEST(TileLists, EveryPairOfRandomMapsOnce) {
   }
 }
 
+TEST(TileLists, WhatIsNoBlockIsLeftOutAndTold) {
+  Made good;
+  good.q_offsets = {0, 10, 20}, good.kv_offsets = {0, 10, 20};
+  good.classes = {1, 1, 1, 1};
+  good.args.q_len = good.args.kv_len = 20;
+  good.args.tile_queries = good.args.span_keys = 8;
+  good.args.tiles_per_map = 5, good.args.capacity = 4;
+  const auto fault_of = [&](auto change) {
+    Made m = good;
+    change(m);
+    m.make();
+    for (const QueryTile& tile : m.tiles)
+      EXPECT_TRUE(tile.begin >= 0 && tile.begin + tile.len <= 20);
+    for (int64_t row = 0; row < 2; ++row) {
+      for (int32_t i = 0; i < m.counts[row]; ++i) {
+        const KeySpan span = m.spans[row * m.args.capacity + i];
+        EXPECT_TRUE(span.len > 0 && span.begin >= 0 && span.begin + span.len <= 20);
+      }
+    }
+    return m.fault;
+  };
+  EXPECT_EQ(fault_of([](Made&) {}), 0);
+  EXPECT_EQ(fault_of([](Made& m) { m.kv_offsets = {0, 10, 21}; }), 1);
+  EXPECT_EQ(fault_of([](Made& m) { m.kv_offsets = {0, 30, 20}; }), 1);
+  EXPECT_EQ(fault_of([](Made& m) { m.kv_offsets = {-1, 10, 20}; }), 1);
+  EXPECT_EQ(fault_of([](Made& m) { m.q_offsets = {0, 10, 1 << 30}; }), 1);
+  EXPECT_EQ(fault_of([](Made& m) { m.q_offsets = {5, 2, 20}; }), 1);
+  EXPECT_EQ(fault_of([](Made& m) { m.args.capacity = 3; }), 1);
+  EXPECT_EQ(fault_of([](Made& m) { m.args.tiles_per_map = 3; }), 1);
+}
+
 TEST(TileLists, ColumnsAreThoseOfTheTransposedMap) {
   std::mt19937 random(2);
   for (int run = 0; run < 50; ++run) {
@@ -153,37 +184,6 @@ TEST(TileLists, ColumnsAreThoseOfTheTransposedMap) {
     EXPECT_EQ(turned.counts, plain.counts);
     EXPECT_EQ(turned.spans, plain.spans);
   }
-}
-
-TEST(TileLists, WhatIsNoBlockIsLeftOutAndTold) {
-  Made good;
-  good.q_offsets = {0, 10, 20}, good.kv_offsets = {0, 10, 20};
-  good.classes = {1, 1, 1, 1};
-  good.args.q_len = good.args.kv_len = 20;
-  good.args.tile_queries = good.args.span_keys = 8;
-  good.args.tiles_per_map = 5, good.args.capacity = 4;
-  const auto fault_of = [&](auto change) {
-    Made m = good;
-    change(m);
-    m.make();
-    for (const QueryTile& tile : m.tiles)
-      EXPECT_TRUE(tile.begin >= 0 && tile.begin + tile.len <= 20);
-    for (int64_t row = 0; row < 2; ++row) {
-      for (int32_t i = 0; i < m.counts[row]; ++i) {
-        const KeySpan span = m.spans[row * m.args.capacity + i];
-        EXPECT_TRUE(span.len > 0 && span.begin >= 0 && span.begin + span.len <= 20);
-      }
-    }
-    return m.fault;
-  };
-  EXPECT_EQ(fault_of([](Made&) {}), 0);
-  EXPECT_EQ(fault_of([](Made& m) { m.kv_offsets = {0, 10, 21}; }), 1);
-  EXPECT_EQ(fault_of([](Made& m) { m.kv_offsets = {0, 30, 20}; }), 1);
-  EXPECT_EQ(fault_of([](Made& m) { m.kv_offsets = {-1, 10, 20}; }), 1);
-  EXPECT_EQ(fault_of([](Made& m) { m.q_offsets = {0, 10, 1 << 30}; }), 1);
-  EXPECT_EQ(fault_of([](Made& m) { m.q_offsets = {5, 2, 20}; }), 1);
-  EXPECT_EQ(fault_of([](Made& m) { m.args.capacity = 3; }), 1);
-  EXPECT_EQ(fault_of([](Made& m) { m.args.tiles_per_map = 3; }), 1);
 }
 
 }  // namespace
