@@ -26,6 +26,14 @@ FOVEA_HD inline Positions block_of(const int32_t* offsets, int64_t block, int32_
   return {};
 }
 
+/// What of a block the pooled key `number` of it stands for.
+FOVEA_HD inline Positions piece_of(Positions block, const SummaryKeys& summary, int64_t number) {
+  if (summary.pool == 0) return block;
+  const int64_t begin = block.begin + number * summary.pool, end = begin + summary.pool;
+  return {static_cast<int32_t>(begin < block.end ? begin : block.end),
+          static_cast<int32_t>(end < block.end ? end : block.end)};
+}
+
 /// What is listed of a block of keys for a block of queries.
 ///
 /// level  0: the keys themselves; else a number of summary, from 1 on
