@@ -99,15 +99,20 @@ class EmulatedCuda {
       const bool is_own = end <= args_.kv_len;
       FOVEA_ASSERT(is_own ||
                    (span.begin >= args_.more.begin && end <= args_.more.begin + args_.more.len));
-      for (int32_t key = 0; key < len; ++key) {
-        if (span.mask > 0) {
+      const int32_t last =
+          is_own ? static_cast<int32_t>(args_.kv_len) : args_.more.begin + args_.more.len;
+      const int32_t loaded = std::min(args_.tile.keys, last - span.begin);
+      for (int32_t key = 0; key < loaded; ++key) {
+        bool is_seen = key < len;
+        if (is_seen && span.mask > 0) {
           const int64_t mask = span.mask - 1 + tile.part;
           const uint32_t* words =
               lists.masks + (mask * args_.tile.queries + i) * kernels::kMaskWords;
-          const int32_t bit = key / 8 * 2 + key % 2;
-          if ((words[key % 8 / 2] >> bit & 1) == 0) continue;
+          is_seen = (words[key % 8 / 2] >> (key / 8 * 2 + key % 2) & 1) != 0;
         }
         add(item, head, tile.begin + i, span.begin + key, softmax);
+        // A weight of 0, with which values are multiplied nevertheless.
+        if (!is_seen) softmax.logits.back() = -std::numeric_limits<double>::infinity();
       }
     }
     write(item, head, tile.begin + i, softmax);
@@ -124,7 +129,9 @@ class EmulatedCuda {
     sum *= args_.sm_scale;
     const kernels::KeyBias& bias = args_.key_bias;
     if (bias.data != nullptr && key >= bias.begin) {
-      sum += bias.data[item * bias.batch_stride + head * bias.head_stride + key - bias.begin];
+      const float own =
+          bias.data[item * bias.batch_stride + head * bias.head_stride + key - bias.begin];
+      sum = std::isinf(own) && own < 0 ? own : sum + own;  // hidden, whatever it is
     }
     softmax.logits.push_back(sum);
     softmax.values.push_back(row(is_own ? args_.v : args_.more.v, item, kv_head, at));
@@ -137,8 +144,8 @@ class EmulatedCuda {
     bool is_nan = false;
     for (const double x : softmax.logits) is_nan = is_nan || std::isnan(x);
     std::vector<double> out(static_cast<size_t>(args_.dim), 0);
-    for (size_t i = 0; i < softmax.logits.size() && largest > -kInfinity; ++i) {
-      const double weight = std::exp(softmax.logits[i] - largest);
+    for (size_t i = 0; i < softmax.logits.size(); ++i) {
+      const double weight = largest == -kInfinity ? 0 : std::exp(softmax.logits[i] - largest);
       total += weight;
       for (int64_t d = 0; d < args_.dim; ++d) {
         out[static_cast<size_t>(d)] += weight * number(softmax.values[i], d);
@@ -151,7 +158,7 @@ class EmulatedCuda {
     auto* const to = static_cast<uint16_t*>(args_.out.data) + item * args_.out.batch_stride +
                      head * args_.out.head_stride + at * args_.out.row_stride;
     for (int64_t d = 0; d < args_.dim; ++d) {
-      const auto x = static_cast<float>(total == 0 ? 0 : out[static_cast<size_t>(d)] / total);
+      const auto x = static_cast<float>(out[static_cast<size_t>(d)] / (total == 0 ? 1 : total));
       to[d] = args_.out.dtype == kernels::DType::bf16
                   ? kernels::from_float<kernels::BFloat16>(x).bits
                   : kernels::from_float<kernels::Half>(x).bits;

@@ -104,8 +104,8 @@ class CudaExecutorTest : public testing::TestWithParam<at::DeviceType> {
 TEST_P(CudaExecutorTest, MeetsTheRulesOfConformance) {
   for (const at::ScalarType dtype : {at::kBFloat16, at::kHalf}) {
     test::Tally tally;
-    for (int64_t i = 0; tally.ran < 120; ++i) {
-      ASSERT_LT(i, 6000) << tally.describe();
+    for (int64_t i = 0; tally.ran < 150; ++i) {
+      ASSERT_LT(i, 8000) << tally.describe();
       const auto finding = examine(*executor_, test::make_problem(i, dtype, device_), tally);
       EXPECT_FALSE(finding) << finding->rule << ": " << finding->text;
     }
