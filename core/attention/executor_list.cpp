@@ -52,6 +52,7 @@ std::vector<std::unique_ptr<Executor>> unchecked() {
   std::vector<std::unique_ptr<Executor>> executors;
 #if FOVEA_HAS_CUDA
   executors.push_back(std::make_unique<CudaExecutor>(sm90_backend()));
+  executors.push_back(std::make_unique<CudaExecutor>(sm80_backend()));
 #endif
   executors.push_back(std::make_unique<CpuExecutor>());
   executors.push_back(std::make_unique<SdpaExecutor>());

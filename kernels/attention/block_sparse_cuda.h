@@ -32,6 +32,9 @@ struct CudaAttentionArgs {
   int64_t q_len = 0, kv_len = 0;               ///< kv_len without `more`
   int64_t dim = 0;                             ///< of q, k and v
   HeadRows q, k, v;                            ///< of one type, bf16 or fp16
+  /// Both or none; where they are there, instead of q and k: logits are those of data * scale, of
+  /// which the sums of integers are exact. Not with `more`.
+  ScaledIntegers q_int8, k_int8;
   /// Of the same type: keys and values with the positions from `begin` on, which is not below
   /// kv_len. Spans lie on one side. Null data of k means none.
   struct MoreKeys {
@@ -45,13 +48,21 @@ struct CudaAttentionArgs {
   AttentionTile tile;    ///< that of `sm90_tile` or `sm80_tile`, for lists
   KeyBias key_bias;      ///< for lists
   double sm_scale = 1;   ///< above 0
+  /// [1] 0, and 0 again when the call is done; not of two calls at a time. Tiles of lists go to
+  /// whoever is ready for one; null: in turns.
+  int32_t* next_tile = nullptr;
 };
 
-/// The tile for lists of blocks of such sizes, which it divides where it can.
+/// The tile for lists of blocks of such sizes, which it divides where it can. Both are the same.
 AttentionTile sm90_tile(int64_t block_q, int64_t block_kv);
+AttentionTile sm80_tile(int64_t block_q, int64_t block_kv);
 
 /// On compute capability 9.0. Answers `unsupported` with a reason for what it does not cover,
 /// `device` for what the driver refused. All work is in the stream; nothing is waited for.
 Status block_sparse_sm90(const CudaAttentionArgs& args, CudaTarget target);
+
+/// The same on compute capability 8.0 and newer, for 32, 64, 96, 128 and 256 channels; with
+/// integers for 64 and 128.
+Status block_sparse_sm80(const CudaAttentionArgs& args, CudaTarget target);
 
 }  // namespace fovea::kernels

@@ -21,11 +21,11 @@ using Dense128 = ForwardShape<128, 3, 80, 4>;
 using Dense64 = ForwardShape<64, 3, 128, 4>;
 // Of lists: tiles of 128 or 64 queries, spans of 128 or 64 keys.
 template <int kDim>
-using Lists128x128 = ForwardShape<kDim, 2, 128, kDim == 64 ? 4 : 2, 1>;
+using Lists128x128 = ForwardShape<kDim, 2, 128, kDim == 64 ? 4 : 2, 1, true>;
 template <int kDim>
-using Lists128x64 = ForwardShape<kDim, 2, 128, kDim == 64 ? 4 : 2, 2>;
+using Lists128x64 = ForwardShape<kDim, 2, 128, kDim == 64 ? 4 : 2, 2, true>;
 template <int kDim>
-using Lists64x64 = ForwardShape<kDim, 1, 64, kDim == 64 ? 6 : 3, 1>;
+using Lists64x64 = ForwardShape<kDim, 1, 64, kDim == 64 ? 4 : 2, 1>;
 
 template <int kDim>
 Status launch_lists(const CudaAttentionArgs& args, CudaTarget target) {
@@ -40,10 +40,10 @@ Status why_not(const CudaAttentionArgs& args) {
   if (args.dim != 64 && args.dim != 128) {
     return {StatusCode::unsupported, "takes 64 or 128 channels a head"};
   }
+  if (args.q_int8.data != nullptr) return {StatusCode::unsupported, "takes no integers"};
   if (args.q.dtype == DType::f32) return {StatusCode::unsupported, "takes bf16 and fp16"};
-  if (args.more.k.data != nullptr || args.key_bias.data != nullptr || args.lists.masks != nullptr ||
-      args.out_order.rows != nullptr) {
-    return {StatusCode::unsupported, "takes plain lists"};
+  if (args.key_bias.data != nullptr && args.lists.tiles == nullptr) {
+    return {StatusCode::unsupported, "takes a bias of keys for lists only"};
   }
   if (!(args.sm_scale > 0)) return {StatusCode::unsupported, "takes scales above 0"};
   if (args.q_len > kMost || args.kv_len > kMost) {

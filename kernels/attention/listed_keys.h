@@ -41,7 +41,9 @@ FOVEA_HD inline Positions listed_keys(const TileListsArgs& args, int64_t map, in
                                       int64_t block, int level) {
   const int64_t nk = args.num_kv_blocks;
   if (args.classes != nullptr) {
-    const int own = args.classes[(map * args.num_q_blocks + row) * nk + block] - args.keep;
+    const int64_t at = args.transposed ? (map * nk + block) * args.num_q_blocks + row
+                                       : (map * args.num_q_blocks + row) * nk + block;
+    const int own = args.classes[at] - args.keep;
     if (own > args.num_summaries) *args.fault = 1;
     if (own != level) return {};
   } else if (level != 0) {

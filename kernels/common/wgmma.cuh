@@ -40,19 +40,34 @@ enum class Type { bf16, f16, e4m3, s8 };
 /// Bytes from one instruction's part of a row of A or B to the next one's.
 constexpr int kStepBytes = 32;
 
-/// A matrix in shared memory whose rows along K are contiguous: rows of 128 bytes, 8 of them 1024
-/// bytes, with the copy engine's 128-byte swizzle. Its pattern begins at a multiple of 1024; steps
-/// along K add 32 bytes to the address, 64 16-bit numbers further begins another such matrix.
-__device__ inline uint64_t k_major(uint32_t address) {
-  constexpr uint64_t kSwizzle128 = uint64_t{1} << 62;
-  constexpr uint64_t kEightRows = uint64_t{1024 >> 4} << 32;
-  return kSwizzle128 | kEightRows | ((address & 0x3ffff) >> 4);
+/// A matrix in shared memory, as instructions want it told but for what all of them have in common:
+/// rows of 128 bytes, 8 of them 1024 bytes, with the copy engine's 128-byte swizzle.
+struct Matrix {
+  uint32_t bits;
+
+  /// The same one, so many bytes further. Loops start from one that they keep: to make it anew
+  /// takes several times as many instructions, which the matrix units wait for.
+  __device__ Matrix further(uint32_t bytes) const { return {bits + (bytes >> 4)}; }
+  /// The same one of `k_major` as one of `n_major`, whose panels lie so far apart.
+  __device__ Matrix by_columns(uint32_t panel_bytes) const {
+    return {bits + ((panel_bytes >> 4) << 16)};
+  }
+};
+
+/// One whose rows along K are contiguous. Its pattern begins at a multiple of 1024; a step along K
+/// is `kStepBytes` further, and 64 16-bit numbers further begins another such matrix.
+__device__ inline Matrix k_major(uint32_t address) {
+  Matrix out{(address & 0x3ffff) >> 4};
+  asm volatile("" : "+r"(out.bits));  // is kept
+  return out;
 }
 
-/// One of 16-bit numbers whose rows along N are contiguous: rows k of 64 columns, swizzled alike,
-/// in panels that lie `panel_bytes` apart. A step of 16 along K adds 2048 bytes to the address.
-__device__ inline uint64_t n_major(uint32_t address, uint32_t panel_bytes) {
-  return k_major(address) | (static_cast<uint64_t>(panel_bytes >> 4) << 16);
+/// One of 16-bit numbers whose rows along N are contiguous: rows k of 64 columns, in panels that
+/// lie `panel_bytes` apart. A step of 16 along K is 2048 bytes further.
+__device__ inline Matrix n_major(uint32_t address, uint32_t panel_bytes) {
+  Matrix out{(address & 0x3ffff) >> 4 | (panel_bytes >> 4) << 16};
+  asm volatile("" : "+r"(out.bits));
+  return out;
 }
 
 // The instruction's text names all registers of C by their places in the operand list: FOVEA_P40 is
@@ -81,66 +96,64 @@ __device__ inline uint64_t n_major(uint32_t address, uint32_t panel_bytes) {
 #define FOVEA_FLOAT(X) "+f"(X)
 #define FOVEA_INT(X) "+r"(X)
 
-#define FOVEA_WGMMA_TEXT(KEEP, SHAPE, C, OPERANDS) \
-  "{\n.reg .pred keep;\nsetp.ne.b32 keep, %" #KEEP \
-  ", 0;\n"                                         \
+// The upper half of a matrix: 1 << 30 for the swizzle, 1024 / 16 from 8 rows to the next.
+#define FOVEA_WGMMA_TEXT(KEEP, A, B, SHAPE, C, OPERANDS)                                     \
+  "{\n.reg .pred keep;\n.reg .b64 a, b;\nsetp.ne.b32 keep, %" #KEEP ", 0;\nmov.b64 a, {%" #A \
+  ", 0x40000040};\nmov.b64 b, {%" #B                                                         \
+  ", 0x40000040};\n"                                                                         \
   "wgmma.mma_async.sync.aligned." SHAPE " {" C "}, " OPERANDS ";\n}\n"
 
 // All instructions of one N: COUNT registers of C, then the places of six more operands.
-#define FOVEA_WGMMA(N, COUNT, P0, P1, P2, P3, P4, P5, P6)                                      \
-  template <>                                                                                  \
-  struct Instruction<N> {                                                                      \
-    template <Type kType, bool kNMajor>                                                        \
-    __device__ static void shared(Accumulator<kType> (&c)[COUNT], uint64_t a, uint64_t b,      \
-                                  int keep) {                                                  \
-      if constexpr (kType == Type::bf16) {                                                     \
-        asm volatile(FOVEA_WGMMA_TEXT(P2, "m64n" #N "k16.f32.bf16.bf16", FOVEA_P##COUNT,       \
-                                      "%" #P0 ", %" #P1 ", keep, 1, 1, 0, %" #P3)              \
-                     : FOVEA_C##COUNT(FOVEA_FLOAT)                                             \
-                     : "l"(a), "l"(b), "r"(keep), "n"(kNMajor));                               \
-      } else if constexpr (kType == Type::f16) {                                               \
-        asm volatile(FOVEA_WGMMA_TEXT(P2, "m64n" #N "k16.f32.f16.f16", FOVEA_P##COUNT,         \
-                                      "%" #P0 ", %" #P1 ", keep, 1, 1, 0, %" #P3)              \
-                     : FOVEA_C##COUNT(FOVEA_FLOAT)                                             \
-                     : "l"(a), "l"(b), "r"(keep), "n"(kNMajor));                               \
-      } else if constexpr (kType == Type::e4m3) {                                              \
-        asm volatile(FOVEA_WGMMA_TEXT(P2, "m64n" #N "k32.f32.e4m3.e4m3", FOVEA_P##COUNT,       \
-                                      "%" #P0 ", %" #P1 ", keep, 1, 1")                        \
-                     : FOVEA_C##COUNT(FOVEA_FLOAT)                                             \
-                     : "l"(a), "l"(b), "r"(keep));                                             \
-      } else {                                                                                 \
-        asm volatile(FOVEA_WGMMA_TEXT(P2, "m64n" #N "k32.s32.s8.s8", FOVEA_P##COUNT,           \
-                                      "%" #P0 ", %" #P1 ", keep")                              \
-                     : FOVEA_C##COUNT(FOVEA_INT)                                               \
-                     : "l"(a), "l"(b), "r"(keep));                                             \
-      }                                                                                        \
-    }                                                                                          \
-    template <Type kType, bool kNMajor>                                                        \
-    __device__ static void registers(float (&c)[COUNT], const uint32_t (&a)[4], uint64_t b,    \
-                                     int keep) {                                               \
-      if constexpr (kType == Type::bf16) {                                                     \
-        asm volatile(FOVEA_WGMMA_TEXT(P5, "m64n" #N "k16.f32.bf16.bf16", FOVEA_P##COUNT,       \
-                                      "{%" #P0 ", %" #P1 ", %" #P2 ", %" #P3 "}, %" #P4        \
-                                      ", keep, 1, 1, %" #P6)                                   \
-                     : FOVEA_C##COUNT(FOVEA_FLOAT)                                             \
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(keep),          \
-                       "n"(kNMajor));                                                          \
-      } else if constexpr (kType == Type::f16) {                                               \
-        asm volatile(FOVEA_WGMMA_TEXT(P5, "m64n" #N "k16.f32.f16.f16", FOVEA_P##COUNT,         \
-                                      "{%" #P0 ", %" #P1 ", %" #P2 ", %" #P3 "}, %" #P4        \
-                                      ", keep, 1, 1, %" #P6)                                   \
-                     : FOVEA_C##COUNT(FOVEA_FLOAT)                                             \
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(keep),          \
-                       "n"(kNMajor));                                                          \
-      } else {                                                                                 \
-        static_assert(kType == Type::e4m3, "A in registers is a float");                       \
-        asm volatile(                                                                          \
-            FOVEA_WGMMA_TEXT(P5, "m64n" #N "k32.f32.e4m3.e4m3", FOVEA_P##COUNT,                \
-                             "{%" #P0 ", %" #P1 ", %" #P2 ", %" #P3 "}, %" #P4 ", keep, 1, 1") \
-            : FOVEA_C##COUNT(FOVEA_FLOAT)                                                      \
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(keep));                  \
-      }                                                                                        \
-    }                                                                                          \
+#define FOVEA_WGMMA(N, COUNT, P0, P1, P2, P3, P4, P5, P6)                                         \
+  template <>                                                                                     \
+  struct Instruction<N> {                                                                         \
+    template <Type kType, bool kNMajor>                                                           \
+    __device__ static void shared(Accumulator<kType> (&c)[COUNT], Matrix a, Matrix b, int keep) { \
+      if constexpr (kType == Type::bf16) {                                                        \
+        asm volatile(FOVEA_WGMMA_TEXT(P2, P0, P1, "m64n" #N "k16.f32.bf16.bf16", FOVEA_P##COUNT,  \
+                                      "a, b, keep, 1, 1, 0, %" #P3)                               \
+                     : FOVEA_C##COUNT(FOVEA_FLOAT)                                                \
+                     : "r"(a.bits), "r"(b.bits), "r"(keep), "n"(kNMajor));                        \
+      } else if constexpr (kType == Type::f16) {                                                  \
+        asm volatile(FOVEA_WGMMA_TEXT(P2, P0, P1, "m64n" #N "k16.f32.f16.f16", FOVEA_P##COUNT,    \
+                                      "a, b, keep, 1, 1, 0, %" #P3)                               \
+                     : FOVEA_C##COUNT(FOVEA_FLOAT)                                                \
+                     : "r"(a.bits), "r"(b.bits), "r"(keep), "n"(kNMajor));                        \
+      } else if constexpr (kType == Type::e4m3) {                                                 \
+        asm volatile(FOVEA_WGMMA_TEXT(P2, P0, P1, "m64n" #N "k32.f32.e4m3.e4m3", FOVEA_P##COUNT,  \
+                                      "a, b, keep, 1, 1")                                         \
+                     : FOVEA_C##COUNT(FOVEA_FLOAT)                                                \
+                     : "r"(a.bits), "r"(b.bits), "r"(keep));                                      \
+      } else {                                                                                    \
+        asm volatile(                                                                             \
+            FOVEA_WGMMA_TEXT(P2, P0, P1, "m64n" #N "k32.s32.s8.s8", FOVEA_P##COUNT, "a, b, keep") \
+            : FOVEA_C##COUNT(FOVEA_INT)                                                           \
+            : "r"(a.bits), "r"(b.bits), "r"(keep));                                               \
+      }                                                                                           \
+    }                                                                                             \
+    template <Type kType, bool kNMajor>                                                           \
+    __device__ static void registers(float (&c)[COUNT], const uint32_t (&a)[4], Matrix b,         \
+                                     int keep) {                                                  \
+      if constexpr (kType == Type::bf16) {                                                        \
+        asm volatile(                                                                             \
+            FOVEA_WGMMA_TEXT(P5, P4, P4, "m64n" #N "k16.f32.bf16.bf16", FOVEA_P##COUNT,           \
+                             "{%" #P0 ", %" #P1 ", %" #P2 ", %" #P3 "}, b, keep, 1, 1, %" #P6)    \
+            : FOVEA_C##COUNT(FOVEA_FLOAT)                                                         \
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.bits), "r"(keep), "n"(kNMajor));  \
+      } else if constexpr (kType == Type::f16) {                                                  \
+        asm volatile(                                                                             \
+            FOVEA_WGMMA_TEXT(P5, P4, P4, "m64n" #N "k16.f32.f16.f16", FOVEA_P##COUNT,             \
+                             "{%" #P0 ", %" #P1 ", %" #P2 ", %" #P3 "}, b, keep, 1, 1, %" #P6)    \
+            : FOVEA_C##COUNT(FOVEA_FLOAT)                                                         \
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.bits), "r"(keep), "n"(kNMajor));  \
+      } else {                                                                                    \
+        static_assert(kType == Type::e4m3, "A in registers is a float");                          \
+        asm volatile(FOVEA_WGMMA_TEXT(P5, P4, P4, "m64n" #N "k32.f32.e4m3.e4m3", FOVEA_P##COUNT,  \
+                                      "{%" #P0 ", %" #P1 ", %" #P2 ", %" #P3 "}, b, keep, 1, 1")  \
+                     : FOVEA_C##COUNT(FOVEA_FLOAT)                                                \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.bits), "r"(keep));       \
+      }                                                                                           \
+    }                                                                                             \
   };
 
 template <Type kType>
@@ -162,14 +175,14 @@ FOVEA_WGMMA(192, 96, 96, 97, 98, 99, 100, 101, 102)
 /// a    `k_major`
 /// b    `k_major`, or `n_major` where kNMajor
 template <Type kType, bool kNMajor = false, typename C, int kCount>
-__device__ inline void multiply(C (&c)[kCount], uint64_t a, uint64_t b, int keep) {
+__device__ inline void multiply(C (&c)[kCount], Matrix a, Matrix b, int keep) {
   Instruction<2 * kCount>::template shared<kType, kNMajor>(c, a, b, keep);
 }
 
 /// The same with A in registers: of 16-bit numbers row 8 (r % 2) + t % 32 / 4 (+ 16 a warp) and
 /// columns 8 (r / 2) + 2 (t % 4), + 1 in a[r]; of 8-bit numbers 16 (r / 2) + 4 (t % 4), ... + 3.
 template <Type kType, bool kNMajor = false, int kCount>
-__device__ inline void multiply(float (&c)[kCount], const uint32_t (&a)[4], uint64_t b, int keep) {
+__device__ inline void multiply(float (&c)[kCount], const uint32_t (&a)[4], Matrix b, int keep) {
   Instruction<2 * kCount>::template registers<kType, kNMajor>(c, a, b, keep);
 }
 

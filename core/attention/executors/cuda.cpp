@@ -101,25 +101,50 @@ std::optional<std::string> why_not_softmax(const SoftmaxBranch& branch) {
   return why_not_cut(branch.selection.predicates);
 }
 
+}  // namespace
+
+#if FOVEA_HAS_CUDA
+namespace {
+
+std::optional<std::string> why_not_channels(const AttentionCall& call,
+                                            const std::vector<int64_t>& known) {
+  const int64_t channels = call.q.size(3);
+  if (std::find(known.begin(), known.end(), channels) != known.end()) return std::nullopt;
+  return fovea::str("takes ", at::IntArrayRef(known), " channels a head, not ", channels);
+}
+
+std::string capability_of(const AttentionCall& call) {
+  const int capability = kernels::compute_capability(call.q.device().index());
+  return str(capability / 10, ".", capability % 10);
+}
+
 std::optional<std::string> why_not_sm90(const AttentionCall& call) {
   if (!call.q.is_cuda()) return "runs on NVIDIA GPUs of compute capability 9.0";
-#if FOVEA_HAS_CUDA
-  const int capability = kernels::compute_capability(call.q.device().index());
-  if (capability != 90) {
-    return str("runs on compute capability 9.0, this GPU has ", capability / 10, ".",
-               capability % 10);
+  if (kernels::compute_capability(call.q.device().index()) != 90) {
+    return "runs on compute capability 9.0, this GPU has " + capability_of(call);
   }
-#endif
-  if (call.q.size(3) == 64 || call.q.size(3) == 128) return std::nullopt;
-  return str("takes 64 or 128 channels a head, not ", call.q.size(3));
+  return why_not_channels(call, {64, 128});
+}
+
+std::optional<std::string> why_not_sm80(const AttentionCall& call) {
+  if (!call.q.is_cuda()) return "runs on NVIDIA GPUs of compute capability 8.0 and newer";
+  if (kernels::compute_capability(call.q.device().index()) < 80) {
+    return "runs on compute capability 8.0 and newer, this GPU has " + capability_of(call);
+  }
+  return why_not_channels(call, {32, 64, 96, 128, 256});
 }
 
 }  // namespace
 
-#if FOVEA_HAS_CUDA
 const CudaBackend& sm90_backend() {
   static constexpr CudaBackend kBackend = {"cuda_sm90", &why_not_sm90, &kernels::sm90_tile,
                                            &kernels::block_sparse_sm90};
+  return kBackend;
+}
+
+const CudaBackend& sm80_backend() {
+  static constexpr CudaBackend kBackend = {"cuda_sm80", &why_not_sm80, &kernels::sm80_tile,
+                                           &kernels::block_sparse_sm80};
   return kBackend;
 }
 #endif
@@ -357,7 +382,13 @@ Partial CudaExecutor::run_softmax(const Softmax& softmax, const SoftmaxBranch& b
                       stride_of(softmax.out_rows, 1)};
   }
   args.lse = lse.mutable_data_ptr<float>();
-  if (lists) args.lists = lists->view();
+  at::Tensor next_tile;
+  if (lists) {
+    args.lists = lists->view();
+    // Of this call alone: two may run at a time, in two streams.
+    next_tile = at::zeros({1}, fault.options());
+    args.next_tile = next_tile.mutable_data_ptr<int32_t>();
+  }
   args.tile = softmax.tile;
   if (in.key_bias.defined()) {
     const at::Tensor bias = in.key_bias = in.key_bias.contiguous();

@@ -21,8 +21,10 @@ struct CudaBackend {
   kernels::Status (*run)(const kernels::CudaAttentionArgs& args, kernels::CudaTarget target);
 };
 
-/// `cuda_sm90`: compute capability 9.0, 64 or 128 channels.
+/// `cuda_sm90`: compute capability 9.0, 64 or 128 channels; `cuda_sm80`: 8.0 and newer, 32, 64, 96,
+/// 128 or 256 channels. Only in builds with CUDA.
 const CudaBackend& sm90_backend();
+const CudaBackend& sm80_backend();
 
 /// Whether anything was wrong with what only a device knows, such as offsets of blocks: kernels
 /// leave it out, and set a word there. It is read without waiting, so that a later call tells it.

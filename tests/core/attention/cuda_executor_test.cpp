@@ -18,26 +18,26 @@ namespace {
 
 using test::selection_of;
 
-// The executor of a device; none where there is no GPU that it takes.
-std::unique_ptr<Executor> executor_on(at::Device device) {
-  if (device.is_cpu()) return std::make_unique<CudaExecutor>(test::emulated_backend());
+std::vector<const CudaBackend*> backends() {
 #if FOVEA_HAS_CUDA
-  if (!at::hasCUDA()) return nullptr;
-  AttentionCall call;
-  call.q = call.k = call.v = at::zeros({1, 1, 1, 64}, at::device(device).dtype(at::kHalf));
-  for (const CudaBackend* backend : {&sm90_backend()}) {
-    if (!backend->why_not(call)) return std::make_unique<CudaExecutor>(*backend);
-  }
+  return {&test::emulated_backend(), &sm90_backend(), &sm80_backend()};
+#else
+  return {&test::emulated_backend()};
 #endif
-  return nullptr;
 }
 
-class CudaExecutorTest : public testing::TestWithParam<at::DeviceType> {
+class CudaExecutorTest : public testing::TestWithParam<const CudaBackend*> {
  protected:
   void SetUp() override {
     at::manual_seed(1);
-    executor_ = executor_on(device_);
-    if (!executor_) GTEST_SKIP() << "no GPU for it";
+    if (GetParam() != &test::emulated_backend()) {
+      if (!at::hasCUDA()) GTEST_SKIP() << "no GPU";
+      device_ = at::Device(at::kCUDA, 0);
+    }
+    AttentionCall call;
+    call.q = at::zeros({1, 1, 1, 64}, at::device(device_).dtype(at::kHalf));
+    if (const auto reason = GetParam()->why_not(call)) GTEST_SKIP() << *reason;
+    executor_ = std::make_unique<CudaExecutor>(*GetParam());
   }
   at::Tensor on(const at::Tensor& x) const { return x.defined() ? x.to(device_) : x; }
   TokenLayout on(const TokenLayout& layout) const {
@@ -97,7 +97,7 @@ class CudaExecutorTest : public testing::TestWithParam<at::DeviceType> {
     test::expect_same_bits(result.lse, again.lse, plan.describe());
   }
 
-  at::Device device_ = at::Device(GetParam(), GetParam() == at::kCUDA ? 0 : -1);
+  at::Device device_ = at::kCPU;
   std::unique_ptr<Executor> executor_;
 };
 
@@ -299,10 +299,8 @@ TEST_P(CudaExecutorTest, LoweredPlansServeOtherTensors) {
   test::expect_same_bits(got.lse, expected.lse, "lse");
 }
 
-INSTANTIATE_TEST_SUITE_P(Devices, CudaExecutorTest, testing::Values(at::kCPU, at::kCUDA),
-                         [](const auto& info) {
-                           return std::string(info.param == at::kCPU ? "Emulated" : "Gpu");
-                         });
+INSTANTIATE_TEST_SUITE_P(Backends, CudaExecutorTest, testing::ValuesIn(backends()),
+                         [](const auto& info) { return std::string(info.param->name); });
 
 TEST(CudaExecutorReasons, AreSaidInWords) {
   CudaExecutor executor(test::emulated_backend());
@@ -346,6 +344,8 @@ TEST(CudaExecutorReasons, AreSaidInWords) {
   const test::Case c{.layout = TokenLayout::sequence(9), .dtype = at::kHalf};
   EXPECT_EQ(CudaExecutor(sm90_backend()).why_not(AttentionPlan::dense("plan"), test::make_call(c)),
             "runs on NVIDIA GPUs of compute capability 9.0");
+  EXPECT_EQ(CudaExecutor(sm80_backend()).why_not(AttentionPlan::dense("plan"), test::make_call(c)),
+            "runs on NVIDIA GPUs of compute capability 8.0 and newer");
 #endif
 }
 
