@@ -402,6 +402,7 @@ struct Computer {
   RingPlace<Shape::kValueStages> v_place = {};
   RingPlace<Shape::kSlots> q_place = {};
   bool stores = false;  // of the tile before, from the other slot
+  int lens = 0;  // of the spans whose weights P has, 8 bits each, where one is not full; or 0
   float o[Shape::kDim / 2];
   float s[Shape::kKeys / 2];
   uint32_t p[Shape::kKeys / 16][4];
@@ -474,6 +475,31 @@ struct Computer {
         }
       }
       if (len < Shape::kSpan) cut(piece, len);
+      lens |= len << 8 * piece;
+    }
+  }
+
+  /// Values behind the end of a span may be anything, and 0 times NaN is NaN: they become 0. Each
+  /// warpgroup does it for itself, so that it needs not wait for another one.
+  __device__ void clear_tails() const {
+    if constexpr (Shape::kListed) {
+      if (lens == 0) return;
+      char* const step = memory.v[v_place.slot];
+#pragma unroll 1
+      for (int piece = 0; piece < kPieces; ++piece) {
+        const int first = lens >> 8 * piece & 255;
+#pragma unroll 1
+        for (int row = first + thread / 8; row < Shape::kSpan; row += 16) {
+          char* const unit =
+              step + piece * (Shape::kStepBytes / kPieces) + row * 128 + thread % 8 * 16;
+#pragma unroll
+          for (int panel = 0; panel < Shape::kPanels; ++panel) {
+            *reinterpret_cast<uint4*>(unit + panel * Shape::kSpan * 128) = make_uint4(0, 0, 0, 0);
+          }
+        }
+      }
+      ptx::fence_async_proxy();
+      ptx::named_sync(1 + group, 128);
     }
   }
 
@@ -496,6 +522,7 @@ struct Computer {
     wgmma::pin(s);
     if constexpr (Shape::kListed) {
       const StepNotes<kPieces>& notes = memory.steps[k_place.slot];
+      lens = 0;
       if (!notes.is_plain) amend(notes);
     } else if (is_first) {
       const int len = params.kv_len - (params.kv_len - 1) / Shape::kKeys * Shape::kKeys;
@@ -529,6 +556,7 @@ struct Computer {
       ptx::wait(&memory.k_full[k_place.slot], k_place.parity);
       start_logits();
       ptx::wait(&memory.v_full[v_place.slot], v_place.parity);
+      clear_tails();
       start_values(i == 1);
       wgmma::wait<1>();
       finish_logits(false);
@@ -541,6 +569,7 @@ struct Computer {
       rescale(keep);
     }
     ptx::wait(&memory.v_full[v_place.slot], v_place.parity);
+    clear_tails();
     start_values(steps == 1);
     wgmma::wait<0>();
     finish_values();
@@ -558,6 +587,7 @@ struct Computer {
       is_first = false;
       wgmma::pin(o);
       ptx::wait(&memory.v_full[v_place.slot], v_place.parity);
+      clear_tails();
       start_values(false);
       wgmma::wait<0>();
       finish_values();
