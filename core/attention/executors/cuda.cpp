@@ -65,6 +65,11 @@ int64_t stride_of(const at::Tensor& x, int64_t axis) {
   return x.size(axis) == 1 ? 0 : x.stride(axis);
 }
 
+kernels::RowOrder order_of(const at::Tensor& rows) {
+  if (!rows.defined()) return {};
+  return {rows.const_data_ptr<int32_t>(), stride_of(rows, 0), stride_of(rows, 1)};
+}
+
 // Whether the kernel's result is the plan's, with nothing to merge or to weigh.
 bool is_one_softmax(const AttentionPlan& plan) {
   const bool weighted = !plan.group_weights.empty() && plan.group_weights[0].defined();
@@ -377,10 +382,7 @@ Partial CudaExecutor::run_softmax(const Softmax& softmax, const SoftmaxBranch& b
                  static_cast<int32_t>(in.more_k.size(2))};
   }
   args.out = {out.mutable_data_ptr(), args.q.dtype, out.stride(0), out.stride(1), out.stride(2)};
-  if (softmax.out_rows.defined()) {
-    args.out_order = {softmax.out_rows.const_data_ptr<int32_t>(), stride_of(softmax.out_rows, 0),
-                      stride_of(softmax.out_rows, 1)};
-  }
+  args.out_order = order_of(softmax.out_rows);
   args.lse = lse.mutable_data_ptr<float>();
   at::Tensor next_tile;
   if (lists) {
@@ -391,9 +393,9 @@ Partial CudaExecutor::run_softmax(const Softmax& softmax, const SoftmaxBranch& b
   }
   args.tile = softmax.tile;
   if (in.key_bias.defined()) {
-    const at::Tensor bias = in.key_bias = in.key_bias.contiguous();
-    args.key_bias = {bias.const_data_ptr<float>(), stride_of(bias, 0), stride_of(bias, 1),
-                     static_cast<int32_t>(in.bias_begin)};
+    in.key_bias = in.key_bias.contiguous();
+    args.key_bias = {in.key_bias.const_data_ptr<float>(), stride_of(in.key_bias, 0),
+                     stride_of(in.key_bias, 1), static_cast<int32_t>(in.bias_begin)};
   }
   args.sm_scale = scale_of(call);
   const kernels::CudaTarget target =

@@ -29,10 +29,10 @@ struct ListsOf {
   const AttentionCall& call;
   const Selection& selection;  ///< its classes, its predicates where `q_rows` are there
   BlockAxis q_blocks, kv_blocks;
-  int64_t kv_len = 0;      ///< without pooled keys
-  at::Tensor kv_valid;     ///< int32 [batch, 1, kv blocks] keys that count, or undefined
-  at::Tensor q_rows;       ///< int32 [batch or 1, heads or 1, len] of positions, and
-  at::Tensor kv_rows;      ///< [batch or 1, kv_heads or 1, len]; undefined: the same
+  int64_t kv_len = 0;   ///< without pooled keys
+  at::Tensor kv_valid;  ///< int32 [batch, 1, kv blocks] keys that count, or undefined
+  at::Tensor q_rows;    ///< int32 [batch or 1, heads or 1, len] of positions, and
+  at::Tensor kv_rows;   ///< [batch or 1, kv_heads or 1, len]; undefined: the same
 };
 
 /// The tile that suits such blocks; `tile` is a backend's (`sm90_tile`).
