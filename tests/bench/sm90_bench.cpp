@@ -156,8 +156,8 @@ void measure(const Case& c, const Wish& wish) {
   args.q = view(q), args.k = view(k), args.v = view(v);
   args.out = {out.mutable_data_ptr(), DType::bf16, out.stride(0), out.stride(1), out.stride(2)};
   args.sm_scale = 1 / std::sqrt(static_cast<double>(c.dim));
-  const auto run = [kernel](const CudaAttentionArgs& a) {
-    const Status status = wish.kernel(a, {});
+  const auto run = [kernel = wish.kernel](const CudaAttentionArgs& a) {
+    const Status status = kernel(a, {});
     if (!status.ok()) std::printf("FAILED: %s\n", status.message);
   };
   const double products = 4.0 * static_cast<double>(c.batch * c.heads * c.dim) *
