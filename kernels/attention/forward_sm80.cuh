@@ -422,8 +422,8 @@ struct Computer {
 #pragma unroll
         for (int row = 0; row < 2; ++row) {
           float* const pair = s[f] + 4 * keys + 2 * row;
-          pair[0] = fmaf(x.x, bias_scale, pair[0]);
-          pair[1] = fmaf(x.y, bias_scale, pair[1]);
+          pair[0] = biased(pair[0], x.x, bias_scale);
+          pair[1] = biased(pair[1], x.y, bias_scale);
         }
       }
     }

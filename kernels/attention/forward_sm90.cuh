@@ -461,7 +461,7 @@ struct Computer {
         for (int i = 0; i < kCount; ++i) {
           const int key = fragment::column(thread, i);
           if (key < notes.bias_from[piece] || key >= len) continue;
-          own[i] = fmaf(bias[key], params.inverse_scale, own[i]);
+          own[i] = biased(own[i], bias[key], params.inverse_scale);
         }
       }
       if (notes.mask[piece] != 0) {

@@ -6,6 +6,14 @@
 
 namespace fovea::kernels {
 
+/// A logit, before the scale, with the bias of its key. -inf hides the key, also where the logit is
+/// not a number.
+__device__ inline float biased(float logit, float bias, float inverse_scale) {
+  // +inf, or -inf where the bias is that; a comparison would cost registers.
+  const float most = (bias + 3e38f) * 2;
+  return fminf(fmaf(bias, inverse_scale, logit), most);
+}
+
 /// The softmax of a thread's two rows of what fragment.cuh describes, of which it has every fourth
 /// pair of columns. Step by step (Milakov and Gimelshein 2018, arXiv:1805.02867).
 struct OnlineSoftmax {
