@@ -48,6 +48,9 @@ struct CudaAttentionArgs {
   AttentionTile tile;    ///< that of `sm90_tile` or `sm80_tile`, for lists
   KeyBias key_bias;      ///< for lists
   double sm_scale = 1;   ///< above 0
+  /// [1] 0, and 0 again when the call is done; not of two calls at a time. Tiles of lists go to
+  /// whoever is ready for one; null: in turns.
+  int32_t* next_tile = nullptr;
 };
 
 /// The tile for lists of blocks of such sizes, which it divides where it can. Both are the same.

@@ -36,17 +36,21 @@ struct ForwardShape {
   static constexpr bool kHold = kHold_;
   static constexpr int kQueries = 64 * kGroups;
   static constexpr int kSpan = kKeys / kPieces;  // most keys of a span
-  static constexpr int kThreads = 128 * (kGroups + 1);
-  static constexpr int kPanels = kDim / 64;  // of 64 columns
+  static constexpr int kPanels = kDim / 64;      // of 64 columns
   static constexpr int kQueryBytes = kQueries * kDim * 2;
   static constexpr int kStepBytes = kKeys * kDim * 2;
-  // Blocks on a multiprocessor, and what its register file gives each of their threads.
-  static constexpr int kBlocks = kGroups == 1 ? 2 : 1;
-  static constexpr int kLoadRegisters = kGroups == 3 ? 32 : 56;
-  static constexpr int kComputeRegisters = kGroups == 3 ? 160 : kGroups == 2 ? 224 : 200;
-  // Whether there is room for O beside Q, which can be loaded for the next tile meanwhile.
-  static constexpr int kRoom = 226 * 1024 / kBlocks - 2048;
-  static constexpr bool kOwnOut = 2 * kQueryBytes + 2 * kStages * kStepBytes <= kRoom;
+  // Small blocks share a multiprocessor: one works while others wait. They have a warp that loads,
+  // and registers enough for all; the others a warpgroup, as registers move between such.
+  static constexpr bool kSmall = kGroups == 1;
+  static constexpr int kBlocks = kSmall ? 3 : 1;
+  static constexpr int kThreads = 128 * kGroups + (kSmall ? 32 : 128);
+  static constexpr int kLoadRegisters = kGroups == 3 ? 32 : 88;
+  static constexpr int kComputeRegisters = kGroups == 3 ? 160 : 208;
+  // Where there is room Q of the next tile is loaded meanwhile, or one step of V less is held.
+  static constexpr int kRoom = 227 * 1024 / kBlocks - 2048;
+  static constexpr int kRings = 2 * kStages * kStepBytes;
+  static constexpr int kSlots = 2 * kQueryBytes + kRings <= kRoom ? 2 : 1;
+  static constexpr int kValueStages = kQueryBytes + kRings <= kRoom ? kStages : kStages - 1;
 };
 
 /// What a tile of queries has to do; `steps` below 0: there are no more tiles.
@@ -61,30 +65,27 @@ struct StepNotes {
   int32_t len[kPieces];        // keys that count
   uint32_t mask[kPieces];      // 1 + the number of a mask of pairs, or 0
   const float* bias[kPieces];  // of the first key, or null
+  int32_t bias_from[kPieces];  // the first key that has one
 };
 
 template <typename Shape>
 struct ForwardMemory {
-  alignas(1024) char q[Shape::kQueryBytes];                 // (panels, queries, 64)
-  alignas(1024) char k[Shape::kStages][Shape::kStepBytes];  // (panels, keys, 64)
-  alignas(1024) char v[Shape::kStages][Shape::kStepBytes];  // (pieces, panels, keys, 64)
-  alignas(1024) char own_out[Shape::kOwnOut ? Shape::kQueryBytes : 16];  // as q
-  uint64_t q_full, q_empty;
+  // (panels, queries, 64), then O in the same places
+  alignas(1024) char q[Shape::kSlots][Shape::kQueryBytes];
+  alignas(1024) char k[Shape::kStages][Shape::kStepBytes];       // (panels, keys, 64)
+  alignas(1024) char v[Shape::kValueStages][Shape::kStepBytes];  // (pieces, panels, keys, 64)
+  uint64_t q_full[Shape::kSlots], q_empty[Shape::kSlots];
   uint64_t k_full[Shape::kStages], k_empty[Shape::kStages];
-  uint64_t v_full[Shape::kStages], v_empty[Shape::kStages];
-  TileNotes tiles[2];  // this one and the next
+  uint64_t v_full[Shape::kValueStages], v_empty[Shape::kValueStages];
+  TileNotes tiles[Shape::kSlots];
   StepNotes<Shape::kPieces> steps[Shape::kListed ? Shape::kStages : 1];
-  volatile float held[Shape::kHold ? 128 * Shape::kGroups : 1];  // written, never read
-
-  __device__ char* out() {
-    if constexpr (Shape::kOwnOut) return own_out;
-    return q;
-  }
+  volatile float held[4 * Shape::kGroups];  // by warps; written, never read
 };
 
 struct ForwardParams {
   int heads, heads_per_kv, q_len, kv_len;
   int tiles, num_tiles;  // of a head, of all heads
+  int32_t* next_tile;
   TileLists lists;
   int more_begin;  // keys from here on are those of the other tensors
   KeyBias key_bias;
@@ -123,51 +124,119 @@ struct Loader {
   ForwardMemory<Shape>& memory;
   int lane;
   uint64_t once = tma::evict_first(), often = tma::evict_last();
-  RingPlace<Shape::kStages> k_place = {}, v_place = {};
-  int count = 0;  // tiles so far
+  RingPlace<Shape::kStages> k_place = {};
+  RingPlace<Shape::kValueStages> v_place = {};
+  RingPlace<Shape::kSlots> q_place = {};
 
   // Of the tile at hand.
   TileNotes tile = {};
   int kv_head = 0, spans = 0, part = 0;
   const KeySpan* list = nullptr;
-  KeySpan now = {}, ahead = {};
+  KeySpan kept = {}, kept_next = {};  // by this thread
+  // The tile after it. What it has to do is found out bit by bit, as each answer of the memory
+  // takes hundreds of cycles.
+  int index = 0, found = 0;
+  QueryTile queries = {};
+  int upcoming_spans = 0;
+  bool is_announced = false;
+  KeySpan upcoming_kept = {};
 
   struct Step {
     KeySpan spans[kPieces];
   };
 
-  /// Finds out what a tile has to do.
-  __device__ void take(int index) {
-    const int of_head = index % params.tiles;
-    tile.head = index / params.tiles % params.heads;
-    tile.item = index / params.tiles / params.heads;
-    kv_head = tile.head / params.heads_per_kv;
-    if constexpr (Shape::kListed) {
-      const TileLists& lists = params.lists;
-      const int64_t map = tile.item * lists.batch_stride + tile.head * lists.head_stride;
-      const QueryTile queries = lists.tiles[map * lists.tiles_per_map + of_head];
-      const int64_t row = map * lists.rows + queries.row;
-      list = lists.spans + row * lists.capacity;
-      spans = queries.len > 0 ? lists.counts[row] : 0;
-      part = queries.part;
-      tile.begin = queries.begin, tile.len = queries.len;
-    } else {
-      tile.begin = of_head * Shape::kQueries;
-      tile.len = min(Shape::kQueries, params.q_len - tile.begin);
-      spans = (params.kv_len + Shape::kSpan - 1) / Shape::kSpan;
+  /// The number of the next tile: of lists whichever comes next when this block is ready for it.
+  __device__ int draw() const {
+    if (params.next_tile == nullptr) return index + gridDim.x;
+    int ticket = 0;
+    if (lane == 0) {
+      ticket = atomicAdd(params.next_tile, 1);
+      // One for each tile is drawn: this is the last one.
+      if (ticket == params.num_tiles - 1) *params.next_tile = 0;
     }
-    tile.steps = (spans + kPieces - 1) / kPieces;
+    return ticket + gridDim.x;
   }
 
-  /// A piece of step i. From the last step to the first: what is not full comes first then.
-  __device__ KeySpan listed(int i, int piece) const {
-    const int at = (tile.steps - 1 - i) * kPieces + piece;
-    if (i >= tile.steps || at >= spans) return {params.kv_len, 0};  // the copy engine brings zeros
-    return list[at];
+  /// The map of the upcoming tile.
+  __device__ int64_t upcoming_map() const {
+    const int head = index / params.tiles % params.heads;
+    const int item = index / params.tiles / params.heads;
+    return item * params.lists.batch_stride + head * params.lists.head_stride;
   }
-  /// The spans that this thread keeps, of those from number `first` on.
-  __device__ KeySpan kept(int first) const {
-    return listed((first + lane) / kPieces, (first + lane) % kPieces);
+  __device__ const KeySpan* upcoming_list() const {
+    return params.lists.spans +
+           (upcoming_map() * params.lists.rows + queries.row) * params.lists.capacity;
+  }
+
+  /// One step further in finding out what the upcoming tile has to do.
+  __device__ void look_ahead() {
+    const TileLists& lists = params.lists;
+    const bool is_one = index < params.num_tiles;
+    switch (found++) {
+      case 0:
+        index = draw();
+        break;
+      case 1:
+        index = __shfl_sync(kAll, index, 0);
+        queries = {};
+        if (index < params.num_tiles) {
+          queries = lists.tiles[upcoming_map() * lists.tiles_per_map + index % params.tiles];
+        }
+        break;
+      case 2:
+        upcoming_spans = 0;
+        if (is_one && queries.len > 0) {
+          upcoming_spans = lists.counts[upcoming_map() * lists.rows + queries.row];
+        }
+        break;
+      case 3:
+        if (is_one && queries.len == 0) {  // a place without a tile
+          found = 0;
+        } else {
+          upcoming_kept = kept_of(upcoming_list(), upcoming_spans, 0);
+        }
+        break;
+    }
+  }
+  static constexpr int kAllFound = 4;
+
+  __device__ TileNotes upcoming_notes() const {
+    TileNotes out;
+    out.head = index / params.tiles % params.heads;
+    out.item = index / params.tiles / params.heads;
+    int spans = upcoming_spans;
+    if constexpr (Shape::kListed) {
+      out.begin = queries.begin, out.len = queries.len;
+    } else {
+      out.begin = index % params.tiles * Shape::kQueries;
+      out.len = min(Shape::kQueries, params.q_len - out.begin);
+      spans = (params.kv_len + Shape::kSpan - 1) / Shape::kSpan;
+    }
+    out.steps = index < params.num_tiles ? (spans + kPieces - 1) / kPieces : -1;
+    return out;
+  }
+
+  /// The upcoming tile becomes the one at hand.
+  __device__ void take() {
+    tile = upcoming_notes();
+    kv_head = tile.head / params.heads_per_kv;
+    is_announced = false;
+    if constexpr (Shape::kListed) {
+      spans = upcoming_spans, part = queries.part, list = upcoming_list();
+      kept_next = upcoming_kept;
+      found = 0;
+    } else {
+      index += gridDim.x;
+    }
+  }
+
+  /// The span that this thread keeps of those of a tile from number `first` on. From the last step
+  /// to the first: what is not full comes first then.
+  __device__ KeySpan kept_of(const KeySpan* list, int spans, int first) const {
+    const int number = first + lane, steps = (spans + kPieces - 1) / kPieces;
+    const int at = (steps - 1 - number / kPieces) * kPieces + number % kPieces;
+    if (at < 0 || at >= spans) return {params.kv_len, 0};  // the copy engine brings zeros
+    return list[at];
   }
 
   __device__ Step step(int i) {
@@ -175,17 +244,16 @@ struct Loader {
     if constexpr (Shape::kListed) {
       const int first = i * kPieces % 32;
       if (first == 0) {
-        now = ahead;
-        ahead = kept(i * kPieces + 32);
+        kept = kept_next;
+        kept_next = kept_of(list, spans, i * kPieces + 32);
       }
 #pragma unroll
       for (int piece = 0; piece < kPieces; ++piece) {
-        const uint64_t bits = __shfl_sync(kAll, bits_of(now), first + piece);
+        const uint64_t bits = __shfl_sync(kAll, bits_of(kept), first + piece);
         memcpy(&out.spans[piece], &bits, sizeof bits);
       }
     } else {
-      const int begin = (tile.steps - 1 - i) * Shape::kSpan;
-      out.spans[0] = {begin, 0};
+      out.spans[0] = {(tile.steps - 1 - i) * Shape::kSpan, 0};
     }
     return out;
   }
@@ -206,9 +274,10 @@ struct Loader {
       out.len[piece] = static_cast<int32_t>(span.len);
       out.mask[piece] = span.mask == 0 ? 0 : span.mask + part;
       out.bias[piece] = nullptr;
-      if (bias.data != nullptr && span.begin >= bias.begin && span.len > 0) {
-        out.bias[piece] = bias.data + tile.item * bias.batch_stride + tile.head * bias.head_stride +
-                          (span.begin - bias.begin);
+      out.bias_from[piece] = bias.begin - span.begin;
+      if (bias.data != nullptr && static_cast<int32_t>(span.len) > out.bias_from[piece]) {
+        out.bias[piece] = bias.data + tile.item * bias.batch_stride + tile.head * bias.head_stride -
+                          out.bias_from[piece];
       }
       out.is_plain =
           out.is_plain && span.len == Shape::kSpan && span.mask == 0 && out.bias[piece] == nullptr;
@@ -263,40 +332,56 @@ struct Loader {
     return {&more, span.begin - params.more_begin};
   }
 
-  /// Tells the others what comes, and loads Q unless that is nothing.
-  __device__ void begin_tile() {
-    const int now = count++ % 2;
-    ptx::wait(&memory.q_empty, now ^ 1);
+  /// Tells the others about the upcoming tile and loads its Q, or that there is none.
+  __device__ void announce() {
+    const TileNotes notes = upcoming_notes();
+    const auto [slot, parity] = q_place;
+    uint64_t* const full = &memory.q_full[slot];
+    q_place.next();
+    is_announced = true;
+    ptx::wait(&memory.q_empty[slot], parity ^ 1);
     if (lane != 0) return;
-    memory.tiles[now] = tile;
-    if (tile.steps < 0) {
-      ptx::arrive(&memory.q_full);
+    memory.tiles[slot] = notes;
+    if (notes.steps < 0) {
+      ptx::arrive(full);
       return;
     }
-    ptx::arrive_expect(&memory.q_full, Shape::kQueryBytes);
-    tma::load(memory.q, maps.q, {0, tile.begin, 0, tile.head, tile.item}, &memory.q_full, once);
+    ptx::arrive_expect(full, Shape::kQueryBytes);
+    tma::load(memory.q[slot], maps.q, {0, notes.begin, 0, notes.head, notes.item}, full, once);
+  }
+
+  __device__ void load_tile() {
+    Step before = {};
+#pragma unroll 1
+    for (int i = 0; i < tile.steps; ++i) {
+      const Step step = this->step(i);
+      load_k(step);
+      if (i > 0) load_v(before);
+      before = step;
+      __syncwarp();
+      if (!Shape::kListed) continue;
+      if (found < kAllFound) {
+        look_ahead();
+      } else if (Shape::kSlots > 1 && !is_announced && i > Shape::kStages) {
+        announce();  // does not wait: the tile before this one is done
+        __syncwarp();
+      }
+    }
+    if (tile.steps > 0) load_v(before);
+    __syncwarp();
   }
 
   __device__ void load_all() {
-    for (int index = blockIdx.x; index < params.num_tiles; index += gridDim.x) {
-      take(index);
-      if (tile.len == 0) continue;
-      if (Shape::kListed) ahead = kept(0);
-      begin_tile();
-      Step before = {};
-#pragma unroll 1
-      for (int i = 0; i < tile.steps; ++i) {
-        const Step step = this->step(i);
-        load_k(step);
-        if (i > 0) load_v(before);
-        before = step;
-        __syncwarp();
-      }
-      if (tile.steps > 0) load_v(before);
+    index = blockIdx.x;
+    found = 1;
+    while (true) {
+      while (Shape::kListed && found < kAllFound) look_ahead();
+      if (!is_announced) announce();
       __syncwarp();
+      if (index >= params.num_tiles) break;
+      take();
+      load_tile();
     }
-    tile.steps = -1;
-    begin_tile();
   }
 };
 
@@ -313,7 +398,10 @@ struct Computer {
   wgmma::Matrix q = wgmma::k_major(ptx::shared_address(memory.q) + group * 64 * 128);
   wgmma::Matrix k = wgmma::k_major(ptx::shared_address(memory.k));
   wgmma::Matrix v = wgmma::n_major(ptx::shared_address(memory.v), Shape::kSpan * 128);
-  RingPlace<Shape::kStages> k_place = {}, v_place = {};
+  RingPlace<Shape::kStages> k_place = {};
+  RingPlace<Shape::kValueStages> v_place = {};
+  RingPlace<Shape::kSlots> q_place = {};
+  bool stores = false;  // of the tile before, from the other slot
   float o[Shape::kDim / 2];
   float s[Shape::kKeys / 2];
   uint32_t p[Shape::kKeys / 16][4];
@@ -325,12 +413,14 @@ struct Computer {
 
   /// S = Q Kᵀ of the ring's next step, as a group of its own.
   __device__ void start_logits() {
+    const wgmma::Matrix queries =
+        Shape::kSlots == 1 ? q : q.further(q_place.slot * Shape::kQueryBytes);
     const wgmma::Matrix keys = k.further(k_place.slot * Shape::kStepBytes);
     wgmma::fence();
 #pragma unroll
     for (int step = 0; step < Shape::kDim / 16; ++step) {
       const int inside = step % 4 * wgmma::kStepBytes;
-      wgmma::multiply<kType>(s, q.further(step / 4 * Shape::kQueries * 128 + inside),
+      wgmma::multiply<kType>(s, queries.further(step / 4 * Shape::kQueries * 128 + inside),
                              keys.further(step / 4 * Shape::kKeys * 128 + inside), step > 0);
     }
     wgmma::commit();
@@ -368,7 +458,8 @@ struct Computer {
       if (const float* const bias = notes.bias[piece]; bias != nullptr) {
 #pragma unroll
         for (int i = 0; i < kCount; ++i) {
-          const int key = min(fragment::column(thread, i), len - 1);
+          const int key = fragment::column(thread, i);
+          if (key < notes.bias_from[piece] || key >= len) continue;
           own[i] = fmaf(bias[key], params.inverse_scale, own[i]);
         }
       }
@@ -414,15 +505,26 @@ struct Computer {
     k_place.next();
   }
 
-  /// All steps of a tile, at least one.
-  __device__ void attend(int steps, OnlineSoftmax& softmax) {
-    float keep[2];
+  /// Logits of the next step, and what becomes of them.
+  __device__ void take_logits(bool is_first) {
     ptx::wait(&memory.k_full[k_place.slot], k_place.parity);
     start_logits();
     wgmma::wait<0>();
-    finish_logits(true);
+    finish_logits(is_first);
+  }
+  __device__ void finish_values() {
+    wgmma::pin(o);
+    release(&memory.v_empty[v_place.slot]);
+    v_place.next();
+  }
+
+  /// All steps of a tile, at least one: products and softmax of this warpgroup side by side.
+  __device__ void attend(int steps, OnlineSoftmax& softmax) {
+    float keep[2];
+    take_logits(true);
     softmax.step(params.scale_log2, s, keep);
     make_operand();
+    if constexpr (Shape::kSlots > 1) release_stored();
     for (int i = 1; i < steps; ++i) {
       ptx::wait(&memory.k_full[k_place.slot], k_place.parity);
       start_logits();
@@ -432,21 +534,34 @@ struct Computer {
       finish_logits(false);
       softmax.step(params.scale_log2, s, keep);
       if constexpr (Shape::kHold)
-        memory.held[group * 128 + thread] = softmax.sum[0] + softmax.sum[1];
+        memory.held[group * 4 + thread / 32] = softmax.sum[0] + softmax.sum[1];
       wgmma::wait<0>();
-      wgmma::pin(o);
-      release(&memory.v_empty[v_place.slot]);
-      v_place.next();
+      finish_values();
       make_operand();
       rescale(keep);
     }
-    if constexpr (Shape::kOwnOut) release(&memory.q_empty);
     ptx::wait(&memory.v_full[v_place.slot], v_place.parity);
     start_values(steps == 1);
     wgmma::wait<0>();
-    wgmma::pin(o);
-    release(&memory.v_empty[v_place.slot]);
-    v_place.next();
+    finish_values();
+  }
+
+  /// The same one after the other, with fewer registers: other blocks work meanwhile. O is 0.
+  __device__ void attend_alone(int steps, OnlineSoftmax& softmax) {
+    float keep[2];
+    bool is_first = true;
+    do {
+      take_logits(is_first);
+      softmax.step(params.scale_log2, s, keep);
+      make_operand();
+      if (!is_first) rescale(keep);
+      is_first = false;
+      wgmma::pin(o);
+      ptx::wait(&memory.v_full[v_place.slot], v_place.parity);
+      start_values(false);
+      wgmma::wait<0>();
+      finish_values();
+    } while (--steps > 0);
   }
 
   /// Divides, writes O into the place of this warpgroup's queries, and from there away.
@@ -471,11 +586,7 @@ struct Computer {
         params.lse[of_head * params.q_len + place] = softmax.lse(params.scale_log2, row);
       }
     }
-    char* const box = memory.out() + group * 64 * 128;
-    if constexpr (Shape::kOwnOut) {  // what was there is away
-      if (thread == 0) ptx::bulk_wait_read<0>();
-      ptx::named_sync(1 + group, 128);
-    }
+    char* const box = memory.q[q_place.slot] + group * 64 * 128;
     fragment::store<kType>(o, ptx::shared_address(box), Shape::kQueries * 128, thread);
     ptx::fence_async_proxy();
     ptx::named_sync(1 + group, 128);
@@ -489,15 +600,24 @@ struct Computer {
                      box + panel * Shape::kQueries * 128);
         }
         ptx::bulk_commit();
-        if constexpr (!Shape::kOwnOut) ptx::bulk_wait_read<0>();
       }
     } else {
       copy_rows(tile, places, box, rows);
-      if constexpr (!Shape::kOwnOut) ptx::named_sync(1 + group, 128);
+      ptx::named_sync(1 + group, 128);
     }
-    if constexpr (!Shape::kOwnOut) {
-      if (thread == 0) ptx::arrive(&memory.q_empty);
-    }
+    stores = true;
+    if constexpr (Shape::kSlots == 1) release_stored();
+    q_place.next();
+  }
+
+  /// The slot of the queries whose O was written last is free when that has been read. Where there
+  /// is another slot this is asked in the middle of the next tile, when it has.
+  __device__ void release_stored() {
+    if (!stores) return;
+    stores = false;
+    if (thread != 0) return;
+    ptx::bulk_wait_read<0>();
+    ptx::arrive(&memory.q_empty[q_place.slot ^ (Shape::kSlots - 1)]);
   }
 
   /// The first rows of `box` to their places, 16 bytes at a time.
@@ -518,40 +638,47 @@ struct Computer {
   }
 
   __device__ void compute_all() {
-    for (int count = 0;; ++count) {
-      ptx::wait(&memory.q_full, count % 2);
-      const TileNotes& tile = memory.tiles[count % 2];
+    while (true) {
+      ptx::wait(&memory.q_full[q_place.slot], q_place.parity);
+      const TileNotes& tile = memory.tiles[q_place.slot];
       const int steps = tile.steps;
       if (steps < 0) break;
       OnlineSoftmax softmax;
-      if (steps > 0) {
-        attend(steps, softmax);
-      } else {
-        if constexpr (Shape::kOwnOut) release(&memory.q_empty);
+      if (Shape::kSmall || steps == 0) {
 #pragma unroll
         for (float& x : o) x = 0;
       }
+      if (steps == 0) {
+        if constexpr (Shape::kSlots > 1) release_stored();
+      } else {
+        Shape::kSmall ? attend_alone(steps, softmax) : attend(steps, softmax);
+      }
       write(tile, softmax);
     }
+    if (Shape::kSlots > 1 && thread == 0) ptx::bulk_wait_read<0>();
   }
 };
 
-/// Grid: as many blocks as are to run at a time; each takes every gridDim.x-th tile.
+/// Grid: as many blocks as are to run at a time; see `draw`.
 template <typename Shape, Type kType>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     forward_kernel(const __grid_constant__ ForwardMaps maps,
                    const __grid_constant__ ForwardParams params) {
 #ifdef FOVEA_SM90A
-  extern __shared__ char shared[];
-  const uint32_t past = ptx::shared_address(shared) % 1024;
-  auto& memory = *reinterpret_cast<ForwardMemory<Shape>*>(shared + (1024 - past) % 1024);
+  // Behind 1024 bytes of the system's: at a multiple of that.
+  extern __shared__ __align__(1024) char shared[];
+  auto& memory = *reinterpret_cast<ForwardMemory<Shape>*>(shared);
   if (threadIdx.x == 0) {
-    ptx::barrier_init(&memory.q_full, 1);
-    ptx::barrier_init(&memory.q_empty, (Shape::kOwnOut ? 4 : 1) * Shape::kGroups);
+    for (int i = 0; i < Shape::kSlots; ++i) {
+      ptx::barrier_init(&memory.q_full[i], 1);
+      ptx::barrier_init(&memory.q_empty[i], Shape::kGroups);
+    }
     for (int i = 0; i < Shape::kStages; ++i) {
       ptx::barrier_init(&memory.k_full[i], 1);
-      ptx::barrier_init(&memory.v_full[i], 1);
       ptx::barrier_init(&memory.k_empty[i], 4 * Shape::kGroups);
+    }
+    for (int i = 0; i < Shape::kValueStages; ++i) {
+      ptx::barrier_init(&memory.v_full[i], 1);
       ptx::barrier_init(&memory.v_empty[i], 4 * Shape::kGroups);
     }
     ptx::fence_barrier_init();
@@ -561,10 +688,10 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   // As one lane has it, so that the compiler knows that all have the same.
   const int warpgroup = __shfl_sync(0xffffffff, thread / 128, 0);
   if (warpgroup == Shape::kGroups) {
-    ptx::give_registers<Shape::kLoadRegisters>();
+    if constexpr (!Shape::kSmall) ptx::give_registers<Shape::kLoadRegisters>();
     if (thread / 32 % 4 == 0) Loader<Shape>{params, maps, memory, thread % 32}.load_all();
   } else {
-    ptx::take_registers<Shape::kComputeRegisters>();
+    if constexpr (!Shape::kSmall) ptx::take_registers<Shape::kComputeRegisters>();
     Computer<Shape, kType>{params, maps, memory, warpgroup, thread % 128}.compute_all();
   }
 #endif

@@ -73,6 +73,7 @@ Status launch(const CudaAttentionArgs& args, CudaTarget target) {
   params.kv_len = static_cast<int>(args.kv_len);
   params.tiles = static_cast<int>(tiles);
   params.num_tiles = static_cast<int>(num_tiles);
+  params.next_tile = args.next_tile;
   params.lists = args.lists;
   params.more_begin = has_more ? args.more.begin : std::numeric_limits<int32_t>::max();
   params.key_bias = args.key_bias;
@@ -81,8 +82,9 @@ Status launch(const CudaAttentionArgs& args, CudaTarget target) {
   params.lse = args.lse;
   params.scale_log2 = static_cast<float>(args.sm_scale * kLog2e);
   params.inverse_scale = static_cast<float>(1 / args.sm_scale);
-  // Shared memory begins at a multiple of 16; the struct is moved to one of 1024.
-  constexpr int kBytes = sizeof(ForwardMemory<Shape>) + 1024;
+  constexpr int kBytes = sizeof(ForwardMemory<Shape>);
+  // A multiprocessor has 228 KiB, of which each block takes one more.
+  static_assert(Shape::kBlocks * (kBytes + 1024) <= 228 * 1024, "fewer blocks would run at a time");
   const auto kernel = forward_kernel<Shape, kType>;
   int processors = 0;
   cudaError_t code =

@@ -1,13 +1,12 @@
 // Attention kernels of compute capability 9.0 beside cuDNN and FlashAttention of LibTorch.
 //
-//   sm90_bench [--quick] [--sm80]
+//   sm90_bench [--quick] [--sm80] [--only TEXT]
 //
-// With --sm80 those of compute capability 8.0 and newer, on whatever GPU there is.
-//
-// TFLOP/s of bf16 with random normal numbers; of lists those of the listed pairs. Contestants of a
-// case run in turns, once in this and once in the opposite order, each warmed up by itself: the
-// kernel before decides the clock. The last column is the mean over cuDNN's mean.
-#include <algorithm>
+// With --sm80 those of compute capability 8.0 and newer, on whatever GPU there is. TFLOP/s of bf16
+// with random normal numbers; of lists those of the listed pairs. Contestants of a case run in
+// turns, once in this and once in the opposite order, each warmed up by itself: the kernel before
+// decides the clock. The last column is the mean over the first one's mean. TEXT is a part of the
+// names to measure.
 #include <chrono>
 #include <cstdio>
 #include <cstring>
@@ -71,7 +70,7 @@ HeadRows view(const at::Tensor& x) {
 
 // Lists of random square blocks of one size, made on the device.
 struct Lists {
-  at::Tensor classes, q_offsets, kv_offsets, tiles, counts, spans, fault;
+  at::Tensor classes, q_offsets, kv_offsets, tiles, counts, spans, fault, next_tile;
   AttentionTile tile;
   TileListsArgs args;
   double density;
@@ -94,6 +93,7 @@ struct Lists {
     counts = at::empty({c.heads, rows}, ints);
     spans = at::empty({c.heads, rows, args.capacity, 2}, ints);
     fault = at::zeros({1}, ints);
+    next_tile = at::zeros({1}, ints);
     args.tiles = static_cast<QueryTile*>(tiles.mutable_data_ptr());
     args.counts = counts.mutable_data_ptr<int32_t>();
     args.spans = static_cast<KeySpan*>(spans.mutable_data_ptr());
@@ -136,9 +136,14 @@ void print(const Case& c, const std::vector<Contestant>& contestants,
   }
 }
 
-using Kernel = Status (*)(const CudaAttentionArgs& args, CudaTarget target);
+struct Options {
+  bool quick = false;
+  std::string only;  // a part of the names
+  Status (*kernel)(const CudaAttentionArgs& args, CudaTarget target) = block_sparse_sm90;
+  double duration() const { return quick ? 0.1 : 0.4; }
+};
 
-void measure(const Case& c, double duration, Kernel kernel) {
+void measure(const Case& c, const Options& asked) {
   const auto options = at::TensorOptions().device(at::kCUDA).dtype(at::kBFloat16);
   const at::Tensor q = at::randn({c.batch, c.heads, c.len, c.dim}, options);
   const at::Tensor k = at::randn_like(q), v = at::randn_like(q), out = at::empty_like(q);
@@ -148,7 +153,7 @@ void measure(const Case& c, double duration, Kernel kernel) {
   args.q = view(q), args.k = view(k), args.v = view(v);
   args.out = {out.mutable_data_ptr(), DType::bf16, out.stride(0), out.stride(1), out.stride(2)};
   args.sm_scale = 1 / std::sqrt(static_cast<double>(c.dim));
-  const auto run = [kernel](const CudaAttentionArgs& a) {
+  const auto run = [kernel = asked.kernel](const CudaAttentionArgs& a) {
     const Status status = kernel(a, {});
     if (!status.ok()) std::printf("FAILED: %s\n", status.message);
   };
@@ -166,6 +171,7 @@ void measure(const Case& c, double duration, Kernel kernel) {
     const Lists& own = lists.emplace_back(c, map.block, map.density, q.device());
     CudaAttentionArgs listed = args;
     listed.tile = own.tile;
+    listed.next_tile = own.next_tile.mutable_data_ptr<int32_t>();
     listed.lists = {own.args.tiles,
                     own.args.counts,
                     own.args.spans,
@@ -175,8 +181,8 @@ void measure(const Case& c, double duration, Kernel kernel) {
                     0,
                     1};
     char name[64];
-    std::snprintf(name, sizeof name, "%d-blocks, density %.3f", static_cast<int>(map.block),
-                  own.density);
+    std::snprintf(name, sizeof name, "%d-blocks, density %g", static_cast<int>(map.block),
+                  map.density);
     contestants.push_back({name, products * own.density, [run, listed] { run(listed); }});
   }
   if (!lists.empty()) {  // with pairs of blocks in the place of products
@@ -184,7 +190,10 @@ void measure(const Case& c, double duration, Kernel kernel) {
     contestants.push_back({"lists, 1e12 pairs of blocks / s",
                            static_cast<double>(own.classes.numel()), [&own] { own.make(); }});
   }
-  const std::vector<std::vector<double>> rates = rates_of(contestants, out, duration);
+  std::erase_if(contestants,
+                [&](const Contestant& x) { return x.name.find(asked.only) == std::string::npos; });
+  if (contestants.empty()) return;
+  const std::vector<std::vector<double>> rates = rates_of(contestants, out, asked.duration());
   run(args);
   const auto exact = std::get<0>(at::_scaled_dot_product_cudnn_attention(q, k, v, {}, false));
   const double apart = (out.to(at::kFloat) - exact.to(at::kFloat)).norm().item<double>() /
@@ -201,22 +210,21 @@ int main(int argc, char** argv) {
     std::printf("no GPU\n");
     return 0;
   }
-  const auto is_asked = [&](const char* option) {
-    return std::any_of(argv + 1, argv + argc,
-                       [&](const char* x) { return std::strcmp(x, option) == 0; });
-  };
-  const bool quick = is_asked("--quick");
-  const Kernel kernel = is_asked("--sm80") ? block_sparse_sm80 : block_sparse_sm90;
+  Options asked;
+  for (int i = 1; i < argc; ++i) {
+    if (std::strcmp(argv[i], "--quick") == 0) asked.quick = true;
+    if (std::strcmp(argv[i], "--sm80") == 0) asked.kernel = block_sparse_sm80;
+    if (std::strcmp(argv[i], "--only") == 0 && i + 1 < argc) asked.only = argv[++i];
+  }
   const c10::InferenceMode no_grad;
-  const double duration = quick ? 0.1 : 0.4;
   measure({1,
            12,
            32760,
            128,
            {{128, 1}, {128, 0.5}, {128, 0.25}, {128, 0.1}, {128, 0.05}, {64, 0.1}, {384, 0.1}}},
-          duration, kernel);
-  measure({1, 24, 4608, 128, {{128, 0.25}}}, duration, kernel);
-  measure({2, 30, 17776, 64, {{128, 0.25}, {64, 0.1}}}, duration, kernel);
-  if (!quick) measure({1, 40, 75600, 128, {{128, 0.1}}}, duration, kernel);
+          asked);
+  measure({1, 24, 4608, 128, {{128, 0.25}}}, asked);
+  measure({2, 30, 17776, 64, {{128, 0.25}, {64, 0.1}}}, asked);
+  if (!asked.quick) measure({1, 40, 75600, 128, {{128, 0.1}}}, asked);
   return 0;
 }

@@ -404,6 +404,10 @@ class AttentionCase {
     return args;
   }
 
+  /// A counter of tiles, for kernels that take one.
+  int32_t* next_tile() const { return next_tile_.data(); }
+  int32_t tiles_counted() const { return next_tile_.read()[0]; }
+
   /// The bits of out, as they lie in memory.
   std::vector<uint16_t> out() const { return out_.read(); }
 
@@ -464,6 +468,7 @@ class AttentionCase {
   DeviceArray<int32_t> order_;
   DeviceArray<int8_t> q_int8_, k_int8_;
   DeviceArray<float> q_scale_, k_scale_;
+  DeviceArray<int32_t> next_tile_{std::vector<int32_t>(1)};
 };
 
 /// Runs the kernel on a random problem and checks every row.

@@ -15,7 +15,22 @@ namespace {
 
 using Problem = AttentionProblem;
 
-void check(const Problem& p, int seed) { check_attention(p, {block_sparse_sm90, sm90_tile}, seed); }
+// Tiles handed out in turns, and to whoever is ready.
+void check(const Problem& p, int seed) {
+  const AttentionCase one(p, sm90_tile(p.block_q, p.block_kv), seed);
+  CudaAttentionArgs args = one.args();
+  const Status status = block_sparse_sm90(args, {});
+  ASSERT_TRUE(status.ok()) << status.message;
+  one.check();
+  if (!p.density) return;
+  const std::vector<uint16_t> first = one.out();
+  args.next_tile = one.next_tile();
+  for (int run = 0; run < 2; ++run) {
+    ASSERT_TRUE(block_sparse_sm90(args, {}).ok());
+    EXPECT_EQ(one.out(), first);
+    EXPECT_EQ(one.tiles_counted(), 0);
+  }
+}
 
 class Sm90Forward : public Sm90Test {};
 
@@ -78,6 +93,47 @@ TEST_F(Sm90Forward, BlocksOfManySizes) {
               ++seed);
       }
     }
+  }
+}
+
+TEST_F(Sm90Forward, MasksMoreKeysBiasesAndOrders) {
+  int seed = 0;
+  for (const int64_t dim : {64, 128}) {
+    for (const int64_t block : {64, 128, 192, 0}) {
+      Problem p{.batch = 2,
+                .heads = 4,
+                .kv_heads = 2,
+                .q_len = 400,
+                .kv_len = 500,
+                .dim = dim,
+                .density = 0.5,
+                .block_q = block,
+                .block_kv = block};
+      SCOPED_TRACE(testing::Message() << "dim " << dim << ", blocks of " << block);
+      Problem masked = p, more = p, biased = p, ordered = p, all = p;
+      masked.masks = true;
+      more.more_keys = 150, more.more_gap = 12;
+      biased.bias_begin = 100;
+      ordered.out_order = true;
+      all.masks = all.out_order = true, all.more_keys = 250, all.bias_begin = 0;
+      all.dtype = DType::f16;
+      for (const Problem& one : {masked, more, biased, ordered, all}) check(one, ++seed);
+    }
+  }
+}
+
+TEST_F(Sm90Forward, ManyTilesOfLists) {
+  for (const int64_t block : {64, 128}) {
+    check({.batch = 3,
+           .heads = 25,
+           .kv_heads = 5,
+           .q_len = 700,
+           .kv_len = 300,
+           .dim = 64,
+           .density = 0.3,
+           .block_q = block,
+           .block_kv = block},
+          1);
   }
 }
 
