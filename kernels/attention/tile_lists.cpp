@@ -37,11 +37,13 @@ void list_keys(const TileListsArgs& args, int64_t map, int64_t row) {
   const int32_t* offsets =
       args.kv_offsets + (args.kv_maps == 1 ? 0 : map) * (args.num_kv_blocks + 1);
   const int64_t of_row = map * args.num_q_blocks + row;
-  const uint8_t* classes = args.classes + of_row * args.num_kv_blocks;
+  const int64_t first = args.transposed ? map * args.num_q_blocks * args.num_kv_blocks + row
+                                        : of_row * args.num_kv_blocks;
+  const int64_t stride = args.transposed ? args.num_q_blocks : 1;
   KeySpan* spans = args.spans + of_row * args.capacity;
   int64_t done = 0;
   for (int64_t block = 0; block < args.num_kv_blocks; ++block) {
-    if (classes[block] != args.keep) continue;
+    if (args.classes[first + block * stride] != args.keep) continue;
     const int32_t begin = offsets[block], end = offsets[block + 1];
     const int64_t count = pieces(args, begin, end, args.kv_len, args.span_keys);
     for (int32_t i = 0; i < count; ++i) {

@@ -62,12 +62,16 @@ __global__ void __launch_bounds__(32 * kWarps) list_keys_kernel(TileListsArgs ar
   const int64_t map = of_row / args.num_q_blocks;
   const int32_t* offsets =
       args.kv_offsets + (args.kv_maps == 1 ? 0 : map) * (args.num_kv_blocks + 1);
-  const uint8_t* classes = args.classes + of_row * args.num_kv_blocks;
+  const int64_t row = of_row % args.num_q_blocks;
+  const uint8_t* classes =
+      args.classes + (args.transposed ? map * args.num_q_blocks * args.num_kv_blocks + row
+                                      : of_row * args.num_kv_blocks);
+  const int64_t stride = args.transposed ? args.num_q_blocks : 1;
   KeySpan* spans = args.spans + of_row * args.capacity;
   int64_t done = 0;
   for (int64_t first = 0; first < args.num_kv_blocks; first += 32) {
     const int64_t index = first + lane;
-    const bool is_listed = index < args.num_kv_blocks && classes[index] == args.keep;
+    const bool is_listed = index < args.num_kv_blocks && classes[index * stride] == args.keep;
     const int2 block = is_listed ? make_int2(offsets[index], offsets[index + 1]) : make_int2(0, 0);
     const int own = pieces(args, block, args.kv_len, args.span_keys);
     const int sum = inclusive_sum(own, lane);

@@ -42,7 +42,9 @@ struct TileLists {
 };
 
 /// Makes lists from a map of blocks. Blocks of queries are cut into tiles, blocks of keys into
-/// spans; neither crosses the border of a block.
+/// spans; neither crosses the border of a block. Lists of columns, that say which queries see a
+/// tile of keys, come from the same map: `transposed`, with keys in the place of queries and
+/// queries in that of keys.
 struct TileListsArgs {
   const uint8_t* classes = nullptr;           ///< [maps, num_q_blocks, num_kv_blocks]
   uint8_t keep = 1;                           ///< the class of blocks that are listed
@@ -58,6 +60,8 @@ struct TileListsArgs {
   KeySpan* spans = nullptr;
   int64_t tiles_per_map = 0;  ///< at least `most_tiles`
   int64_t capacity = 0;       ///< spans of a row
+  /// classes is [maps, num_kv_blocks, num_q_blocks]: for lists of columns
+  bool transposed = false;
   /// [1] becomes 1 where a list was cut at its capacity, or a block that descends or lies outside
   /// of the sequence was left out; else it stays as it was.
   int32_t* fault = nullptr;

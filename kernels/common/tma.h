@@ -21,7 +21,7 @@ struct TensorMapSpec {
   std::array<uint64_t, 5> size = {1, 1, 1, 1, 1};  ///< elements
   /// Bytes from one to the next of dimensions 1 to 4.
   std::array<uint64_t, 4> stride = {16, 16, 16, 16};
-  /// Of one copy; its row times the element is at most 128 bytes.
+  /// Of one copy; its row times the element is at most 128 bytes where it is swizzled.
   std::array<uint32_t, 5> box = {1, 1, 1, 1, 1};
   Swizzle swizzle = Swizzle::bytes128;
 };

@@ -48,6 +48,10 @@ struct Matrix {
   /// The same one, so many bytes further. Loops start from one that they keep: to make it anew
   /// takes several times as many instructions, which the matrix units wait for.
   __device__ Matrix further(uint32_t bytes) const { return {bits + (bytes >> 4)}; }
+  /// The same one of `k_major` as one of `n_major`, whose panels lie so far apart.
+  __device__ Matrix by_columns(uint32_t panel_bytes) const {
+    return {bits + ((panel_bytes >> 4) << 16)};
+  }
 };
 
 /// One whose rows along K are contiguous. Its pattern begins at a multiple of 1024; a step along K

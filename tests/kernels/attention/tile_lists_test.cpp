@@ -151,5 +151,40 @@ TEST(TileLists, WhatIsNoBlockIsLeftOutAndTold) {
   EXPECT_EQ(fault_of([](Made& m) { m.args.tiles_per_map = 3; }), 1);
 }
 
+TEST(TileLists, ColumnsAreThoseOfTheTransposedMap) {
+  std::mt19937 random(2);
+  for (int run = 0; run < 50; ++run) {
+    // Blocks of keys are cut into tiles here.
+    Made turned;
+    const auto draw = [&](int below) { return static_cast<int32_t>(random() % below); };
+    const int32_t rows = 1 + draw(6), columns = 1 + draw(6);
+    turned.args.maps = turned.args.kv_maps = 1 + draw(3);
+    turned.args.q_len = 1 + draw(300), turned.args.kv_len = 1 + draw(300);
+    turned.q_offsets = random_offsets(1, columns, turned.args.q_len, random);
+    turned.kv_offsets = random_offsets(turned.args.maps, rows, turned.args.kv_len, random);
+    for (int64_t i = 0; i < turned.args.maps * rows * columns; ++i) {
+      turned.classes.push_back(static_cast<uint8_t>(draw(2)));
+    }
+    turned.args.tile_queries = 1 + draw(70), turned.args.span_keys = 1 + draw(70);
+    turned.args.tiles_per_map = most_tiles(turned.args.q_len, columns, turned.args.tile_queries);
+    turned.args.capacity = turned.args.kv_len / turned.args.span_keys + rows;
+    Made plain = turned;
+    turned.args.transposed = true;
+    for (int64_t map = 0; map < turned.args.maps; ++map) {
+      for (int32_t i = 0; i < rows; ++i) {
+        for (int32_t j = 0; j < columns; ++j) {
+          plain.classes[(map * columns + j) * rows + i] =
+              turned.classes[(map * rows + i) * columns + j];
+        }
+      }
+    }
+    turned.make(), plain.make();
+    EXPECT_EQ(turned.fault, 0);
+    EXPECT_EQ(turned.tiles, plain.tiles);
+    EXPECT_EQ(turned.counts, plain.counts);
+    EXPECT_EQ(turned.spans, plain.spans);
+  }
+}
+
 }  // namespace
 }  // namespace fovea::kernels

@@ -1,0 +1,43 @@
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/attention/block_sparse_cuda.h"
+
+namespace fovea::kernels {
+
+/// Gradients of block_sparse_sm90's results with respect to q, k and v, deterministic: each tile of
+/// queries walks over its keys and each tile of keys over its queries, without additions in global
+/// memory. The weights are computed again from q, k and lse (FlashAttention-2, Dao 2023,
+/// arXiv:2307.08691, section 3.1.2). Sums are fp32; weights and gradients of logits are rounded to
+/// the type of q for their products. A row that sees no key gives and gets 0.
+struct CudaAttentionBackwardArgs {
+  /// As the forward got them; `out` and `lse` (both needed) hold its results and are only read.
+  CudaAttentionArgs forward;
+  HeadRows grad_out;                ///< [batch, heads, q_len, dim] of the type of q
+  const float* grad_lse = nullptr;  ///< [batch, heads, q_len], contiguous; null means 0
+  // Of the type of q; their rows, and those of grad_out, lie as those of q must. Null data means
+  // not wanted; grad_k and grad_v come together.
+  MutableHeadRows grad_q;  ///< [batch, heads, q_len, dim]
+  MutableHeadRows grad_k;  ///< [batch, kv_heads, kv_len, dim]; keys in no tile keep what they hold
+  MutableHeadRows grad_v;  ///< the same of v
+  /// Of forward.more, wanted where grad_k and grad_v are: [batch, kv_heads, more.len, dim]
+  MutableHeadRows grad_more_k, grad_more_v;
+  /// forward.lists from the side of the keys: its tiles are of keys, its spans of queries, its
+  /// masks say for each key of a tile which queries of a span see it. Heads of one kv head have the
+  /// same tiles, the spans of each head are its own. Without forward.lists not used.
+  TileLists columns;
+  AttentionTile column_tile;   ///< `queries` keys that see spans of at most `keys` queries
+  float* workspace = nullptr;  ///< of so many bytes as below, aligned to 16
+};
+
+/// The tile of `columns` for lists of blocks of such sizes.
+AttentionTile sm90_column_tile(int64_t block_q, int64_t block_kv);
+
+int64_t attention_backward_workspace_bytes(const CudaAttentionBackwardArgs& args);
+
+/// On compute capability 9.0. Answers `unsupported` with a reason for what it does not cover,
+/// `device` for what the driver refused. All work is in the stream; nothing is waited for.
+Status block_sparse_backward_sm90(const CudaAttentionBackwardArgs& args, CudaTarget target);
+
+}  // namespace fovea::kernels

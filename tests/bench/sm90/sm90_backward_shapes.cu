@@ -1,0 +1,214 @@
+// Shapes of the backward kernels of compute capability 9.0 beside each other.
+//
+//   sm90_backward_shapes
+//
+// TFLOP/s in bf16 on random numbers: of the whole backward pass those of five products of queries
+// and keys, of its two kernels alone those of the products that each makes, three and four. All of
+// a problem run in turns, in this order and in the opposite one, each warmed up by itself.
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include "kernels/attention/launch_backward_sm90.cuh"
+
+namespace {
+
+using namespace fovea::kernels;
+using namespace fovea::kernels::sm90;
+
+__device__ uint32_t hash(uint64_t x) {
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
+  return static_cast<uint32_t>(x ^ (x >> 31));
+}
+
+/// Numbers of variance 1, nearly normal: sums of four bytes.
+__global__ void fill_kernel(__nv_bfloat16* data, int64_t size, uint64_t seed) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i >= size) return;
+  const uint32_t x = hash(i + (seed << 40));
+  const auto sum = static_cast<float>((x & 255) + (x >> 8 & 255) + (x >> 16 & 255) + (x >> 24));
+  data[i] = __float2bfloat16((sum - 510) / 147.8f);
+}
+
+__global__ void choose_kernel(uint8_t* classes, int64_t size, float density) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i < size) classes[i] = static_cast<float>(hash(i)) < density * 4294967296.0f;
+}
+
+__global__ void offsets_kernel(int32_t* offsets, int blocks, int size, int len) {
+  for (int i = threadIdx.x; i <= blocks; i += blockDim.x) offsets[i] = min(i * size, len);
+}
+
+unsigned blocks_of(int64_t threads) { return static_cast<unsigned>((threads + 255) / 256); }
+
+/// Memory of the device that is given back at the end.
+class Pool {
+ public:
+  ~Pool() {
+    for (void* x : all_) cudaFree(x);
+  }
+  template <typename T>
+  T* take(int64_t count) {
+    void* out = nullptr;
+    if (cudaMalloc(&out, count * sizeof(T)) != cudaSuccess) std::printf("out of memory\n");
+    all_.push_back(out);
+    return static_cast<T*>(out);
+  }
+
+ private:
+  std::vector<void*> all_;
+};
+
+struct Contestant {
+  std::string name;
+  int products;  // of queries and keys
+  Status (*run)(const CudaAttentionBackwardArgs&, CudaTarget);
+  std::vector<double> rates = {};
+};
+
+template <typename Shape>
+Contestant contestant() {
+  char name[64];
+  std::snprintf(name, sizeof name, "%s, %d x %d, %d stages%s", Shape::kColumns ? "columns" : "rows",
+                Shape::kOwn, Shape::kOthers, Shape::kStages, Shape::kHold ? ", hold" : "");
+  return {name, Shape::kColumns ? 4 : 3, launch_backward<Shape, Type::bf16>};
+}
+
+double seconds_of(const Contestant& contestant, const CudaAttentionBackwardArgs& args) {
+  constexpr double kDuration = 0.3;
+  cudaEvent_t begin, end;
+  cudaEventCreate(&begin), cudaEventCreate(&end);
+  int runs = 2;
+  float ms = 0;
+  for (int pass = 0; pass < 3; ++pass) {  // counts, warms up, measures
+    cudaEventRecord(begin);
+    for (int i = 0; i < runs; ++i) {
+      const Status status = contestant.run(args, {});
+      if (!status.ok()) std::printf("FAILED %s: %s\n", contestant.name.c_str(), status.message);
+    }
+    cudaEventRecord(end);
+    const cudaError_t code = cudaEventSynchronize(end);
+    if (code != cudaSuccess) std::printf("FAILED: %s\n", cudaGetErrorString(code));
+    cudaEventElapsedTime(&ms, begin, end);
+    if (pass == 0) runs = std::max(1, static_cast<int>(kDuration * 1e3 * runs / ms));
+  }
+  cudaEventDestroy(begin), cudaEventDestroy(end);
+  return ms * 1e-3 / runs;
+}
+
+struct Problem {
+  int64_t batch, heads, len, dim;
+  float density = 1;  // of random blocks of 128
+};
+
+/// Lists of rows, or of columns, of spans of at most so many.
+TileLists make_lists(const Problem& p, Pool& pool, const uint8_t* classes, AttentionTile tile,
+                     bool transposed) {
+  constexpr int kBlock = 128;
+  const int64_t maps = p.batch * p.heads, blocks = (p.len + kBlock - 1) / kBlock;
+  auto* const offsets = pool.take<int32_t>(blocks + 1);
+  offsets_kernel<<<1, 256>>>(offsets, static_cast<int>(blocks), kBlock, static_cast<int>(p.len));
+  TileListsArgs args;
+  args.classes = classes, args.transposed = transposed;
+  args.q_offsets = args.kv_offsets = offsets;
+  args.maps = maps;
+  args.num_q_blocks = args.num_kv_blocks = blocks;
+  args.q_len = args.kv_len = static_cast<int32_t>(p.len);
+  args.tile_queries = tile.queries, args.span_keys = tile.keys;
+  args.tiles_per_map = most_tiles(p.len, blocks, tile.queries);
+  args.capacity = p.len / tile.keys + blocks;
+  args.tiles = pool.take<QueryTile>(maps * args.tiles_per_map);
+  args.counts = pool.take<int32_t>(maps * blocks);
+  args.spans = pool.take<KeySpan>(maps * blocks * args.capacity);
+  args.fault = pool.take<int32_t>(1);
+  if (const Status status = tile_lists_cuda(args, {}); !status.ok()) {
+    std::printf("FAILED lists: %s\n", status.message);
+  }
+  return {args.tiles, args.counts,   args.spans, args.tiles_per_map,
+          blocks,     args.capacity, p.heads,    1};
+}
+
+CudaAttentionBackwardArgs make_args(const Problem& p, Pool& pool) {
+  const int64_t size = p.batch * p.heads * p.len * p.dim;
+  uint64_t seed = 0;
+  const auto tensor = [&] {
+    auto* const data = pool.take<__nv_bfloat16>(size);
+    fill_kernel<<<blocks_of(size), 256>>>(data, size, ++seed);
+    return MutableHeadRows{data, DType::bf16, p.heads * p.len * p.dim, p.len * p.dim, p.dim};
+  };
+  CudaAttentionBackwardArgs args;
+  CudaAttentionArgs& f = args.forward;
+  f.batch = p.batch, f.heads = f.kv_heads = p.heads;
+  f.q_len = f.kv_len = p.len, f.dim = p.dim;
+  f.sm_scale = 1 / std::sqrt(static_cast<double>(p.dim));
+  f.q = readable(tensor()), f.k = readable(tensor()), f.v = readable(tensor());
+  f.out = tensor(), args.grad_out = readable(tensor());
+  args.grad_q = tensor(), args.grad_k = tensor(), args.grad_v = tensor();
+  f.lse = pool.take<float>(size / p.dim);
+  args.workspace = pool.take<float>(attention_backward_workspace_bytes(args) / sizeof(float));
+  if (p.density < 1) {
+    const int64_t blocks = (p.len + 127) / 128, pairs = p.batch * p.heads * blocks * blocks;
+    auto* const classes = pool.take<uint8_t>(pairs);
+    choose_kernel<<<blocks_of(pairs), 256>>>(classes, pairs, p.density);
+    f.tile = sm90_tile(128, 128), args.column_tile = sm90_column_tile(128, 128);
+    f.lists = make_lists(p, pool, classes, f.tile, false);
+    args.columns = make_lists(p, pool, classes, args.column_tile, true);
+  }
+  Status status = block_sparse_sm90(f, {});
+  if (status.ok()) status = block_sparse_backward_sm90(args, {});  // fills the workspace
+  if (!status.ok()) std::printf("FAILED: %s\n", status.message);
+  return args;
+}
+
+void measure(const Problem& p, std::vector<Contestant> contestants) {
+  Pool pool;
+  const CudaAttentionBackwardArgs args = make_args(p, pool);
+  contestants.insert(contestants.begin(), {"whole", 5, block_sparse_backward_sm90});
+  const double product = 2.0 * p.density * static_cast<double>(p.batch * p.heads * p.dim) *
+                         static_cast<double>(p.len) * static_cast<double>(p.len);
+  for (int pass = 0; pass < 2; ++pass) {
+    for (size_t i = 0; i < contestants.size(); ++i) {
+      Contestant& now = contestants[pass == 0 ? i : contestants.size() - 1 - i];
+      now.rates.push_back(now.products * product / seconds_of(now, args) * 1e-12);
+    }
+  }
+  for (const Contestant& now : contestants) {
+    std::printf("%lld x %lld x %lld x %lld, density %.2f | %-28s | %6.1f %6.1f\n",
+                static_cast<long long>(p.batch), static_cast<long long>(p.heads),
+                static_cast<long long>(p.len), static_cast<long long>(p.dim), p.density,
+                now.name.c_str(), now.rates[0], now.rates[1]);
+  }
+  std::fflush(stdout);
+}
+
+template <int kDim, int kGroups, int kOthers, int kStages, int kPieces = 0>
+std::vector<Contestant> rows() {
+  return {contestant<BackwardShape<false, kDim, kGroups, kOthers, kStages, kPieces, false>>(),
+          contestant<BackwardShape<false, kDim, kGroups, kOthers, kStages, kPieces, true>>()};
+}
+template <int kDim, int kGroups, int kOthers, int kStages, int kPieces = 0>
+std::vector<Contestant> columns() {
+  return {contestant<BackwardShape<true, kDim, kGroups, kOthers, kStages, kPieces>>()};
+}
+
+std::vector<Contestant> all(const std::vector<std::vector<Contestant>>& parts) {
+  std::vector<Contestant> out;
+  for (const auto& part : parts) out.insert(out.end(), part.begin(), part.end());
+  return out;
+}
+
+}  // namespace
+
+int main() {
+  const std::vector<Contestant> dense_128 =
+      all({rows<128, 2, 128, 2>(), rows<128, 3, 64, 3>(), rows<128, 2, 96, 3>(),
+           columns<128, 2, 64, 4>(), columns<128, 2, 64, 3>()});
+  const std::vector<Contestant> dense_64 = all({rows<64, 2, 128, 4>(), rows<64, 3, 96, 4>(),
+                                                columns<64, 2, 64, 6>(), columns<64, 2, 96, 4>()});
+  measure({1, 12, 32760, 128}, dense_128);
+  measure({1, 24, 4608, 128}, dense_128);
+  measure({2, 30, 17776, 64}, dense_64);
+  measure({1, 12, 32760, 128, 0.1f}, all({rows<128, 2, 128, 2, 1>(), columns<128, 2, 64, 4, 1>()}));
+  return 0;
+}
