@@ -4,6 +4,7 @@
 
 #include <ATen/ATen.h>
 
+#include "core/attention/device_constants.h"
 #include "core/check.h"
 
 namespace fovea {
@@ -94,7 +95,11 @@ int64_t BlockAxis::num_blocks() const {
 
 at::Tensor BlockAxis::offsets(at::Device device) const {
   if (device_offsets_.defined()) return device_offsets_.to(device, at::kLong);
-  return at::tensor(host_, at::kLong).view({1, 1, -1}).to(device);
+  const auto* bytes = reinterpret_cast<const char*>(host_.data());
+  const std::string key = "blocks " + std::string(bytes, host_.size() * sizeof(int64_t));
+  return device_constant(key, device, [&] {
+    return at::tensor(host_, at::kLong).view({1, 1, -1});
+  });
 }
 
 at::Tensor BlockAxis::block_of_position(int64_t seq_len, at::Device device) const {

@@ -2,6 +2,7 @@
 
 #include "core/attention/executors/checked.h"
 #include "core/attention/executors/cpu.h"
+#include "core/attention/executors/cuda.h"
 #include "core/attention/executors/reference.h"
 #include "core/attention/executors/sdpa.h"
 #include "core/check.h"
@@ -49,6 +50,10 @@ namespace {
 
 std::vector<std::unique_ptr<Executor>> unchecked() {
   std::vector<std::unique_ptr<Executor>> executors;
+#if FOVEA_HAS_CUDA
+  executors.push_back(std::make_unique<CudaExecutor>(sm90_backend()));
+  executors.push_back(std::make_unique<CudaExecutor>(sm80_backend()));
+#endif
   executors.push_back(std::make_unique<CpuExecutor>());
   executors.push_back(std::make_unique<SdpaExecutor>());
   executors.push_back(std::make_unique<ReferenceExecutor>());

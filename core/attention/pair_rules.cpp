@@ -37,6 +37,13 @@ void set_where(uint64_t* words, int64_t keys, const F& f) {
   }
 }
 
+// Both sides of a call.
+struct PairSides {
+  const TokenLayout& q_layout;
+  const TokenLayout& kv_layout;
+  at::Tensor q_coordinates, kv_coordinates;  // int64 [3, seq_len] by row
+};
+
 // The largest x with x² < limit, -1 where there is none.
 int32_t half_width(int64_t limit) {
   if (limit <= 0) return -1;
@@ -46,34 +53,9 @@ int32_t half_width(int64_t limit) {
   return narrow(x);
 }
 
-}  // namespace
-
-PairRules::PairRules(const std::vector<Predicate>& predicates, const OrderedSide& q,
-                     const OrderedSide& kv, std::vector<at::Tensor> stored)
-    : q_{q, {}, {}, {}},
-      kv_{kv, {}, {}, {}},
-      q_coordinates_(grid_coordinates(q.layout, at::kCPU)),
-      kv_coordinates_(grid_coordinates(kv.layout, at::kCPU)),
-      stored_(std::move(stored)) {
-  for (Side* side : {&q_, &kv_}) {
-    const at::Tensor& coordinates = side == &q_ ? q_coordinates_ : kv_coordinates_;
-    const int64_t* frame = coordinates.const_data_ptr<int64_t>();
-    for (const int64_t row : side->tokens.rows) side->outside.push_back(frame[row] < 0);
-  }
-  for (const Predicate& predicate : predicates) {
-    std::visit(
-        [&](const auto& rule) {
-          if constexpr (!std::is_same_v<std::decay_t<decltype(rule)>, StoredPredicate>) add(rule);
-        },
-        predicate);
-  }
-  finish(q_, &Rule::q);
-  finish(kv_, &Rule::kv);
-}
-
 // Tokens of one residue follow each other, so that a dilated window is an interval too.
-void PairRules::add(const WindowPredicate& window) {
-  const Segment& grid = grid_of_window(window, q_.tokens.layout, kv_.tokens.layout);
+void add(const WindowPredicate& window, const PairSides& sides, std::vector<RuleValues>& rules) {
+  const Segment& grid = grid_of_window(window, sides.q_layout, sides.kv_layout);
   for (size_t axis = 0; axis < 3; ++axis) {
     const AxisWindow& rule = window.axes[axis];
     if (rule.size == 0) continue;
@@ -84,63 +66,110 @@ void PairRules::add(const WindowPredicate& window) {
       const int64_t at = values[static_cast<int64_t>(axis) * coordinates.size(1) + row];
       return std::clamp<int64_t>(at - grid.origin[axis], 0, length - 1);
     };
-    Rule out;
-    for (const int64_t row : q_.tokens.rows) {
-      const auto [begin, end] = window_of(rule, inside(q_coordinates_, row), length);
+    RuleValues out;
+    for (int64_t row = 0; row < sides.q_coordinates.size(1); ++row) {
+      const auto [begin, end] = window_of(rule, inside(sides.q_coordinates, row), length);
       out.q[0].push_back(place(begin));
       out.q[1].push_back(place(end - 1) + 1);
     }
-    for (const int64_t row : kv_.tokens.rows) {
-      out.kv[0].push_back(place(inside(kv_coordinates_, row)));
+    for (int64_t row = 0; row < sides.kv_coordinates.size(1); ++row) {
+      out.kv[0].push_back(place(inside(sides.kv_coordinates, row)));
     }
     out.kv[1] = out.kv[0];
-    rules_.push_back(std::move(out));
+    rules.push_back(std::move(out));
   }
 }
 
-void PairRules::add(const DiscPredicate& disc) {
-  Rule out;
+void add(const DiscPredicate& disc, const PairSides& sides, std::vector<RuleValues>& rules) {
+  RuleValues out;
   out.disc_limit = std::max<int64_t>(disc_limit(disc), 0);
   for (size_t i = 0; i < 2; ++i) {
-    const auto take = [&](const OrderedSide& side, const at::Tensor& coordinates,
-                          std::vector<int32_t>& values) {
+    const auto take = [&](const at::Tensor& coordinates, std::vector<int32_t>& values) {
       const int64_t* from =
           coordinates.const_data_ptr<int64_t>() + static_cast<int64_t>(i + 1) * coordinates.size(1);
-      for (const int64_t row : side.rows) values.push_back(narrow(from[row]));
+      for (int64_t row = 0; row < coordinates.size(1); ++row) values.push_back(narrow(from[row]));
     };
-    take(q_.tokens, q_coordinates_, out.q[i]);
-    take(kv_.tokens, kv_coordinates_, out.kv[i]);
+    take(sides.q_coordinates, out.q[i]);
+    take(sides.kv_coordinates, out.kv[i]);
   }
-  rules_.push_back(std::move(out));
+  rules.push_back(std::move(out));
 }
 
-void PairRules::add(const BandPredicate& band) {
-  Rule out;
-  const auto at = [&](const OrderedSide& side, size_t position) {
-    return band.in_order ? static_cast<int64_t>(position) : side.rows[position];
-  };
-  for (size_t i = 0; i < q_.tokens.rows.size(); ++i) {
-    out.q[0].push_back(narrow(at(q_.tokens, i) - std::min<int64_t>(band.width, kFar)));
-    out.q[1].push_back(narrow(at(q_.tokens, i) + std::min<int64_t>(band.width, kFar) + 1));
+void add(const BandPredicate& band, const PairSides& sides, std::vector<RuleValues>& rules) {
+  RuleValues out;
+  out.in_order = band.in_order;
+  const int64_t width = std::min<int64_t>(band.width, kFar);
+  for (int64_t i = 0; i < sides.q_coordinates.size(1); ++i) {
+    out.q[0].push_back(narrow(i - width));
+    out.q[1].push_back(narrow(i + width + 1));
   }
-  for (size_t i = 0; i < kv_.tokens.rows.size(); ++i) {
-    out.kv[0].push_back(narrow(at(kv_.tokens, i)));
-  }
+  for (int64_t i = 0; i < sides.kv_coordinates.size(1); ++i) out.kv[0].push_back(narrow(i));
   out.kv[1] = out.kv[0];
-  rules_.push_back(std::move(out));
+  rules.push_back(std::move(out));
 }
 
-void PairRules::add(const CausalPredicate& causal) {
-  add(BandPredicate{.width = kFar, .in_order = causal.in_order});
-  Rule& rule = rules_.back();
+void add(const CausalPredicate& causal, const PairSides& sides, std::vector<RuleValues>& rules) {
+  add(BandPredicate{.width = kFar, .in_order = causal.in_order}, sides, rules);
   // Of a query's place only those up to it.
-  for (size_t i = 0; i < q_.tokens.rows.size(); ++i) {
-    const int64_t at = causal.in_order ? static_cast<int64_t>(i) : q_.tokens.rows[i];
-    rule.q[1][i] = narrow(at + 1);
-  }
+  std::vector<int32_t>& ends = rules.back().q[1];
+  for (size_t i = 0; i < ends.size(); ++i) ends[i] = narrow(static_cast<int64_t>(i) + 1);
 }
 
-void PairRules::finish(Side& side, std::array<std::vector<int32_t>, 2> Rule::*values) const {
+void add(const StoredPredicate&, const PairSides&, std::vector<RuleValues>&) {}
+
+// Values by position.
+std::vector<int32_t> in_order_of(const std::vector<int32_t>& values, const OrderedSide& side) {
+  std::vector<int32_t> out;
+  for (const int64_t row : side.rows) out.push_back(values[static_cast<size_t>(row)]);
+  return out;
+}
+
+}  // namespace
+
+std::vector<RuleValues> rule_values(const std::vector<Predicate>& predicates,
+                                    const TokenLayout& q_layout, const TokenLayout& kv_layout) {
+  const PairSides sides{q_layout, kv_layout, grid_coordinates(q_layout, at::kCPU),
+                        grid_coordinates(kv_layout, at::kCPU)};
+  std::vector<RuleValues> out;
+  for (const Predicate& predicate : predicates) {
+    std::visit([&](const auto& rule) { add(rule, sides, out); }, predicate);
+  }
+  return out;
+}
+
+std::vector<uint8_t> outside_of_grids(const TokenLayout& layout) {
+  std::vector<uint8_t> out;
+  for (const Segment& segment : layout.segments()) {
+    out.resize(out.size() + static_cast<size_t>(segment.capacity),
+               segment.kind != Segment::Kind::grid);
+  }
+  return out;
+}
+
+PairRules::PairRules(const std::vector<Predicate>& predicates, const OrderedSide& q,
+                     const OrderedSide& kv, std::vector<at::Tensor> stored)
+    : q_{q, {}, {}, {}},
+      kv_{kv, {}, {}, {}},
+      rules_(rule_values(predicates, q.layout, kv.layout)),
+      stored_(std::move(stored)) {
+  for (Side* side : {&q_, &kv_}) {
+    const std::vector<uint8_t> outside = outside_of_grids(side->tokens.layout);
+    for (const int64_t row : side->tokens.rows) {
+      side->outside.push_back(outside[static_cast<size_t>(row)]);
+    }
+  }
+  for (RuleValues& rule : rules_) {
+    if (rule.in_order) continue;
+    for (size_t i = 0; i < 2; ++i) {
+      rule.q[i] = in_order_of(rule.q[i], q);
+      rule.kv[i] = in_order_of(rule.kv[i], kv);
+    }
+  }
+  finish(q_, &RuleValues::q);
+  finish(kv_, &RuleValues::kv);
+}
+
+void PairRules::finish(Side& side, std::array<std::vector<int32_t>, 2> RuleValues::*values) const {
   const std::vector<int64_t>& offsets = side.tokens.offsets;
   const auto blocks = static_cast<int64_t>(offsets.size()) - 1;
   side.outsiders.assign(static_cast<size_t>(blocks), 0);
@@ -167,7 +196,7 @@ void PairRules::finish(Side& side, std::array<std::vector<int32_t>, 2> Rule::*va
 }
 
 // Of pairs of grid tokens; both blocks have some.
-PairRules::Seen PairRules::seen(const Rule& rule, const Bounds& q, const Bounds& kv) {
+PairRules::Seen PairRules::seen(const RuleValues& rule, const Bounds& q, const Bounds& kv) {
   if (rule.disc_limit < 0) {
     if (kv.greatest[0] < q.least[0] || kv.least[0] >= q.greatest[1]) return Seen::none;
     const bool all = kv.least[0] >= q.greatest[0] && kv.greatest[0] < q.least[1];
@@ -193,7 +222,7 @@ PairRules::Row::Row(const PairRules& rules, int64_t q_block)
   const auto first = static_cast<size_t>(q.offsets[static_cast<size_t>(q_block)]);
   const auto rows = static_cast<size_t>(q.size(q_block));
   for (size_t number = 0; number < cases_.size(); ++number) {
-    const Rule& rule = rules_.rules_[number];
+    const RuleValues& rule = rules_.rules_[number];
     Cases& cases = cases_[number];
     const auto value = [&](size_t row) -> std::array<int32_t, 2> {
       return {rule.q[0][first + row], rule.q[1][first + row]};
@@ -234,7 +263,7 @@ void PairRules::Row::make_masks(int64_t kv_block, int64_t words) {
   const auto first = static_cast<size_t>(kv.offsets[static_cast<size_t>(kv_block)]);
   const int64_t keys = kv.size(kv_block);
   for (size_t number = 0; number < cases_.size(); ++number) {
-    const Rule& rule = rules_.rules_[number];
+    const RuleValues& rule = rules_.rules_[number];
     const Cases& cases = cases_[number];
     masks_[number].resize(cases.values.size() * static_cast<size_t>(words));
     const int32_t* value = rule.kv[0].data() + first;

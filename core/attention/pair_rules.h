@@ -22,6 +22,24 @@ struct OrderedSide {
   }
 };
 
+/// What a rule compares of tokens of grids. Of an interval: the query's first value and the one
+/// behind its last, and the key's value, twice. Of a disc: height and width of both.
+struct RuleValues {
+  int64_t disc_limit = -1;  ///< of a disc; below 0: an interval
+  bool in_order = false;    ///< values are those of positions of the orders, not of rows
+  std::array<std::vector<int32_t>, 2> q, kv;
+};
+
+/// The rules of predicates that are not stored, as values of all rows; of a window one for each
+/// axis.
+///
+/// throws  Error usage as `visible_pairs`
+std::vector<RuleValues> rule_values(const std::vector<Predicate>& predicates,
+                                    const TokenLayout& q_layout, const TokenLayout& kv_layout);
+
+/// [seq_len] by row: 1 for tokens that rules do not speak of.
+std::vector<uint8_t> outside_of_grids(const TokenLayout& layout);
+
 /// What predicates leave of pairs of blocks. Whether that is nothing or everything follows from the
 /// bounds of the blocks wherever it can; only other pairs of blocks are looked at, by one pass over
 /// the keys for each different window, column or row of their queries. Nothing of the size of
@@ -61,12 +79,6 @@ class PairRules {
   };
 
  private:
-  // Of an interval: the query's first value and the one behind its last, the key's value. Of a disc
-  // height and width of both.
-  struct Rule {
-    int64_t disc_limit = -1;  // of a disc; below 0: an interval
-    std::array<std::vector<int32_t>, 2> q, kv;
-  };
   // Least and greatest of a rule's values over tokens of grids.
   struct Bounds {
     std::array<int32_t, 2> least, greatest;
@@ -78,16 +90,11 @@ class PairRules {
     std::vector<std::vector<Bounds>> bounds;  // of each rule and block
   };
 
-  void add(const WindowPredicate& window);
-  void add(const DiscPredicate& disc);
-  void add(const BandPredicate& band);
-  void add(const CausalPredicate& causal);
-  void finish(Side& side, std::array<std::vector<int32_t>, 2> Rule::*values) const;
-  static Seen seen(const Rule& rule, const Bounds& q, const Bounds& kv);
+  void finish(Side& side, std::array<std::vector<int32_t>, 2> RuleValues::*values) const;
+  static Seen seen(const RuleValues& rule, const Bounds& q, const Bounds& kv);
 
   Side q_, kv_;
-  at::Tensor q_coordinates_, kv_coordinates_;  // int64 [3, seq_len] by row
-  std::vector<Rule> rules_;
+  std::vector<RuleValues> rules_;  // by position
   std::vector<at::Tensor> stored_;
 };
 

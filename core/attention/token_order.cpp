@@ -5,6 +5,7 @@
 
 #include <ATen/ATen.h>
 
+#include "core/attention/device_constants.h"
 #include "core/check.h"
 
 namespace fovea {
@@ -99,6 +100,11 @@ at::Tensor TokenOrder::rows(const TokenLayout& layout, at::Device device) const 
     return index_.to(device, at::kLong);
   }
   if (kind_ == Kind::identity) return at::arange(seq_len, at::device(device)).view({1, 1, -1});
+  return device_constant(describe() + " of " + layout.describe(), device,
+                         [&] { return sorted_rows(layout); });
+}
+
+at::Tensor TokenOrder::sorted_rows(const TokenLayout& layout) const {
   std::vector<int64_t> rows;
   for (const Axes& axes : axes_) {
     int64_t first = 0;
@@ -115,7 +121,7 @@ at::Tensor TokenOrder::rows(const TokenLayout& layout, at::Device device) const 
     }
   }
   const auto heads = static_cast<int64_t>(axes_.size());
-  return at::tensor(rows, at::kLong).view({1, heads, seq_len}).to(device);
+  return at::tensor(rows, at::kLong).view({1, heads, layout.seq_len()});
 }
 
 std::string TokenOrder::describe() const {

@@ -57,6 +57,8 @@ class TokenOrder {
   std::string describe() const;
 
  private:
+  at::Tensor sorted_rows(const TokenLayout& layout) const;  // of tiles and axes, on the CPU
+
   Kind kind_ = Kind::identity;
   std::vector<std::array<int64_t, 3>> axes_;  // per head; of tiles one, their sides
   at::Tensor index_;

@@ -20,8 +20,7 @@ struct PrepareParams {
   HeadRows out, grad_out;
   const float* lse;
   const float* grad_lse;  // or null
-  float* stats;
-  int64_t stats_stride;
+  float4* stats;
 };
 
 template <Type kType>
@@ -62,10 +61,9 @@ __global__ void __launch_bounds__(256)
   const float lse = params.lse[row];
   const bool is_empty = lse == -INFINITY;
   const float of_lse = params.grad_lse != nullptr ? params.grad_lse[row] : 0;
-  float* const stats = params.stats + of_head * 2 * params.stats_stride + query;
   constexpr float kLog2e = 1.44269504f;
-  stats[0] = is_empty ? -INFINITY : -lse * kLog2e;
-  stats[params.stats_stride] = is_empty ? 0 : of_lse - sum;
+  params.stats[row] =
+      is_empty ? make_float4(-INFINITY, 0, 0, 0) : make_float4(-lse * kLog2e, of_lse - sum, 0, 0);
 }
 
 }  // namespace fovea::kernels::sm90

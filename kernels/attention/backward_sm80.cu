@@ -35,7 +35,6 @@ Status launch_backward(const CudaAttentionBackwardArgs& args, CudaTarget target)
   params.tiles = static_cast<int>(tiles);
   params.slots = std::min(sm80::ring_slots(memory, Shape::kBlocks, kFixed, Shape::kSlotBytes),
                           sm80::kMostBackwardSlots);
-  params.stats_stride = sm90::stats_stride(f);
   params.scale = static_cast<float>(f.sm_scale);
   params.scale_log2 = static_cast<float>(f.sm_scale * kLog2e);
   if (params.slots == 0) {

@@ -55,8 +55,8 @@ template <typename Shape>
 struct alignas(128) BackwardMemory {
   char x[Shape::kOwnBytes];  // then dX
   char y[Shape::kOwnBytes];  // then dY
-  // Of a step's queries: -lse log2(e) and -delta.
-  float stats[kMostBackwardSlots][2][Shape::kColumns ? Shape::kOthers : 1];
+  // Of a step's queries: -lse log2(e), -delta and two numbers that nobody reads.
+  float4 stats[kMostBackwardSlots][Shape::kColumns ? Shape::kOthers : 1];
   BackwardStep steps[kMostBackwardSlots];
   BackwardWork work;
 };
@@ -65,7 +65,6 @@ struct BackwardParams {
   CudaAttentionBackwardArgs args;
   int tiles;  // of a head
   int slots;
-  int64_t stats_stride;
   float scale, scale_log2;  // sm_scale, and times log2(e)
 };
 
@@ -227,19 +226,18 @@ struct BackwardLoader {
   }
 
   __device__ void load_stats(const BackwardStep& step) const {
-    const int query = static_cast<int>(threadIdx.x) % Shape::kOthers;
-    const int which = static_cast<int>(threadIdx.x) / Shape::kOthers;
-    if (which >= 2) return;
-    mma::copy4(ptx::shared_address(&memory.stats[slot][which][query]),
-               stats_of(params, memory.work.item, step.head, which) + step.rows.position + query,
-               query < step.rows.len);
+    const int query = static_cast<int>(threadIdx.x);
+    if (query >= Shape::kOthers) return;
+    mma::copy16(ptx::shared_address(&memory.stats[slot][query]),
+                stats_of(params, memory.work.item, step.head) + step.rows.position + query,
+                query < step.rows.len);
   }
 
-  /// Of a head's queries: -lse log2(e), then -delta.
-  __device__ static const float* stats_of(const BackwardParams& params, int item, int head,
-                                          int which) {
-    const int64_t of_head = static_cast<int64_t>(item) * params.args.forward.heads + head;
-    return params.args.workspace + (2 * of_head + which) * params.stats_stride;
+  /// What prepare_backward wrote of a head's queries.
+  __device__ static const float4* stats_of(const BackwardParams& params, int item, int head) {
+    const CudaAttentionArgs& f = params.args.forward;
+    const int64_t of_head = static_cast<int64_t>(item) * f.heads + head;
+    return reinterpret_cast<const float4*>(params.args.workspace) + of_head * f.q_len;
   }
 };
 
@@ -256,7 +254,7 @@ struct Differentiator {
   // Where this lane reads of 16 rows: as A or, transposed, as B, and as B.
   uint32_t a_lane = Rows::place(lane % 16, lane / 16);
   uint32_t b_lane = Rows::place(lane / 16 * 8 + lane % 8, lane / 8 % 2);
-  float own_stats[2][2] = {};  // of rows: of -lse log2(e) and of -delta, this thread's two
+  float2 own_stats[2] = {};  // of rows: -lse log2(e) and -delta of this thread's two
   float dx[kDim / 2] = {};
   float dy[Shape::kColumns ? kDim / 2 : 1] = {};
   float s[kOthers / 2], dp[kOthers / 2];
@@ -268,11 +266,9 @@ struct Differentiator {
     for (int row = 0; row < 2; ++row) {
       const int own = first_row + lane / 4 + 8 * row;
       if (own >= work.own.len) continue;
-#pragma unroll
-      for (int which = 0; which < 2; ++which) {
-        own_stats[which][row] = BackwardLoader<Shape>::stats_of(params, work.item, work.head,
-                                                                which)[work.own.begin + own];
-      }
+      const float4 stats =
+          BackwardLoader<Shape>::stats_of(params, work.item, work.head)[work.own.begin + own];
+      own_stats[row] = {stats.x, stats.y};
     }
   }
 
@@ -341,15 +337,13 @@ struct Differentiator {
   __device__ void differentiate(int slot) {
 #pragma unroll
     for (int i = 0; i < kOthers / 2; ++i) {
-      float lse, delta;
+      float2 stats = own_stats[i / 2 % 2];
       if constexpr (Shape::kColumns) {
-        lse = memory.stats[slot][0][fragment::column(lane, i)];
-        delta = memory.stats[slot][1][fragment::column(lane, i)];
-      } else {
-        lse = own_stats[0][i / 2 % 2], delta = own_stats[1][i / 2 % 2];
+        const float4 x = memory.stats[slot][fragment::column(lane, i)];
+        stats = {x.x, x.y};
       }
-      s[i] = ptx::exp2_approx(fmaf(s[i], params.scale_log2, lse));
-      dp[i] = s[i] * (dp[i] + delta);
+      s[i] = ptx::exp2_approx(fmaf(s[i], params.scale_log2, stats.x));
+      dp[i] = s[i] * (dp[i] + stats.y);
     }
   }
 

@@ -72,7 +72,7 @@ AttentionTile sm90_column_tile(int64_t /*block_q*/, int64_t block_kv) {
 
 int64_t attention_backward_workspace_bytes(const CudaAttentionBackwardArgs& args) {
   const CudaAttentionArgs& f = args.forward;
-  return f.batch * f.heads * 2 * stats_stride(f) * static_cast<int64_t>(sizeof(float));
+  return f.batch * f.heads * f.q_len * static_cast<int64_t>(sizeof(float4));
 }
 
 Status block_sparse_backward_sm90(const CudaAttentionBackwardArgs& args, CudaTarget target) {

@@ -70,7 +70,7 @@ struct BackwardMemory {
   alignas(1024) char u[Shape::kStages][Shape::kStepBytes];  // (panels, other rows, 64)
   alignas(1024) char w[Shape::kStages][Shape::kStepBytes];
   // Of columns: the stats of a step's queries, (pieces, 2, span).
-  alignas(128) float stats[Shape::kStages][Shape::kColumns ? 2 * Shape::kOthers : 32];
+  alignas(128) float4 stats[Shape::kStages][Shape::kColumns ? Shape::kOthers : 8];
   uint64_t own_full, own_empty;
   TileNotes tile;  // what there is to do with the own rows
   uint64_t u_full[Shape::kStages], u_empty[Shape::kStages];
@@ -93,8 +93,9 @@ struct BackwardParams {
   int tiles, num_tiles;      // of a head, of all heads
   TileLists lists;
   MutableHeadRows dx, dy, more_dx, more_dy;
-  const float* stats;  // [batch, heads of queries, (-lse log2(e), -delta), stats_stride]
-  int64_t stats_stride;
+  // [batch, heads of queries, queries] of (-lse log2(e), -delta, -, -): what the copy engine brings
+  // begins at multiples of 16 bytes.
+  const float4* stats;
   float scale, scale_log2, per_scale_log2;  // sm_scale, times log2(e), and 1 over that
 };
 
@@ -232,14 +233,14 @@ struct BackwardLoader {
       const KeySpan span = step.spans[piece];
       memory.spans[slot][piece] = span.len | (span.mask == 0 ? 0 : span.mask + part) << 8;
     }
-    constexpr int kStatsBytes = Shape::kColumns ? 8 * Shape::kOthers : 0;
+    constexpr int kStatsBytes = Shape::kColumns ? 16 * Shape::kOthers : 0;
     ptx::arrive_expect(&memory.u_full[slot], Shape::kStepBytes + kStatsBytes);
     load_rows(memory.u[slot], maps.u, maps.more_u, step, &memory.u_full[slot]);
     if constexpr (Shape::kColumns) {
 #pragma unroll
       for (int piece = 0; piece < kPieces; ++piece) {
-        tma::load(memory.stats[slot] + piece * 2 * Shape::kSpan, maps.stats,
-                  {step.spans[piece].begin, 0, head, item, 0}, &memory.u_full[slot], policy);
+        tma::load(memory.stats[slot] + piece * Shape::kSpan, maps.stats,
+                  {0, step.spans[piece].begin, head, item, 0}, &memory.u_full[slot], policy);
       }
     }
     place.next();
@@ -409,9 +410,8 @@ struct Differentiator {
   /// The numbers of the queries of columns 8 i + 2 (thread % 4) and + 1 of the step: 0 is -lse, 1
   /// is -delta.
   __device__ float2 of_columns(int which, int i) const {
-    const int piece = 8 * i / Shape::kSpan;
-    const float* stats = memory.stats[place.slot] + (2 * piece + which) * Shape::kSpan;
-    return *reinterpret_cast<const float2*>(stats + 8 * i % Shape::kSpan + thread % 4 * 2);
+    const float4* const stats = memory.stats[place.slot] + 8 * i + thread % 4 * 2;
+    return which == 0 ? make_float2(stats[0].x, stats[1].x) : make_float2(stats[0].y, stats[1].y);
   }
 
   /// Numbers of the queries of the columns that the registers have.
@@ -529,13 +529,13 @@ struct Differentiator {
   /// The numbers of a thread's two queries.
   __device__ void read_stats(const TileNotes& tile) {
     const int64_t head = static_cast<int64_t>(tile.item) * params.heads + tile.head;
-    const float* stats = params.stats + head * 2 * params.stats_stride;
+    const float4* const stats = params.stats + head * params.own_len;
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
       const int at = tile.begin + group * 64 + fragment::first_row(thread) + 8 * row;
       const bool is_one = at < params.own_len;
-      minus_lse[row] = is_one ? stats[at] : 0;
-      minus_delta[row] = is_one ? stats[params.stats_stride + at] : 0;
+      minus_lse[row] = is_one ? stats[at].x : 0;
+      minus_delta[row] = is_one ? stats[at].y : 0;
     }
   }
 

@@ -13,24 +13,20 @@
 
 namespace fovea::kernels::sm90 {
 
-/// Elements from a head's first number of each query to the second, in the workspace.
-inline int64_t stats_stride(const CudaAttentionArgs& args) { return (args.q_len + 3) / 4 * 4; }
-
 inline HeadRows readable(const MutableHeadRows& x) {
   return {x.data, x.dtype, x.batch_stride, x.head_stride, x.row_stride};
 }
 
-/// The numbers of each query, [batch, heads, 2, stats_stride], as (rows, 2, heads, batch).
+/// The four numbers of each query, [batch, heads, queries, 4], as (4, queries, heads, batch).
 inline Status map_of_stats(const CudaAttentionBackwardArgs& args, int rows, CUtensorMap* out) {
-  const auto stride = static_cast<uint64_t>(stats_stride(args.forward)) * sizeof(float);
+  const auto queries = static_cast<uint64_t>(args.forward.q_len);
   const auto heads = static_cast<uint64_t>(args.forward.heads);
   TensorMapSpec spec;
   spec.data = args.workspace;
   spec.type = CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
-  spec.size = {static_cast<uint64_t>(args.forward.q_len), 2, heads,
-               static_cast<uint64_t>(args.forward.batch), 1};
-  spec.stride = {stride, 2 * stride, 2 * stride * heads, 16};
-  spec.box = {static_cast<uint32_t>(rows), 2, 1, 1, 1};
+  spec.size = {4, queries, heads, static_cast<uint64_t>(args.forward.batch), 1};
+  spec.stride = {16, 16 * queries, 16 * queries * heads, 16};
+  spec.box = {4, static_cast<uint32_t>(rows), 1, 1, 1};
   spec.swizzle = Swizzle::none;
   return make_tensor_map(spec, out);
 }
@@ -96,8 +92,7 @@ BackwardParams backward_params(const CudaAttentionBackwardArgs& args) {
   params.dx = Shape::kColumns ? args.grad_k : args.grad_q;
   params.dy = args.grad_v;
   params.more_dx = args.grad_more_k, params.more_dy = args.grad_more_v;
-  params.stats = args.workspace;
-  params.stats_stride = stats_stride(f);
+  params.stats = reinterpret_cast<const float4*>(args.workspace);
   params.scale = static_cast<float>(f.sm_scale);
   params.scale_log2 = static_cast<float>(f.sm_scale * kLog2e);
   params.per_scale_log2 = static_cast<float>(1 / (f.sm_scale * kLog2e));
@@ -147,7 +142,7 @@ Status prepare_backward(const CudaAttentionBackwardArgs& args, CudaTarget target
   params.heads = static_cast<int>(f.heads), params.q_len = static_cast<int>(f.q_len);
   params.out = readable(f.out), params.grad_out = args.grad_out;
   params.lse = f.lse, params.grad_lse = args.grad_lse;
-  params.stats = args.workspace, params.stats_stride = stats_stride(f);
+  params.stats = reinterpret_cast<float4*>(args.workspace);
   constexpr int kRows = 256 / (kDim / 8);  // of a block
   const int64_t blocks = (params.rows + kRows - 1) / kRows;
   if (blocks > std::numeric_limits<int32_t>::max()) {

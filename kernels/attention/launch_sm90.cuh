@@ -37,9 +37,8 @@ inline Status map_of(const HeadRows& x, std::array<int64_t, 4> shape, Box box, C
   return make_tensor_map(spec, out);
 }
 
-template <typename Shape, Type kType>
-Status launch(const CudaAttentionArgs& args, CudaTarget target) {
-  ForwardMaps maps;
+template <typename Shape>
+Status maps_for(const CudaAttentionArgs& args, ForwardMaps* maps) {
   const HeadRows result{args.out.data, args.out.dtype, args.out.batch_stride, args.out.head_stride,
                         args.out.row_stride};
   const std::array<int64_t, 4> of_q = {args.batch, args.heads, args.q_len, args.dim};
@@ -52,19 +51,18 @@ Status launch(const CudaAttentionArgs& args, CudaTarget target) {
   const Box of_keys = {Shape::kSpan, Shape::kPieces == 1 ? Shape::kPanels : 1};
   const Box of_values = {Shape::kSpan, Shape::kPanels};
   for (const Status status :
-       {map_of(args.q, of_q, {Shape::kQueries, Shape::kPanels}, &maps.q),
-        map_of(args.k, of_k, of_keys, &maps.k), map_of(args.v, of_k, of_values, &maps.v),
-        map_of(more_k, of_more, of_keys, &maps.more_k),
-        map_of(more_v, of_more, of_values, &maps.more_v),
-        map_of(result, of_q, {64, 1}, &maps.out)}) {
+       {map_of(args.q, of_q, {Shape::kQueries, Shape::kPanels}, &maps->q),
+        map_of(args.k, of_k, of_keys, &maps->k), map_of(args.v, of_k, of_values, &maps->v),
+        map_of(more_k, of_more, of_keys, &maps->more_k),
+        map_of(more_v, of_more, of_values, &maps->more_v),
+        map_of(result, of_q, {64, 1}, &maps->out)}) {
     if (!status.ok()) return status;
   }
-  const int64_t tiles = Shape::kListed ? args.lists.tiles_per_map
-                                       : (args.q_len + Shape::kQueries - 1) / Shape::kQueries;
-  const int64_t num_tiles = tiles * args.heads * args.batch;
-  if (num_tiles > std::numeric_limits<int32_t>::max()) {
-    return {StatusCode::unsupported, "more than 2^31 tiles of queries"};
-  }
+  return {};
+}
+
+/// `tiles` of a head.
+inline ForwardParams params_of(const CudaAttentionArgs& args, int64_t tiles) {
   constexpr double kLog2e = 1.4426950408889634;
   ForwardParams params;
   params.heads = static_cast<int>(args.heads);
@@ -72,16 +70,31 @@ Status launch(const CudaAttentionArgs& args, CudaTarget target) {
   params.q_len = static_cast<int>(args.q_len);
   params.kv_len = static_cast<int>(args.kv_len);
   params.tiles = static_cast<int>(tiles);
-  params.num_tiles = static_cast<int>(num_tiles);
+  params.num_tiles = static_cast<int>(tiles * args.heads * args.batch);
   params.next_tile = args.next_tile;
   params.lists = args.lists;
-  params.more_begin = has_more ? args.more.begin : std::numeric_limits<int32_t>::max();
+  params.more_begin =
+      args.more.k.data != nullptr ? args.more.begin : std::numeric_limits<int32_t>::max();
   params.key_bias = args.key_bias;
   params.out_order = args.out_order;
   params.out = args.out;
   params.lse = args.lse;
   params.scale_log2 = static_cast<float>(args.sm_scale * kLog2e);
   params.inverse_scale = static_cast<float>(1 / args.sm_scale);
+  return params;
+}
+
+template <typename Shape, Type kType>
+Status launch(const CudaAttentionArgs& args, CudaTarget target) {
+  ForwardMaps maps;
+  if (const Status status = maps_for<Shape>(args, &maps); !status.ok()) return status;
+  const int64_t tiles = Shape::kListed ? args.lists.tiles_per_map
+                                       : (args.q_len + Shape::kQueries - 1) / Shape::kQueries;
+  const int64_t num_tiles = tiles * args.heads * args.batch;
+  if (num_tiles > std::numeric_limits<int32_t>::max()) {
+    return {StatusCode::unsupported, "more than 2^31 tiles of queries"};
+  }
+  const ForwardParams params = params_of(args, tiles);
   constexpr int kBytes = sizeof(ForwardMemory<Shape>);
   // A multiprocessor has 228 KiB, of which each block takes one more.
   static_assert(Shape::kBlocks * (kBytes + 1024) <= 228 * 1024, "fewer blocks would run at a time");

@@ -1,6 +1,6 @@
-#include "kernels/attention/tile_lists.h"
-
 #include <cuda_runtime.h>
+
+#include "kernels/attention/listed_keys.h"
 
 namespace fovea::kernels {
 namespace {
@@ -18,15 +18,6 @@ __device__ int inclusive_sum(int value, int lane) {
   return value;
 }
 
-// Pieces of at most `most` rows of a block from `begin` to `end`; none of what is no such block.
-__device__ int pieces(const TileListsArgs& args, int2 block, int len, int most) {
-  if (block.x < 0 || block.y < block.x || block.y > len) {
-    *args.fault = 1;
-    return 0;
-  }
-  return (block.y - block.x + most - 1) / most;
-}
-
 /// A warp cuts the blocks of queries of a map. Grid: maps.
 __global__ void __launch_bounds__(32) cut_queries_kernel(TileListsArgs args) {
   const int64_t map = blockIdx.x;
@@ -37,8 +28,8 @@ __global__ void __launch_bounds__(32) cut_queries_kernel(TileListsArgs args) {
   for (int64_t first = 0; first < args.num_q_blocks; first += 32) {
     const int64_t row = first + lane;
     const bool is_one = row < args.num_q_blocks;
-    const int2 block = is_one ? make_int2(offsets[row], offsets[row + 1]) : make_int2(0, 0);
-    const int own = pieces(args, block, args.q_len, args.tile_queries);
+    const Positions block = is_one ? block_of(offsets, row, args.q_len, args.fault) : Positions();
+    const auto own = static_cast<int>(block.pieces(args.tile_queries));
     const int sum = inclusive_sum(own, lane);
     for (int i = 0; i < own; ++i) {
       const int64_t place = done + sum - own + i;
@@ -46,8 +37,8 @@ __global__ void __launch_bounds__(32) cut_queries_kernel(TileListsArgs args) {
         *args.fault = 1;
         break;
       }
-      const int at = block.x + i * args.tile_queries;
-      tiles[place] = {at, min(args.tile_queries, block.y - at), static_cast<int32_t>(row), i};
+      const int at = block.begin + i * args.tile_queries;
+      tiles[place] = {at, min(args.tile_queries, block.end - at), static_cast<int32_t>(row), i};
     }
     done += __shfl_sync(kAll, sum, 31);
   }
@@ -59,32 +50,27 @@ __global__ void __launch_bounds__(32 * kWarps) list_keys_kernel(TileListsArgs ar
   const int64_t of_row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   if (of_row >= args.maps * args.num_q_blocks) return;
-  const int64_t map = of_row / args.num_q_blocks;
-  const int32_t* offsets =
-      args.kv_offsets + (args.kv_maps == 1 ? 0 : map) * (args.num_kv_blocks + 1);
-  const int64_t row = of_row % args.num_q_blocks;
-  const uint8_t* classes =
-      args.classes + (args.transposed ? map * args.num_q_blocks * args.num_kv_blocks + row
-                                      : of_row * args.num_kv_blocks);
-  const int64_t stride = args.transposed ? args.num_q_blocks : 1;
+  const int64_t map = of_row / args.num_q_blocks, row = of_row % args.num_q_blocks;
   KeySpan* spans = args.spans + of_row * args.capacity;
   int64_t done = 0;
-  for (int64_t first = 0; first < args.num_kv_blocks; first += 32) {
-    const int64_t index = first + lane;
-    const bool is_listed = index < args.num_kv_blocks && classes[index * stride] == args.keep;
-    const int2 block = is_listed ? make_int2(offsets[index], offsets[index + 1]) : make_int2(0, 0);
-    const int own = pieces(args, block, args.kv_len, args.span_keys);
-    const int sum = inclusive_sum(own, lane);
-    for (int i = 0; i < own; ++i) {
-      const int64_t place = done + sum - own + i;
-      if (place >= args.capacity) {
-        *args.fault = 1;
-        break;
+  for (int level = 0; level <= args.num_summaries; ++level) {
+    for (int64_t first = 0; first < args.num_kv_blocks; first += 32) {
+      const int64_t index = first + lane;
+      const Positions keys =
+          index < args.num_kv_blocks ? listed_keys(args, map, row, index, level) : Positions();
+      const auto own = static_cast<int>(keys.pieces(args.span_keys));
+      const int sum = inclusive_sum(own, lane);
+      for (int i = 0; i < own; ++i) {
+        const int64_t place = done + sum - own + i;
+        if (place >= args.capacity) {
+          *args.fault = 1;
+          break;
+        }
+        const int at = keys.begin + i * args.span_keys;
+        spans[place] = {at, static_cast<uint32_t>(min(args.span_keys, keys.end - at))};
       }
-      const int at = block.x + i * args.span_keys;
-      spans[place] = {at, static_cast<uint32_t>(min(args.span_keys, block.y - at))};
+      done += __shfl_sync(kAll, sum, 31);
     }
-    done += __shfl_sync(kAll, sum, 31);
   }
   if (lane == 0) args.counts[of_row] = static_cast<int32_t>(min(done, args.capacity));
 }

@@ -41,16 +41,29 @@ struct TileLists {
   const uint32_t* masks = nullptr;  ///< [masks, queries of a tile, kMaskWords]; null: none
 };
 
+/// Pooled keys that stand for blocks of one class; those of block j are at begin + j * per_block.
+struct SummaryKeys {
+  int32_t begin = 0;
+  int32_t per_block = 0;
+  int32_t pool = 0;  ///< keys of a block that each stands for; 0: all of them
+};
+constexpr int kMaxSummaries = 8;
+
 /// Makes lists from a map of blocks. Blocks of queries are cut into tiles, blocks of keys into
 /// spans; neither crosses the border of a block. Lists of columns, that say which queries see a
 /// tile of keys, come from the same map: `transposed`, with keys in the place of queries and
 /// queries in that of keys.
 struct TileListsArgs {
-  const uint8_t* classes = nullptr;           ///< [maps, num_q_blocks, num_kv_blocks]
-  uint8_t keep = 1;                           ///< the class of blocks that are listed
-  const int32_t* q_offsets = nullptr;         ///< [q_maps, num_q_blocks + 1], ascending
-  const int32_t* kv_offsets = nullptr;        ///< [kv_maps, num_kv_blocks + 1], ascending
-  int64_t maps = 1, q_maps = 1, kv_maps = 1;  ///< the latter are `maps` or 1
+  const uint8_t* classes = nullptr;  ///< [maps, num_q_blocks, num_kv_blocks]; null: all are listed
+  uint8_t keep = 1;                  ///< the class of blocks that are listed with their own keys
+  int num_summaries = 0;             ///< of classes keep + 1, keep + 2, ...
+  SummaryKeys summaries[kMaxSummaries];
+  const int32_t* q_offsets = nullptr;   ///< [q_maps, num_q_blocks + 1], ascending
+  const int32_t* kv_offsets = nullptr;  ///< [kv_maps, num_kv_blocks + 1], ascending
+  /// [valid_maps, num_kv_blocks] keys at the begin of each block that count; null: all of them
+  const int32_t* kv_valid = nullptr;
+  /// The latter are `maps` or 1.
+  int64_t maps = 1, q_maps = 1, kv_maps = 1, valid_maps = 1;
   int64_t num_q_blocks = 0, num_kv_blocks = 0;
   int32_t q_len = 0, kv_len = 0;
   int32_t tile_queries = 0;  ///< most rows of a tile
@@ -63,7 +76,7 @@ struct TileListsArgs {
   /// classes is [maps, num_kv_blocks, num_q_blocks]: for lists of columns
   bool transposed = false;
   /// [1] becomes 1 where a list was cut at its capacity, or a block that descends or lies outside
-  /// of the sequence was left out; else it stays as it was.
+  /// of the sequence, or is of an unknown class, was left out; else it stays as it was.
   int32_t* fault = nullptr;
 };
 

@@ -5,13 +5,8 @@
 
 #include <cmath>
 
+#include "kernels/common/host_device.h"
 #include "kernels/scene/pose.h"
-
-#if defined(__CUDACC__)
-#define FOVEA_HD __host__ __device__
-#else
-#define FOVEA_HD
-#endif
 
 namespace fovea::kernels::scene {
 

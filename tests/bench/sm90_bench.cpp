@@ -1,12 +1,14 @@
 // Attention kernels of compute capability 9.0 beside cuDNN and FlashAttention of LibTorch.
 //
-//   sm90_bench [--quick] [--sm80] [--only TEXT]
+//   sm90_bench [--quick] [--only TEXT] [--sm80]
 //
-// With --sm80 those of compute capability 8.0 and newer, on whatever GPU there is. TFLOP/s of bf16
-// with random normal numbers; of lists those of the listed pairs. Contestants of a case run in
-// turns, once in this and once in the opposite order, each warmed up by itself: the kernel before
-// decides the clock. The last column is the mean over the first one's mean. TEXT is a part of the
-// names to measure.
+// With --sm80 those of compute capability 8.0 and newer, on whatever GPU there is.
+//
+// TFLOP/s of bf16 with random normal numbers; of lists those of the listed pairs. Contestants of a
+// case run in turns, once in this and once in the opposite order, each warmed up by itself: the
+// kernel before decides the clock. The last column is the mean over the first one's mean. TEXT is a
+// part of the names to measure.
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstring>
@@ -136,14 +138,15 @@ void print(const Case& c, const std::vector<Contestant>& contestants,
   }
 }
 
-struct Options {
-  bool quick = false;
-  std::string only;  // a part of the names
-  Status (*kernel)(const CudaAttentionArgs& args, CudaTarget target) = block_sparse_sm90;
-  double duration() const { return quick ? 0.1 : 0.4; }
+using Kernel = Status (*)(const CudaAttentionArgs& args, CudaTarget target);
+
+struct Wish {
+  double duration = 0.4;
+  std::string only = {};
+  Kernel kernel = block_sparse_sm90;
 };
 
-void measure(const Case& c, const Options& asked) {
+void measure(const Case& c, const Wish& wish) {
   const auto options = at::TensorOptions().device(at::kCUDA).dtype(at::kBFloat16);
   const at::Tensor q = at::randn({c.batch, c.heads, c.len, c.dim}, options);
   const at::Tensor k = at::randn_like(q), v = at::randn_like(q), out = at::empty_like(q);
@@ -153,7 +156,7 @@ void measure(const Case& c, const Options& asked) {
   args.q = view(q), args.k = view(k), args.v = view(v);
   args.out = {out.mutable_data_ptr(), DType::bf16, out.stride(0), out.stride(1), out.stride(2)};
   args.sm_scale = 1 / std::sqrt(static_cast<double>(c.dim));
-  const auto run = [kernel = asked.kernel](const CudaAttentionArgs& a) {
+  const auto run = [kernel = wish.kernel](const CudaAttentionArgs& a) {
     const Status status = kernel(a, {});
     if (!status.ok()) std::printf("FAILED: %s\n", status.message);
   };
@@ -191,9 +194,9 @@ void measure(const Case& c, const Options& asked) {
                            static_cast<double>(own.classes.numel()), [&own] { own.make(); }});
   }
   std::erase_if(contestants,
-                [&](const Contestant& x) { return x.name.find(asked.only) == std::string::npos; });
+                [&](const Contestant& x) { return x.name.find(wish.only) == std::string::npos; });
   if (contestants.empty()) return;
-  const std::vector<std::vector<double>> rates = rates_of(contestants, out, asked.duration());
+  const std::vector<std::vector<double>> rates = rates_of(contestants, out, wish.duration);
   run(args);
   const auto exact = std::get<0>(at::_scaled_dot_product_cudnn_attention(q, k, v, {}, false));
   const double apart = (out.to(at::kFloat) - exact.to(at::kFloat)).norm().item<double>() /
@@ -210,21 +213,23 @@ int main(int argc, char** argv) {
     std::printf("no GPU\n");
     return 0;
   }
-  Options asked;
+  Wish wish;
+  bool quick = false;
   for (int i = 1; i < argc; ++i) {
-    if (std::strcmp(argv[i], "--quick") == 0) asked.quick = true;
-    if (std::strcmp(argv[i], "--sm80") == 0) asked.kernel = block_sparse_sm80;
-    if (std::strcmp(argv[i], "--only") == 0 && i + 1 < argc) asked.only = argv[++i];
+    if (std::strcmp(argv[i], "--quick") == 0) quick = true;
+    if (std::strcmp(argv[i], "--sm80") == 0) wish.kernel = block_sparse_sm80;
+    if (std::strcmp(argv[i], "--only") == 0 && i + 1 < argc) wish.only = argv[++i];
   }
+  if (quick) wish.duration = 0.1;
   const c10::InferenceMode no_grad;
   measure({1,
            12,
            32760,
            128,
            {{128, 1}, {128, 0.5}, {128, 0.25}, {128, 0.1}, {128, 0.05}, {64, 0.1}, {384, 0.1}}},
-          asked);
-  measure({1, 24, 4608, 128, {{128, 0.25}}}, asked);
-  measure({2, 30, 17776, 64, {{128, 0.25}, {64, 0.1}}}, asked);
-  if (!asked.quick) measure({1, 40, 75600, 128, {{128, 0.1}}}, asked);
+          wish);
+  measure({1, 24, 4608, 128, {{128, 0.25}}}, wish);
+  measure({2, 30, 17776, 64, {{128, 0.25}, {64, 0.1}}}, wish);
+  if (!quick) measure({1, 40, 75600, 128, {{128, 0.1}}}, wish);
   return 0;
 }

@@ -99,8 +99,11 @@ std::optional<Finding> check_form(const Problem& problem, const AttentionResult&
 
 std::optional<Finding> check_rules(const Executor& executor, const Problem& problem,
                                    const AttentionResult& result, Tally& tally) {
-  const std::vector<RuleResult> rules =
-      judge(compare_with_reference(problem.plan, problem.call, result, at::Tensor()));
+  Comparison comparison = compare_with_reference(problem.plan, problem.call, result, at::Tensor());
+  if (promises_of(executor).rounds_pooled_keys) {
+    comparison.key_error = pooled_key_error(problem.plan, problem.call.q.scalar_type());
+  }
+  const std::vector<RuleResult> rules = judge(comparison);
   for (const RuleResult& rule : rules) {
     double& worst = tally.worst[rule.rule];
     worst = std::max(worst, rule.ratio);
@@ -371,7 +374,8 @@ Promises promises_of(const Executor& executor) {
   return {.same_bits_for_any_threads = ours,
           .exact_averages = ours,
           .allowance = name == "sdpa" ? 4.0 : 1.0,
-          .exact_gradients = name != "sdpa"};
+          .exact_gradients = name != "sdpa",
+          .rounds_pooled_keys = name.rfind("cuda", 0) == 0};
 }
 
 std::optional<Finding> examine(Executor& executor, const Problem& problem, Tally& tally) {

@@ -28,9 +28,10 @@ struct Tally {
 /// What an executor says of itself, beyond being right.
 struct Promises {
   bool same_bits_for_any_threads = true;
-  bool exact_averages = true;   ///< of ones are 1 within 1 ulp: divides once, in the end
-  double allowance = 1;         ///< times what the rules allow
-  bool exact_gradients = true;  ///< are held to rule G3
+  bool exact_averages = true;       ///< of ones are 1 within 1 ulp: divides once, in the end
+  double allowance = 1;             ///< times what the rules allow
+  bool exact_gradients = true;      ///< are held to rule G3
+  bool rounds_pooled_keys = false;  ///< to the type of the inputs
 };
 Promises promises_of(const Executor& executor);
 

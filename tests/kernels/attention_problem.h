@@ -466,9 +466,9 @@ class AttentionCase {
   DeviceArray<uint32_t> masks_;
   DeviceArray<float> bias_;
   DeviceArray<int32_t> order_;
+  DeviceArray<int32_t> next_tile_{std::vector<int32_t>(1)};
   DeviceArray<int8_t> q_int8_, k_int8_;
   DeviceArray<float> q_scale_, k_scale_;
-  DeviceArray<int32_t> next_tile_{std::vector<int32_t>(1)};
 };
 
 /// Runs the kernel on a random problem and checks every row.

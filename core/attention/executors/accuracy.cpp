@@ -186,7 +186,7 @@ class Judge {
       const bool is_double = dtype_ == at::kDouble;
       bound = is_double ? kBoundOfDoubles * (1 + e.abs()) : 1e-5 + 2e-6 * e.abs();
       if (!is_double && given_.logit_size.defined()) {
-        bound = bound + std::pow(2.0, -20) * given_.logit_size;
+        bound = bound + (std::pow(2.0, -20) + given_.key_error) * given_.logit_size;
       }
     }
     // One of them infinite: as wrong as can be.

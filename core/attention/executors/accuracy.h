@@ -35,6 +35,9 @@ struct Comparison {
   /// 2⁻²⁴ of it, and weights to that, relatively; which is allowed in M1 to M5 as well. Undefined:
   /// 0.
   at::Tensor logit_size = at::Tensor();
+  /// Relative error of keys that are rounded before they are multiplied (`pooled_key_error`); so
+  /// much of logit_size is allowed in M7 as well.
+  double key_error = 0;
   /// Relative error allowed beside M1 to M5: of sums that are ordered in another way than those of
   /// plain algebra, such as a linear branch in linear time.
   double slack = 0;
@@ -53,7 +56,8 @@ struct Comparison {
 ///     gain(x) = ⟨x, r⟩ / ⟨r, r⟩ − 1; all heads together, and each alone. n counts rows that are
 ///     alike as one, in the share of ‖r‖² that is their mean's
 /// M6  infinities and NaN where r has them and nowhere else; rows of zeros are exactly zero
-/// M7  |lse − lse of r| ≤ 1e-5 + 2e-6 |lse of r| + 2⁻²⁰ logit_size. That holds the share of the
+/// M7  |lse − lse of r| ≤ 1e-5 + 2e-6 |lse of r| + (2⁻²⁰ + key_error) logit_size. That holds the
+/// share of the
 ///     softmax that a plan keeps, exp(lse − lse of all keys), to the same
 ///
 /// Quantized plans have no cap; M5 has 2c in place of 10c / √n; M7 is |exp(lse − lse of r) − 1| ≤

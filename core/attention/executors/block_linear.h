@@ -29,4 +29,14 @@ std::optional<std::string> why_not_block_linear(const AttentionPlan& plan,
 Partial run_block_linear(const AttentionPlan& plan, const LinearBranch& branch,
                          const AttentionCall& call);
 
+/// Why `run_linear_on_device` cannot run the branch, or nothing.
+std::optional<std::string> why_not_linear_on_device(const AttentionPlan& plan,
+                                                    const LinearBranch& branch,
+                                                    const AttentionCall& call);
+
+/// The same as `run_block_linear` by LibTorch's products where the tensors are, without waiting for
+/// a GPU. Blocks are padded to the size of the largest. Differentiable.
+Partial run_linear_on_device(const AttentionPlan& plan, const LinearBranch& branch,
+                             const AttentionCall& call);
+
 }  // namespace fovea

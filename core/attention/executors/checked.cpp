@@ -133,6 +133,16 @@ at::Tensor sampled_rows(const AttentionPlan& plan, const AttentionCall& call, in
   return at::tensor(std::vector<int64_t>(rows.begin(), rows.end()), at::kLong);
 }
 
+double pooled_key_error(const AttentionPlan& plan, at::ScalarType dtype) {
+  const bool pools =
+      std::any_of(plan.branches.begin(), plan.branches.end(), [](const Branch& branch) {
+        const auto* softmax = std::get_if<SoftmaxBranch>(&branch.kind);
+        return softmax != nullptr && !softmax->selection.summaries.empty();
+      });
+  if (!pools || (dtype != at::kBFloat16 && dtype != at::kHalf)) return 0;
+  return std::pow(2.0, dtype == at::kBFloat16 ? -8 : -11);
+}
+
 Comparison compare_with_reference(const AttentionPlan& plan, const AttentionCall& call,
                                   const AttentionResult& result, const at::Tensor& rows) {
   const c10::NoGradGuard no_gradients;
@@ -148,6 +158,7 @@ Comparison compare_with_reference(const AttentionPlan& plan, const AttentionCall
     out.slack = call.q.scalar_type() == at::kDouble ? 0 : 4 * std::sqrt(inner) * std::pow(2.0, -24);
   }
   out.logit_size = logit_size(plan, wide, rows);
+  if (call.q.is_cuda()) out.key_error = pooled_key_error(plan, call.q.scalar_type());
   out.result = {some(result.out), some(result.lse)};
   out.exact = reference_attention(plan, wide, {.rows = rows});
   const bool quantized = is_quantized(plan);

@@ -45,7 +45,11 @@ at::Tensor sampled_rows(const AttentionPlan& plan, const AttentionCall& call, in
 /// quantizes none.
 double weight_error(const AttentionPlan& plan, const AttentionCall& call);
 
-/// What a result is held against, for some of its rows.
+/// By how much kernels of GPUs may round pooled keys, relatively: they multiply numbers of the
+/// inputs' type. 0 for plans without summaries.
+double pooled_key_error(const AttentionPlan& plan, at::ScalarType dtype);
+
+/// What a result is held against, for some of its rows. On a GPU with `pooled_key_error`.
 ///
 /// result  of the whole call
 /// rows    int64 on the device of q; undefined: all

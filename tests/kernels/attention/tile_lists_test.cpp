@@ -88,7 +88,9 @@ TEST(TileLists, EveryPairOfRandomMapsOnce) {
     m.args.tiles_per_map = most_tiles(q_len, nq, m.args.tile_queries);
     m.args.capacity = kv_len / m.args.span_keys + nk;
     m.make();
-    ASSERT_EQ(m.fault, 0);
+    // There are no summaries: a higher class is a mistake.
+    const auto highest = std::max_element(m.classes.begin(), m.classes.end());
+    ASSERT_EQ(m.fault, *highest > m.args.keep ? 1 : 0);
     for (int64_t map = 0; map < m.args.maps; ++map) {
       std::vector<int> times(q_len * kv_len, 0);
       for (int64_t t = 0; t < m.args.tiles_per_map; ++t) {
@@ -118,6 +120,55 @@ TEST(TileLists, EveryPairOfRandomMapsOnce) {
       }
     }
   }
+}
+
+TEST(TileLists, WithoutClassesAllBlocksAreListed) {
+  Made m;
+  m.q_offsets = {0, 70}, m.kv_offsets = {0, 40, 40, 50};
+  m.args.q_len = 70, m.args.kv_len = 50;
+  m.args.tile_queries = m.args.span_keys = 32;
+  m.args.tiles_per_map = 3, m.args.capacity = 3;
+  m.make();
+  EXPECT_EQ(m.fault, 0);
+  EXPECT_EQ(m.spans, (std::vector<KeySpan>{{0, 32}, {32, 8}, {40, 10}}));
+}
+
+TEST(TileLists, OnlyValidKeysAreListed) {
+  Made m;
+  m.q_offsets = {0, 8}, m.kv_offsets = {0, 40, 60, 80};
+  m.classes = {1, 1, 1, 1, 1, 1};
+  const std::vector<int32_t> valid = {33, 0, 100, 40, -3, 5};
+  m.args.kv_valid = valid.data();
+  m.args.maps = m.args.valid_maps = 2;
+  m.args.q_len = 8, m.args.kv_len = 80;
+  m.args.tile_queries = m.args.span_keys = 32;
+  m.args.tiles_per_map = 1, m.args.capacity = 4;
+  m.make();
+  EXPECT_EQ(m.fault, 0);
+  EXPECT_EQ(m.counts, (std::vector<int32_t>{3, 3}));
+  m.spans.erase(m.spans.begin() + 7), m.spans.erase(m.spans.begin() + 3);
+  EXPECT_EQ(m.spans, (std::vector<KeySpan>{{0, 32}, {32, 1}, {60, 20}, {0, 32}, {32, 8}, {60, 5}}));
+}
+
+TEST(TileLists, SummariesAreListedBehindTheKeys) {
+  Made m;
+  m.q_offsets = {0, 8}, m.kv_offsets = {0, 10, 20, 23, 23, 50};
+  m.classes = {2, 1, 2, 3, 3};
+  m.args.num_summaries = 2;
+  m.args.summaries[0] = {.begin = 64, .per_block = 7, .pool = 4};
+  m.args.summaries[1] = {.begin = 128, .per_block = 1, .pool = 0};
+  m.args.q_len = 8, m.args.kv_len = 50;
+  m.args.tile_queries = 8, m.args.span_keys = 2;
+  m.args.tiles_per_map = 1, m.args.capacity = 9;
+  m.make();
+  EXPECT_EQ(m.fault, 0);
+  // Three means of ten keys, one of three; of no keys none.
+  EXPECT_EQ(m.spans,
+            (std::vector<KeySpan>{
+                {10, 2}, {12, 2}, {14, 2}, {16, 2}, {18, 2}, {64, 2}, {66, 1}, {78, 1}, {132, 1}}));
+  m.classes[0] = 4;
+  m.make();
+  EXPECT_EQ(m.fault, 1);
 }
 
 TEST(TileLists, WhatIsNoBlockIsLeftOutAndTold) {

@@ -1,0 +1,20 @@
+#pragma once
+
+#include <functional>
+#include <string>
+
+#include <ATen/core/Tensor.h>
+
+namespace fovea {
+
+/// What the host knows as a tensor on a device. For a GPU it is made and copied once for each key,
+/// and kept as long as the process lives: later calls neither copy nor wait, and may be captured in
+/// a CUDA graph. Beyond a few hundred keys all new ones are made for each call.
+///
+/// key      says all that `make` depends on
+/// make     the tensor on the CPU
+/// returns  not to be written to
+at::Tensor device_constant(const std::string& key, at::Device device,
+                           const std::function<at::Tensor()>& make);
+
+}  // namespace fovea

@@ -1,0 +1,439 @@
+#include "core/attention/executors/cuda.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include <ATen/ATen.h>
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/GradMode.h>
+
+#include "core/attention/block_pool.h"
+#include "core/attention/executors/block_linear.h"
+#include "core/attention/executors/cuda_keys.h"
+#include "core/attention/lower.h"
+#include "core/check.h"
+#include "core/ops/gather_rows.h"
+#include "core/ops/launch.h"
+#include "core/ops/widened.h"
+#include "kernels/common/capability.h"
+
+namespace fovea {
+namespace {
+
+constexpr int64_t kMaxTokens = int64_t{1} << 30;
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+double scale_of(const AttentionCall& call) {
+  return call.sm_scale.value_or(1 / std::sqrt(static_cast<double>(call.q.size(3))));
+}
+
+bool is_half(at::ScalarType dtype) { return dtype == at::kHalf || dtype == at::kBFloat16; }
+
+// Whether positions matter to a branch: to one that takes all keys no order does.
+bool has_positions(const Selection& selection) {
+  return selection.classes.defined() || !selection.predicates.empty();
+}
+
+// int32 [batch or 1, heads or 1, len], or undefined: as they are.
+at::Tensor rows_of(const TokenOrder& order, const TokenLayout& layout, at::Device device) {
+  if (order.is_identity()) return {};
+  return order.rows(layout, device).to(at::kInt).contiguous();
+}
+
+// Blocks where a selection has none: all queries, and each segment of the keys.
+BlockAxis whole(int64_t len) { return BlockAxis::from_host({0, len}); }
+BlockAxis whole_segments(const TokenLayout& layout) {
+  std::vector<int64_t> ends = {0};
+  for (const Segment& segment : layout.segments()) ends.push_back(ends.back() + segment.capacity);
+  return BlockAxis::from_host(std::move(ends));
+}
+
+// Heads of the keys: blocks that are pooled may be those of heads that share keys.
+int64_t key_heads(const Selection& selection, const AttentionCall& call) {
+  const at::Tensor& offsets = selection.kv_blocks.device_offsets();
+  if (selection.summaries.empty() || !offsets.defined()) return call.k.size(1);
+  return std::max(call.k.size(1), offsets.size(1));
+}
+
+kernels::HeadRows view_of(const at::Tensor& x) {
+  return {x.const_data_ptr(), ops::kernel_dtype(x.scalar_type()), x.stride(0), x.stride(1),
+          x.stride(2)};
+}
+
+int64_t stride_of(const at::Tensor& x, int64_t axis) {
+  return x.size(axis) == 1 ? 0 : x.stride(axis);
+}
+
+// Whether the kernel's result is the plan's, with nothing to merge or to weigh.
+bool is_one_softmax(const AttentionPlan& plan) {
+  const bool weighted = !plan.group_weights.empty() && plan.group_weights[0].defined();
+  return plan.branches.size() == 1 && !weighted;
+}
+
+Partial nothing_seen(const AttentionCall& call) {
+  const std::vector<int64_t> sizes = {call.q.size(0), call.q.size(1), call.q.size(2),
+                                      call.v.size(3)};
+  return {
+      at::zeros(sizes, call.q.options()),
+      at::full(at::IntArrayRef(sizes).slice(0, 3), -kInfinity, call.q.options().dtype(at::kFloat))};
+}
+
+bool wants_gradient(const AttentionPlan& plan, const AttentionCall& call) {
+  if (!c10::GradMode::is_enabled()) return false;
+  std::vector<at::Tensor> all = {call.q, call.k, call.v, call.bias};
+  for (const Branch& branch : plan.branches) {
+    const auto* softmax = std::get_if<SoftmaxBranch>(&branch.kind);
+    if (softmax == nullptr || !softmax->keys) continue;
+    all.insert(all.end(), {softmax->keys->k, softmax->keys->v, softmax->keys->bias});
+  }
+  return std::any_of(all.begin(), all.end(),
+                     [](const at::Tensor& x) { return x.defined() && x.requires_grad(); });
+}
+
+std::optional<std::string> why_not_softmax(const SoftmaxBranch& branch) {
+  if (!branch.precision.is_storage()) {
+    return "computes in bf16 or fp16, the plan asks for " + branch.precision.describe();
+  }
+  if (branch.selection.summaries.size() > kernels::kMaxSummaries) {
+    return str("takes up to ", kernels::kMaxSummaries, " summaries");
+  }
+  return why_not_cut(branch.selection.predicates);
+}
+
+}  // namespace
+
+#if FOVEA_HAS_CUDA
+namespace {
+
+std::optional<std::string> why_not_channels(const AttentionCall& call,
+                                            const std::vector<int64_t>& known) {
+  const int64_t channels = call.q.size(3);
+  if (std::find(known.begin(), known.end(), channels) != known.end()) return std::nullopt;
+  return fovea::str("takes ", at::IntArrayRef(known), " channels a head, not ", channels);
+}
+
+std::string capability_of(const AttentionCall& call) {
+  const int capability = kernels::compute_capability(call.q.device().index());
+  return str(capability / 10, ".", capability % 10);
+}
+
+std::optional<std::string> why_not_sm90(const AttentionCall& call) {
+  if (!call.q.is_cuda()) return "runs on NVIDIA GPUs of compute capability 9.0";
+  if (kernels::compute_capability(call.q.device().index()) != 90) {
+    return "runs on compute capability 9.0, this GPU has " + capability_of(call);
+  }
+  return why_not_channels(call, {64, 128});
+}
+
+std::optional<std::string> why_not_sm80(const AttentionCall& call) {
+  if (!call.q.is_cuda()) return "runs on NVIDIA GPUs of compute capability 8.0 and newer";
+  if (kernels::compute_capability(call.q.device().index()) < 80) {
+    return "runs on compute capability 8.0 and newer, this GPU has " + capability_of(call);
+  }
+  return why_not_channels(call, {32, 64, 96, 128, 256});
+}
+
+}  // namespace
+
+const CudaBackend& sm90_backend() {
+  static constexpr CudaBackend kBackend = {"cuda_sm90", &why_not_sm90, &kernels::sm90_tile,
+                                           &kernels::block_sparse_sm90};
+  return kBackend;
+}
+
+const CudaBackend& sm80_backend() {
+  static constexpr CudaBackend kBackend = {"cuda_sm80", &why_not_sm80, &kernels::sm80_tile,
+                                           &kernels::block_sparse_sm80};
+  return kBackend;
+}
+#endif
+
+const at::Tensor& FaultWord::begin(at::Device device) {
+  if (!word_.defined() || word_.device() != device) {
+    word_ = at::zeros({1}, at::device(device).dtype(at::kInt));
+    host_ = at::zeros({1}, at::device(at::kCPU).dtype(at::kInt).pinned_memory(device.is_cuda()));
+  }
+  if (*host_.const_data_ptr<int32_t>() != 0) {
+    word_.zero_();
+    host_.zero_();
+    throw Error(ErrorCode::bad_data, "attention",
+                "a plan of an earlier call had blocks that descend or lie outside of the sequence, "
+                "unknown classes, or rows that are not there");
+  }
+  return word_;
+}
+
+void FaultWord::send() { host_.copy_(word_, /*non_blocking=*/true); }
+
+// What of a softmax branch can be made ready.
+struct CudaExecutor::Softmax {
+  at::Tensor q_rows, kv_rows;  // int32, the latter of the call's own keys; undefined: as they are
+  at::Tensor out_rows;         // q_rows, all of them rows that are there
+  BlockAxis q_blocks, kv_blocks;
+  kernels::AttentionTile tile;
+  bool is_trimmed = false;           // padding is at the end of blocks, which it shortens
+  bool is_hidden = false;            // padding is hidden key by key
+  std::optional<DeviceLists> lists;  // none where they are those of each call, or not needed
+
+  ListsOf of(const SoftmaxBranch& branch, const AttentionCall& call) const {
+    return {call,
+            branch.selection,
+            q_blocks,
+            kv_blocks,
+            branch.keys ? branch.keys->k.size(2) : call.k.size(2),
+            at::Tensor(),
+            q_rows,
+            kv_rows};
+  }
+};
+
+struct CudaExecutor::Lowered : LoweredPlan {
+  std::vector<std::shared_ptr<const Softmax>> branches;  // null where it is no softmax
+};
+
+// Tensors of one launch.
+struct CudaExecutor::Inputs {
+  at::Tensor q, k, v;
+  at::Tensor more_k, more_v;
+  int64_t more_begin = 0;
+  at::Tensor key_bias;  // fp32 [batch or 1, heads or 1, keys from bias_begin on], or undefined
+  int64_t bias_begin = 0;
+
+  void take_given(const GivenKeys& keys, at::ScalarType dtype) {
+    k = keys.k.to(dtype), v = keys.v.to(dtype);
+    if (keys.bias.defined()) key_bias = keys.bias.to(at::kFloat);
+  }
+  // The call's own, in the order of the plan and without what padding holds.
+  void take_own(const Softmax& softmax, const SoftmaxBranch& branch, const AttentionCall& call,
+                const at::Tensor& fault);
+  void add_summaries(const Selection& selection, const AttentionCall& call, const at::Tensor& rows,
+                     const at::Tensor& fault);
+};
+
+void CudaExecutor::Inputs::take_own(const Softmax& softmax, const SoftmaxBranch& branch,
+                                    const AttentionCall& call, const at::Tensor& fault) {
+  const int64_t heads = key_heads(branch.selection, call);
+  const bool is_padded = has_padding(call.kv_layout);
+  const at::Tensor rows =
+      is_padded ? rows_without_padding(softmax.kv_rows, call.kv_layout) : softmax.kv_rows;
+  const bool moves = softmax.kv_rows.defined() || softmax.is_hidden || heads != call.k.size(1);
+  const at::Tensor own = rows.defined() ? per_head(rows, heads).contiguous() : rows;
+  std::vector<ops::RowsToGather> parts;
+  if (softmax.q_rows.defined()) parts.push_back({call.q, softmax.q_rows, call.q.size(1)});
+  // A weight of 0 does not keep NaN in values out, which padding may hold.
+  if (moves || is_padded) parts.push_back({call.v, own, heads});
+  if (moves) parts.push_back({call.k, own, heads});
+  const std::vector<at::Tensor> gathered = ops::gather_rows(parts, fault);
+  size_t next = 0;
+  q = softmax.q_rows.defined() ? gathered[next++] : call.q;
+  v = moves || is_padded ? gathered[next++] : call.v;
+  k = moves ? gathered[next] : call.k;
+  key_bias =
+      bias_of_keys(call.bias, softmax.kv_rows, softmax.is_hidden ? rows : at::Tensor(), call);
+  if (!branch.selection.summaries.empty()) add_summaries(branch.selection, call, rows, fault);
+}
+
+void CudaExecutor::Inputs::add_summaries(const Selection& selection, const AttentionCall& call,
+                                         const at::Tensor& rows, const at::Tensor& fault) {
+  const int64_t keys = call.k.size(2), batch = call.q.size(0), heads = call.q.size(1);
+  const std::vector<int64_t> places = summary_places(selection, keys);
+  more_begin = places[0];
+  PooledOf of{.tensors = {call.k, call.v},
+              .rows = rows,
+              .blocks = selection.kv_blocks,
+              .summaries = summary_keys(selection, keys),
+              .places = places.back() - places[0],
+              .heads = key_heads(selection, call)};
+  for (kernels::SummaryKeys& level : of.summaries) level.begin -= static_cast<int32_t>(places[0]);
+  const DevicePools pools = pool_on_device(of, fault);
+  more_k = pools.mean[0].to(call.k.scalar_type());
+  more_v = pools.mean[1].to(call.k.scalar_type());
+  std::vector<at::Tensor> bias;
+  for (size_t i = 0; i < selection.summaries.size(); ++i) {
+    const at::Tensor count = pools.count.slice(2, places[i] - places[0], places[i + 1] - places[0]);
+    // Means of nothing are hidden: ln 0.
+    bias.push_back(selection.summaries[i].log_count ? count.log()
+                                                    : count.gt(0).to(at::kFloat).log());
+  }
+  const at::Tensor more = per_head(at::cat(bias, 2), heads);
+  if (!key_bias.defined()) {
+    key_bias = more, bias_begin = more_begin;
+    return;
+  }
+  const at::Tensor gap = at::zeros({1, 1, more_begin - keys}, more.options());
+  const auto whole = [&](const at::Tensor& x) { return x.expand({batch, heads, x.size(2)}); };
+  key_bias = at::cat({whole(key_bias), whole(gap), whole(more)}, 2);
+}
+
+std::optional<std::string> CudaExecutor::why_not(const AttentionPlan& plan,
+                                                 const AttentionCall& call) const {
+  if (const auto reason = backend_.why_not(call)) return reason;
+  if (!is_half(call.q.scalar_type())) {
+    return fovea::str("computes in bf16 and fp16, the inputs are ", call.q.scalar_type());
+  }
+  if (call.v.size(3) != call.q.size(3)) return "takes values of as many channels as keys";
+  if (call.bias.defined() && call.bias.size(2) != 1) {
+    return "takes no bias that differs from query to query";
+  }
+  if (wants_gradient(plan, call)) return "has no backward pass";
+  if (std::max(call.q.size(2), call.k.size(2)) > kMaxTokens) {
+    return str("takes up to ", kMaxTokens, " tokens");
+  }
+  if (!(scale_of(call) > 0)) return "takes scales above 0";
+  for (const Branch& branch : plan.branches) {
+    if (const auto* softmax = std::get_if<SoftmaxBranch>(&branch.kind)) {
+      if (const auto reason = why_not_softmax(*softmax)) return reason;
+    } else if (const auto* linear = std::get_if<LinearBranch>(&branch.kind)) {
+      if (const auto reason = why_not_linear_on_device(plan, *linear, call)) return reason;
+    }
+  }
+  return std::nullopt;
+}
+
+std::shared_ptr<const CudaExecutor::Softmax> CudaExecutor::lower_softmax(
+    const AttentionPlan& plan, const SoftmaxBranch& branch, const AttentionCall& call) const {
+  const Selection& selection = branch.selection;
+  const at::Device device = call.q.device();
+  const bool in_order = has_positions(selection);
+  auto out = std::make_shared<Softmax>();
+  if (in_order) {
+    out->q_rows = rows_of(plan.q_order, call.q_layout, device);
+    if (!branch.keys) out->kv_rows = rows_of(plan.kv_order, call.kv_layout, device);
+  }
+  if (selection.classes.defined()) {
+    out->q_blocks = selection.q_blocks, out->kv_blocks = selection.kv_blocks;
+  } else if (in_order) {
+    out->q_blocks = default_blocks(call.q_layout), out->kv_blocks = default_blocks(call.kv_layout);
+  } else {
+    out->q_blocks = whole(call.q.size(2));
+    out->kv_blocks = branch.keys ? whole(branch.keys->k.size(2)) : whole_segments(call.kv_layout);
+  }
+  if (!branch.keys && has_padding(call.kv_layout)) {
+    const TokenOrder order = in_order ? plan.kv_order : TokenOrder();
+    out->is_trimmed =
+        selection.predicates.empty() && keeps_padding_last(order, out->kv_blocks, call.kv_layout);
+    out->is_hidden = !out->is_trimmed;
+  }
+  const ListsOf of = out->of(branch, call);
+  out->tile = tile_of(of, backend_.tile);
+  if (in_order && !out->is_trimmed && of.kv_len > 0) {
+    out->lists = make_lists(of, out->tile, fault_.begin(device));
+    if (!selection.predicates.empty()) cut_pairs(of, *out->lists);
+  }
+  out->out_rows = out->q_rows;
+  if (plan.q_order.kind() == TokenOrder::Kind::index && out->q_rows.defined()) {
+    // Nobody has looked at them yet, and the kernel writes there.
+    out->out_rows = out->q_rows.clamp(0, std::max<int64_t>(call.q.size(2) - 1, 0));
+  }
+  return out;
+}
+
+std::shared_ptr<const LoweredPlan> CudaExecutor::lower(const AttentionPlan& plan,
+                                                       const AttentionCall& call) const {
+  const c10::DeviceGuard guard(call.q.device());
+  auto out = std::make_shared<Lowered>();
+  for (const Branch& branch : plan.branches) {
+    const auto* softmax = std::get_if<SoftmaxBranch>(&branch.kind);
+    out->branches.push_back(softmax == nullptr ? nullptr : lower_softmax(plan, *softmax, call));
+  }
+  return out;
+}
+
+Partial CudaExecutor::run_softmax(const Softmax& softmax, const SoftmaxBranch& branch,
+                                  const AttentionCall& call) {
+  const ListsOf own = softmax.of(branch, call);
+  if (own.kv_len == 0 || call.q.numel() == 0) return nothing_seen(call);
+  const at::Tensor& fault = fault_.begin(call.q.device());
+  Inputs in;
+  if (branch.keys) {
+    in.take_given(*branch.keys, call.q.scalar_type());
+    in.q = softmax.q_rows.defined()
+               ? ops::gather_rows({{call.q, softmax.q_rows, call.q.size(1)}}, fault)[0]
+               : call.q;
+  } else {
+    in.take_own(softmax, branch, call, fault);
+  }
+  std::optional<DeviceLists> lists = softmax.lists;
+  if (!lists && (softmax.is_trimmed || in.key_bias.defined())) {
+    ListsOf of = own;
+    if (softmax.is_trimmed) {
+      of.kv_valid = valid_of_blocks(softmax.kv_blocks, call.kv_layout, call.q.device());
+    }
+    lists = make_lists(of, softmax.tile, fault);
+  }
+  for (at::Tensor* x : {&in.q, &in.k, &in.v}) *x = ops::with_aligned_rows(*x);
+  const int64_t batch = call.q.size(0), heads = call.q.size(1), q_len = call.q.size(2);
+  // Tokens before heads, as projections want it.
+  const at::Tensor out =
+      at::empty({batch, q_len, heads, call.v.size(3)}, call.q.options()).transpose(1, 2);
+  const at::Tensor lse = at::empty({batch, heads, q_len}, call.q.options().dtype(at::kFloat));
+  kernels::CudaAttentionArgs args;
+  args.batch = batch, args.heads = heads, args.kv_heads = in.k.size(1);
+  args.q_len = q_len, args.kv_len = own.kv_len, args.dim = call.q.size(3);
+  args.q = view_of(in.q), args.k = view_of(in.k), args.v = view_of(in.v);
+  if (in.more_k.defined() && in.more_k.size(2) > 0) {
+    args.more = {view_of(in.more_k), view_of(in.more_v), static_cast<int32_t>(in.more_begin),
+                 static_cast<int32_t>(in.more_k.size(2))};
+  }
+  args.out = {out.mutable_data_ptr(), args.q.dtype, out.stride(0), out.stride(1), out.stride(2)};
+  if (softmax.out_rows.defined()) {
+    args.out_order = {softmax.out_rows.const_data_ptr<int32_t>(), stride_of(softmax.out_rows, 0),
+                      stride_of(softmax.out_rows, 1)};
+  }
+  args.lse = lse.mutable_data_ptr<float>();
+  at::Tensor next_tile;
+  if (lists) {
+    args.lists = lists->view();
+    // Of this call alone: two may run at a time, in two streams.
+    next_tile = at::zeros({1}, fault.options());
+    args.next_tile = next_tile.mutable_data_ptr<int32_t>();
+  }
+  args.tile = softmax.tile;
+  if (in.key_bias.defined()) {
+    const at::Tensor bias = in.key_bias = in.key_bias.contiguous();
+    args.key_bias = {bias.const_data_ptr<float>(), stride_of(bias, 0), stride_of(bias, 1),
+                     static_cast<int32_t>(in.bias_begin)};
+  }
+  args.sm_scale = scale_of(call);
+  const kernels::CudaTarget target =
+      call.q.is_cuda() ? ops::cuda_target(call.q.device()) : kernels::CudaTarget{};
+  const kernels::Status status = backend_.run(args, target);
+  require(ops::accepted(backend_.name, status), ErrorCode::device, backend_.name, status.message);
+  return {out, lse};
+}
+
+Partial CudaExecutor::run_branch(const AttentionPlan& plan, size_t number,
+                                 const AttentionCall& call, const Lowered& lowered) {
+  const auto& kind = plan.branches[number].kind;
+  if (const auto* softmax = std::get_if<SoftmaxBranch>(&kind)) {
+    return run_softmax(*lowered.branches[number], *softmax, call);
+  }
+  if (const auto* linear = std::get_if<LinearBranch>(&kind)) {
+    return run_linear_on_device(plan, *linear, call);
+  }
+  if (const auto* pooled = std::get_if<PooledValuesBranch>(&kind)) {
+    return run_pooled_values_on_device(plan, *pooled, call, fault_.begin(call.q.device()));
+  }
+  const auto& reuse = std::get<ReuseBranch>(kind);
+  return {ops::widened(reuse.out), reuse.lse.defined() ? ops::widened(reuse.lse) : reuse.lse};
+}
+
+AttentionResult CudaExecutor::run(const AttentionPlan& plan, const AttentionCall& call,
+                                  const LoweredPlan* lowered) {
+  const c10::DeviceGuard guard(call.q.device());
+  fault_.begin(call.q.device());
+  std::shared_ptr<const LoweredPlan> own;
+  if (lowered == nullptr) lowered = (own = lower(plan, call)).get();
+  std::vector<Partial> parts;
+  for (size_t i = 0; i < plan.branches.size(); ++i) {
+    parts.push_back(run_branch(plan, i, call, dynamic_cast<const Lowered&>(*lowered)));
+    // What is merged or weighed is fp32.
+    if (!is_one_softmax(plan)) parts.back().out = ops::widened(parts.back().out);
+  }
+  AttentionResult result = combine(plan, parts, call.q.scalar_type());
+  fault_.send();
+  return result;
+}
+
+}  // namespace fovea

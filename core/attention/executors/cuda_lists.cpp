@@ -1,0 +1,275 @@
+#include "core/attention/executors/cuda_lists.h"
+
+#include <algorithm>
+
+#include <ATen/ATen.h>
+
+#include "core/attention/block_pool.h"
+#include "core/attention/device_constants.h"
+#include "core/attention/lower.h"
+#include "core/attention/pair_rules.h"
+#include "core/check.h"
+#include "core/ops/device_kernel.h"
+#include "kernels/attention/pair_masks.h"
+
+namespace fovea {
+namespace {
+
+constexpr int64_t kMostMasks = (int64_t{1} << 24) - 2;  // as spans number them
+constexpr int64_t kUnit = 64;                           // of tiles
+
+static_assert(sizeof(kernels::QueryTile) == 4 * sizeof(int32_t));
+static_assert(sizeof(kernels::KeySpan) == 2 * sizeof(int32_t));
+
+at::TensorOptions integers(at::Device device) { return at::device(device).dtype(at::kInt); }
+
+// A tensor [batch or 1, heads or 1, ...] for maps: of one map where all share it.
+at::Tensor of_maps(const at::Tensor& x, const DeviceLists& lists) {
+  if (x.size(0) == 1 && x.size(1) == 1) return x.contiguous();
+  std::vector<int64_t> sizes = x.sizes().vec();
+  sizes[0] = lists.map_items, sizes[1] = lists.map_heads;
+  return x.expand(sizes).contiguous();
+}
+
+int64_t maps_of(const at::Tensor& x) { return x.size(0) * x.size(1); }
+
+// int32 [batch or 1, heads or 1, blocks + 1] for heads of queries
+at::Tensor offsets_of(const BlockAxis& axis, const ListsOf& of) {
+  return per_head(axis.offsets(of.call.q.device()).to(at::kInt), of.call.q.size(1));
+}
+
+// Pieces of at most `most` positions that blocks of `len` positions are cut into, at most.
+int64_t most_pieces(const BlockAxis& axis, int64_t len, int64_t most) {
+  const std::vector<int64_t>& offsets = axis.host_offsets();
+  if (offsets.empty()) return kernels::most_tiles(len, axis.num_blocks(), most);
+  int64_t count = 0;
+  for (size_t i = 1; i < offsets.size(); ++i) {
+    count += (offsets[i] - offsets[i - 1] + most - 1) / most;
+  }
+  return count;
+}
+
+// A size as which blocks are cut well: that of the largest in whole units; a large one where
+// blocks are so large that their ends do not count.
+int64_t usual_size(const BlockAxis& axis, int64_t len) {
+  if (axis.host_offsets().empty()) {
+    return len / std::max<int64_t>(axis.num_blocks(), 1) >= 4 * kUnit ? 2 * kUnit : kUnit;
+  }
+  const int64_t size = (axis.max_size() + kUnit - 1) / kUnit * kUnit;
+  return size >= 8 * kUnit ? 2 * kUnit : size;
+}
+
+void set_maps(const ListsOf& of, DeviceLists& lists) {
+  const auto include = [&](const at::Tensor& x) {
+    if (!x.defined()) return;
+    if (x.size(0) > 1) lists.map_items = of.call.q.size(0);
+    if (x.size(1) > 1) lists.map_heads = of.call.q.size(1);
+  };
+  for (const at::Tensor& x : {of.selection.classes, of.kv_valid, of.q_blocks.device_offsets(),
+                              of.kv_blocks.device_offsets()}) {
+    include(x);
+  }
+  if (of.selection.predicates.empty()) return;
+  include(of.q_rows);
+  include(of.kv_rows);
+  for (const Predicate& predicate : of.selection.predicates) {
+    if (const auto* stored = std::get_if<StoredPredicate>(&predicate)) include(stored->visible);
+  }
+}
+
+// int32 [2 * rules + 2, seq_len] by row, see `PairMasksArgs`.
+at::Tensor values_by_row(const std::vector<RuleValues>& rules, const TokenLayout& layout,
+                         std::array<std::vector<int32_t>, 2> RuleValues::*side) {
+  std::vector<at::Tensor> parts;
+  for (const RuleValues& rule : rules) {
+    for (const std::vector<int32_t>& values : rule.*side) {
+      parts.push_back(at::tensor(values, at::kInt));
+    }
+  }
+  std::vector<int32_t> outside;
+  for (const uint8_t is_outside : outside_of_grids(layout)) outside.push_back(is_outside);
+  parts.push_back(at::tensor(outside, at::kInt));
+  parts.push_back(at::arange(layout.seq_len(), at::kInt));
+  return at::stack(parts);
+}
+
+// The same by position, int32 [maps or 1, values, len].
+at::Tensor values_by_position(const std::vector<RuleValues>& rules, const at::Tensor& by_row,
+                              const at::Tensor& rows, const DeviceLists& lists) {
+  if (!rows.defined()) return by_row.unsqueeze(0).contiguous();
+  // Nobody has looked at an index's rows yet.
+  const at::Tensor known = rows.clamp(0, std::max<int64_t>(by_row.size(1) - 1, 0));
+  const at::Tensor own = of_maps(known, lists).flatten(0, 1).to(at::kLong);  // [maps or 1, len]
+  at::Tensor out = by_row.index_select(1, own.flatten())
+                       .view({by_row.size(0), own.size(0), own.size(1)})
+                       .transpose(0, 1)
+                       .contiguous();
+  for (size_t i = 0; i < rules.size(); ++i) {
+    if (!rules[i].in_order) continue;
+    const auto at = static_cast<int64_t>(2 * i);
+    out.slice(1, at, at + 2).copy_(by_row.slice(0, at, at + 2).unsqueeze(0));
+  }
+  return out;
+}
+
+void set_stored(const std::vector<Predicate>& predicates, kernels::PairMasksArgs& args) {
+  for (const Predicate& predicate : predicates) {
+    const auto* rule = std::get_if<StoredPredicate>(&predicate);
+    if (rule == nullptr) continue;
+    const at::Tensor& x = rule->visible;
+    const auto stride = [&](int64_t axis) { return x.size(axis) == 1 ? 0 : x.stride(axis); };
+    args.stored[args.num_stored++] = {reinterpret_cast<const uint8_t*>(x.const_data_ptr<bool>()),
+                                      stride(0), stride(1), stride(2), stride(3)};
+  }
+}
+
+}  // namespace
+
+kernels::TileLists DeviceLists::view() const {
+  kernels::TileLists out;
+  out.tiles = static_cast<const kernels::QueryTile*>(tiles.const_data_ptr());
+  out.counts = counts.const_data_ptr<int32_t>();
+  out.spans = static_cast<const kernels::KeySpan*>(spans.const_data_ptr());
+  out.tiles_per_map = tiles.size(1);
+  out.rows = spans.size(1);
+  out.capacity = spans.size(2);
+  out.batch_stride = map_items > 1 ? map_heads : 0;
+  out.head_stride = map_heads > 1 ? 1 : 0;
+  if (masks.defined()) {
+    out.masks = reinterpret_cast<const uint32_t*>(masks.const_data_ptr<int32_t>());
+  }
+  return out;
+}
+
+kernels::AttentionTile tile_of(const ListsOf& of,
+                               kernels::AttentionTile (*tile)(int64_t, int64_t)) {
+  // Pooled keys come in short spans.
+  const bool is_pooled = !of.selection.summaries.empty();
+  return tile(usual_size(of.q_blocks, of.call.q.size(2)),
+              is_pooled ? kUnit : usual_size(of.kv_blocks, of.kv_len));
+}
+
+std::vector<kernels::SummaryKeys> summary_keys(const Selection& selection, int64_t keys) {
+  const std::vector<int64_t> places = summary_places(selection, keys);
+  std::vector<kernels::SummaryKeys> out;
+  for (size_t i = 0; i < selection.summaries.size(); ++i) {
+    const int64_t pool = selection.summaries[i].pool;
+    out.push_back({static_cast<int32_t>(places[i]),
+                   static_cast<int32_t>(pieces_per_block(selection.kv_blocks, pool)),
+                   static_cast<int32_t>(std::min<int64_t>(pool, 1 << 30))});
+  }
+  return out;
+}
+
+DeviceLists make_lists(const ListsOf& of, kernels::AttentionTile tile, const at::Tensor& fault) {
+  const at::Device device = of.call.q.device();
+  DeviceLists out;
+  out.tile = tile;
+  set_maps(of, out);
+  const int64_t maps = out.map_items * out.map_heads;
+  const at::Tensor q_offsets = of_maps(offsets_of(of.q_blocks, of), out);
+  const at::Tensor kv_offsets = of_maps(offsets_of(of.kv_blocks, of), out);
+  kernels::TileListsArgs args;
+  at::Tensor classes, valid;
+  if (of.selection.classes.defined()) {
+    classes = of.selection.classes.expand({out.map_items, out.map_heads, -1, -1}).contiguous();
+    args.classes = classes.const_data_ptr<uint8_t>();
+  }
+  if (of.kv_valid.defined()) {
+    valid = of_maps(of.kv_valid, out);
+    args.kv_valid = valid.const_data_ptr<int32_t>();
+    args.valid_maps = maps_of(valid);
+  }
+  for (const kernels::SummaryKeys& keys : summary_keys(of.selection, of.kv_len)) {
+    args.summaries[args.num_summaries++] = keys;
+  }
+  args.q_offsets = q_offsets.const_data_ptr<int32_t>();
+  args.kv_offsets = kv_offsets.const_data_ptr<int32_t>();
+  args.maps = maps, args.q_maps = maps_of(q_offsets), args.kv_maps = maps_of(kv_offsets);
+  args.num_q_blocks = of.q_blocks.num_blocks(), args.num_kv_blocks = of.kv_blocks.num_blocks();
+  args.q_len = static_cast<int32_t>(of.call.q.size(2));
+  args.kv_len = static_cast<int32_t>(of.kv_len);
+  args.tile_queries = tile.queries, args.span_keys = tile.keys;
+  args.tiles_per_map = most_pieces(of.q_blocks, of.call.q.size(2), tile.queries);
+  args.capacity = most_pieces(of.kv_blocks, of.kv_len, tile.keys);
+  out.tiles = at::empty({maps, args.tiles_per_map, 4}, integers(device));
+  out.counts = at::empty({maps, args.num_q_blocks}, integers(device));
+  out.spans = at::empty({maps, args.num_q_blocks, args.capacity, 2}, integers(device));
+  args.tiles = static_cast<kernels::QueryTile*>(out.tiles.mutable_data_ptr());
+  args.counts = out.counts.mutable_data_ptr<int32_t>();
+  args.spans = static_cast<kernels::KeySpan*>(out.spans.mutable_data_ptr());
+  args.fault = fault.mutable_data_ptr<int32_t>();
+  ops::run_on("tile_lists", device, args, &kernels::tile_lists_cpu,
+              FOVEA_CUDA_LAUNCHER(tile_lists_cuda));
+  return out;
+}
+
+std::optional<std::string> why_not_cut(const std::vector<Predicate>& predicates) {
+  int rules = 0, stored = 0;
+  for (const Predicate& predicate : predicates) {
+    if (std::holds_alternative<StoredPredicate>(predicate)) {
+      ++stored;
+    } else if (const auto* window = std::get_if<WindowPredicate>(&predicate)) {
+      for (const AxisWindow& axis : window->axes) rules += axis.size > 0;
+    } else {
+      ++rules;
+    }
+  }
+  if (rules > kernels::kMaxPairRules) {
+    return str("takes predicates of up to ", kernels::kMaxPairRules,
+               " rules, of a window one for each axis");
+  }
+  if (stored > kernels::kMaxStoredPairs) {
+    return str("takes up to ", kernels::kMaxStoredPairs, " stored predicates");
+  }
+  return std::nullopt;
+}
+
+void cut_pairs(const ListsOf& of, DeviceLists& lists) {
+  const AttentionCall& call = of.call;
+  const at::Device device = call.q.device();
+  const std::vector<Predicate>& predicates = of.selection.predicates;
+  const std::vector<RuleValues> rules = rule_values(predicates, call.q_layout, call.kv_layout);
+  const auto values = [&](const TokenLayout& layout, auto side, const at::Tensor& rows) {
+    return values_by_position(rules, values_by_row(rules, layout, side).to(device), rows, lists);
+  };
+  const at::Tensor q = values(call.q_layout, &RuleValues::q, of.q_rows);
+  const at::Tensor kv_rows =
+      of.kv_rows.defined() ? per_head(of.kv_rows, call.q.size(1)) : of.kv_rows;
+  const at::Tensor kv = values(call.kv_layout, &RuleValues::kv, kv_rows);
+  const at::Tensor q_offsets = of_maps(offsets_of(of.q_blocks, of), lists);
+  const auto sizes = lists.spans.sizes();  // maps, rows, capacity
+  const at::Tensor seen =
+      at::empty({sizes[0], sizes[1], sizes[2]}, integers(device).dtype(at::kByte));
+  const at::Tensor needed = at::empty({sizes[0], sizes[1]}, integers(device).dtype(at::kLong));
+  kernels::PairMasksArgs args;
+  args.maps = sizes[0], args.map_heads = lists.map_heads;
+  args.rows = sizes[1], args.capacity = sizes[2];
+  args.counts = lists.counts.mutable_data_ptr<int32_t>();
+  args.spans = static_cast<kernels::KeySpan*>(lists.spans.mutable_data_ptr());
+  args.q_offsets = q_offsets.const_data_ptr<int32_t>();
+  args.q_maps = maps_of(q_offsets);
+  args.q_len = call.q.size(2), args.kv_len = of.kv_len;
+  args.tile_queries = lists.tile.queries;
+  for (const RuleValues& rule : rules) args.rules[args.num_rules++] = {rule.disc_limit};
+  set_stored(predicates, args);
+  args.q_values = q.const_data_ptr<int32_t>(), args.kv_values = kv.const_data_ptr<int32_t>();
+  args.q_value_maps = q.size(0), args.kv_value_maps = kv.size(0);
+  args.seen = seen.mutable_data_ptr<uint8_t>();
+  args.needed = needed.mutable_data_ptr<int64_t>();
+  ops::run_on("pair_masks", device, args, &kernels::find_pairs_cpu,
+              FOVEA_CUDA_LAUNCHER(find_pairs_cuda));
+  const at::Tensor behind = needed.flatten().cumsum(0);
+  const at::Tensor first = behind - needed.flatten();
+  const int64_t count = behind.numel() == 0 ? 0 : behind[-1].item<int64_t>();
+  if (count == 0) return;
+  require(count <= kMostMasks, ErrorCode::resource, "attention", "predicates need ", count,
+          " masks of tiles, ", kMostMasks, " are possible");
+  lists.masks = at::empty({count, lists.tile.queries, kernels::kMaskWords}, integers(device));
+  args.first = first.const_data_ptr<int64_t>();
+  args.masks = reinterpret_cast<uint32_t*>(lists.masks.mutable_data_ptr<int32_t>());
+  ops::run_on("pair_masks", device, args, &kernels::fill_masks_cpu,
+              FOVEA_CUDA_LAUNCHER(fill_masks_cuda));
+}
+
+}  // namespace fovea

@@ -1,0 +1,67 @@
+#pragma once
+
+#include "kernels/attention/tile_lists.h"
+#include "kernels/common/host_device.h"
+
+// What tile_lists.cpp and tile_lists.cu share.
+
+namespace fovea::kernels {
+
+/// Positions from `begin` up to `end`.
+struct Positions {
+  int32_t begin = 0, end = 0;
+
+  /// Pieces of at most `most` positions.
+  FOVEA_HD int64_t pieces(int32_t most) const {
+    return (static_cast<int64_t>(end) - begin + most - 1) / most;
+  }
+};
+
+/// One of the blocks that `offsets` has, or none, and a fault, where that is no such block.
+FOVEA_HD inline Positions block_of(const int32_t* offsets, int64_t block, int32_t len,
+                                   int32_t* fault) {
+  const Positions out = {offsets[block], offsets[block + 1]};
+  if (out.begin >= 0 && out.end >= out.begin && out.end <= len) return out;
+  *fault = 1;
+  return {};
+}
+
+/// What of a block the pooled key `number` of it stands for.
+FOVEA_HD inline Positions piece_of(Positions block, const SummaryKeys& summary, int64_t number) {
+  if (summary.pool == 0) return block;
+  const int64_t begin = block.begin + number * summary.pool, end = begin + summary.pool;
+  return {static_cast<int32_t>(begin < block.end ? begin : block.end),
+          static_cast<int32_t>(end < block.end ? end : block.end)};
+}
+
+/// What is listed of a block of keys for a block of queries.
+///
+/// level  0: the keys themselves; else a number of summary, from 1 on
+FOVEA_HD inline Positions listed_keys(const TileListsArgs& args, int64_t map, int64_t row,
+                                      int64_t block, int level) {
+  const int64_t nk = args.num_kv_blocks;
+  if (args.classes != nullptr) {
+    const int64_t at = args.transposed ? (map * nk + block) * args.num_q_blocks + row
+                                       : (map * args.num_q_blocks + row) * nk + block;
+    const int own = args.classes[at] - args.keep;
+    if (own > args.num_summaries) *args.fault = 1;
+    if (own != level) return {};
+  } else if (level != 0) {
+    return {};
+  }
+  const int32_t* offsets = args.kv_offsets + (args.kv_maps == 1 ? 0 : map) * (nk + 1);
+  Positions keys = block_of(offsets, block, args.kv_len, args.fault);
+  if (level == 0) {
+    if (args.kv_valid == nullptr) return keys;
+    const int32_t valid = args.kv_valid[(args.valid_maps == 1 ? 0 : map) * nk + block];
+    if (valid < keys.end - keys.begin) keys.end = keys.begin + (valid > 0 ? valid : 0);
+    return keys;
+  }
+  const SummaryKeys& summary = args.summaries[level - 1];
+  const int64_t count = summary.pool == 0 ? keys.end > keys.begin : keys.pieces(summary.pool);
+  const auto begin = static_cast<int32_t>(summary.begin + block * summary.per_block);
+  const int64_t places = summary.per_block;
+  return {begin, static_cast<int32_t>(begin + (count < places ? count : places))};
+}
+
+}  // namespace fovea::kernels
