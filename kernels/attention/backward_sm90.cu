@@ -1,5 +1,4 @@
-#include <limits>
-
+#include "kernels/attention/backward_check.h"
 #include "kernels/attention/launch_backward_sm90.cuh"
 
 namespace fovea::kernels {
@@ -65,49 +64,6 @@ Status launch_all(const CudaAttentionBackwardArgs& args, CudaTarget target) {
   return status;
 }
 
-Status why_not(const CudaAttentionBackwardArgs& args) {
-  const CudaAttentionArgs& f = args.forward;
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max() / 2;
-  if (f.dim != 64 && f.dim != 128) {
-    return {StatusCode::unsupported, "takes 64 or 128 channels a head"};
-  }
-  if (f.q.dtype == DType::f32) return {StatusCode::unsupported, "takes bf16 and fp16"};
-  if (f.key_bias.data != nullptr || f.out_order.rows != nullptr) {
-    return {StatusCode::unsupported, "takes no bias of keys and no order of rows"};
-  }
-  if (!(f.sm_scale > 0)) return {StatusCode::unsupported, "takes scales above 0"};
-  if (f.q_len > kMost || f.kv_len > kMost) {
-    return {StatusCode::unsupported, "takes up to 2^30 tokens"};
-  }
-  if (f.more.k.data != nullptr && f.lists.tiles == nullptr) {
-    return {StatusCode::unsupported, "takes more keys with lists"};
-  }
-  return {};
-}
-
-Status what_is_wrong(const CudaAttentionBackwardArgs& args) {
-  const CudaAttentionArgs& f = args.forward;
-  const bool wants_keys = args.grad_k.data != nullptr;
-  if (f.out.data == nullptr || f.lse == nullptr || args.grad_out.data == nullptr ||
-      args.workspace == nullptr) {
-    return {StatusCode::invalid, "out, lse, grad_out or workspace is missing"};
-  }
-  if (wants_keys != (args.grad_v.data != nullptr)) {
-    return {StatusCode::invalid, "grad_k and grad_v come together"};
-  }
-  if (wants_keys && f.more.k.data != nullptr &&
-      (args.grad_more_k.data == nullptr || args.grad_more_v.data == nullptr)) {
-    return {StatusCode::invalid, "gradients of the more keys are missing"};
-  }
-  if (wants_keys && f.lists.tiles != nullptr && args.columns.tiles == nullptr) {
-    return {StatusCode::invalid, "lists of columns are missing"};
-  }
-  if (wants_keys && (f.lists.masks != nullptr) != (args.columns.masks != nullptr)) {
-    return {StatusCode::invalid, "masks of rows or of columns are missing"};
-  }
-  return {};
-}
-
 }  // namespace
 
 AttentionTile sm90_column_tile(int64_t /*block_q*/, int64_t block_kv) {
@@ -120,13 +76,9 @@ int64_t attention_backward_workspace_bytes(const CudaAttentionBackwardArgs& args
 }
 
 Status block_sparse_backward_sm90(const CudaAttentionBackwardArgs& args, CudaTarget target) {
-  if (const Status status = why_not(args); !status.ok()) return status;
   const CudaAttentionArgs& f = args.forward;
+  if (const Status status = check_backward(args); !status.ok()) return status;
   if (f.batch == 0 || f.heads == 0) return {};
-  if (f.q_len == 0 || f.kv_len == 0) {
-    return {StatusCode::unsupported, "takes at least one query and one key"};
-  }
-  if (const Status status = what_is_wrong(args); !status.ok()) return status;
   const auto launch =
       f.dim == 64
           ? (f.q.dtype == DType::bf16 ? launch_all<64, Type::bf16> : launch_all<64, Type::f16>)

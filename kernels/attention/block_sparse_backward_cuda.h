@@ -6,11 +6,12 @@
 
 namespace fovea::kernels {
 
-/// Gradients of block_sparse_sm90's results with respect to q, k and v, deterministic: each tile of
-/// queries walks over its keys and each tile of keys over its queries, without additions in global
-/// memory. The weights are computed again from q, k and lse (FlashAttention-2, Dao 2023,
-/// arXiv:2307.08691, section 3.1.2). Sums are fp32; weights and gradients of logits are rounded to
-/// the type of q for their products. A row that sees no key gives and gets 0.
+/// Gradients of the results of block_sparse_sm90 and _sm80 with respect to q, k and v,
+/// deterministic: each tile of queries walks over its keys and each tile of keys over its queries,
+/// without additions in global memory. The weights are computed again from q, k and lse
+/// (FlashAttention-2, Dao 2023, arXiv:2307.08691, section 3.1.2). Sums are fp32; weights and
+/// gradients of logits are rounded to the type of q for their products. A row that sees no key
+/// gives and gets 0.
 struct CudaAttentionBackwardArgs {
   /// As the forward got them; `out` and `lse` (both needed) hold its results and are only read.
   CudaAttentionArgs forward;
@@ -31,7 +32,7 @@ struct CudaAttentionBackwardArgs {
   float* workspace = nullptr;  ///< of so many bytes as below, aligned to 16
 };
 
-/// The tile of `columns` for lists of blocks of such sizes.
+/// The tile of `columns` for lists of blocks of such sizes, for both.
 AttentionTile sm90_column_tile(int64_t block_q, int64_t block_kv);
 
 int64_t attention_backward_workspace_bytes(const CudaAttentionBackwardArgs& args);
@@ -39,5 +40,8 @@ int64_t attention_backward_workspace_bytes(const CudaAttentionBackwardArgs& args
 /// On compute capability 9.0. Answers `unsupported` with a reason for what it does not cover,
 /// `device` for what the driver refused. All work is in the stream; nothing is waited for.
 Status block_sparse_backward_sm90(const CudaAttentionBackwardArgs& args, CudaTarget target);
+
+/// The same on compute capability 8.0 and newer.
+Status block_sparse_backward_sm80(const CudaAttentionBackwardArgs& args, CudaTarget target);
 
 }  // namespace fovea::kernels
