@@ -188,7 +188,7 @@ class Compare(Case):
                 used = {kind.split(" on ")[1] for kind in method["executors"]}
                 self.assertEqual(used, {expected})
             shutil.rmtree(self.folder / "out")
-        self.fails(self.compare("--executor", "abacus"), 2, "'abacus'", "known: auto, checked, cpu")
+        self.fails(self.compare("--executor", "abacus"), 2, "'abacus'", "known: auto, checked, ")
 
     def test_prompt_list(self):
         lines = [{"prompt": "a red cube"}, {"prompt": "a cone", "seed": 9, "out": "cone.mp4"}]
