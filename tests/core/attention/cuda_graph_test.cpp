@@ -104,15 +104,18 @@ TEST_F(CudaGraph, HoldsOrdersBlocksSummariesAndPadding) {
 
 TEST_F(CudaGraph, HoldsOtherBranches) {
   AttentionPlan plan = AttentionPlan::dense("branches");
-  Selection& selection = selection_of(plan);
-  selection.q_blocks = BlockAxis::uniform(call_.q_layout, 128);
-  selection.kv_blocks = BlockAxis::uniform(call_.kv_layout, 64);
-  selection.classes = test::random_classes(selection, 1, 4, 2).to(at::kCUDA);
+  const BlockAxis q_blocks = BlockAxis::uniform(call_.q_layout, 128);
+  const BlockAxis kv_blocks = BlockAxis::uniform(call_.kv_layout, 64);
+  {
+    Selection& selection = selection_of(plan);  // until branches are added
+    selection.q_blocks = q_blocks, selection.kv_blocks = kv_blocks;
+    selection.classes = test::random_classes(selection, 1, 4, 2).to(at::kCUDA);
+  }
   LinearBranch linear;
   linear.complement_of = 0;
   plan.branches.push_back({linear, 1});
   PooledValuesBranch pooled;
-  pooled.q_blocks = selection.q_blocks, pooled.kv_blocks = selection.kv_blocks;
+  pooled.q_blocks = q_blocks, pooled.kv_blocks = kv_blocks;
   pooled.weights =
       at::rand({1, 4, pooled.q_blocks.num_blocks(), pooled.kv_blocks.num_blocks()}).to(at::kCUDA);
   plan.branches.push_back({pooled, 2});
