@@ -6,7 +6,7 @@ flex_attention_bench.py [--heads N] [--tokens N] [--dim N] [--densities A,B] [--
 
 bf16, random normal numbers, the forward pass compiled by torch.compile. The blocks are those of
 random_blocks.h; blocks are full ones, so no mask is computed. Everything runs in turns, in this
-order and the opposite one, each warmed up by itself, as in methods_bench; the columns are its own.
+order and the opposite one, each warmed up by itself, as in methods_bench; the columns are the same.
 """
 
 import argparse
