@@ -251,12 +251,11 @@ void measure_clusters(const Options& options) {
 }
 
 // The whole of SLA, and its parts one by one.
-void measure_sla(const Options& options) {
+void measure_sla(const Options& options, int64_t block) {
   Problem problem = medium(options);
   const AttentionCall& call = problem.call;
-  const std::shared_ptr<Planner> planner =
-      make_planner("sla", Json{{"density", 0.05}, {"projection", "identity"}});
-  const std::shared_ptr<Planner> sparse = make_planner("sla", Json{{"density", 0.05}});
+  const Json chosen = {{"density", 0.05}, {"block_q", block}, {"block_kv", block}};
+  const std::shared_ptr<Planner> planner = make_planner("sla", chosen);
   AttentionCall learned = call;
   learned.params = {at::eye(call.v.size(3), call.v.options()),
                     at::zeros({call.v.size(3)}, call.v.options())};
@@ -273,7 +272,7 @@ void measure_sla(const Options& options) {
   const at::Tensor scores = mean_scores(call, plan, selection);
   const int64_t kept = kept_blocks(0.05, scores.size(3));
   std::vector<Line> lines = problem.dense_lines();
-  lines.push_back(problem.run_of("softmax branch", sparse->plan(call)));
+  lines.push_back(problem.run_of("softmax branch", planner->plan(call)));
   lines.push_back({"whole: plan, lists, run", 0, [&] {
                      const AttentionPlan own = planner->plan(learned);
                      const auto lowered = executor.lower(own, learned);
@@ -288,7 +287,11 @@ void measure_sla(const Options& options) {
   lines.push_back(problem.run_of("run", plan));
   lines.push_back({"linear branch with projection", 0, [&] { run_linear(linear); }});
   lines.push_back({"linear branch without", 0, [&] { run_linear(unprojected); }});
-  print(title_of("sla, density 0.05", call), lines, options);
+  print(title_of(str("sla, density 0.05, ", block, "-blocks"), call), lines, options);
+}
+
+void measure_sla(const Options& options) {
+  for (const int64_t block : {128, 64}) measure_sla(options, block);
 }
 
 void measure_planners(const Options& options) {

@@ -7,6 +7,7 @@
 
 #include "core/attention/block_pool.h"
 #include "core/attention/class_sets.h"
+#include "core/attention/device_constants.h"
 #include "core/attention/planners/sampling.h"
 #include "core/attention/select.h"
 #include "core/ops/block_scores.h"
@@ -39,9 +40,9 @@ Sample sample(const BlockAxis& blocks, const TokenOrder& order, const TokenLayou
     }
   }
   out.first_run.push_back(static_cast<int64_t>(first.size()));
-  const at::Tensor start = at::tensor(first, at::kLong).to(device).unsqueeze(0);
+  const at::Tensor start = device_numbers(first, device).unsqueeze(0);
   const at::Tensor rows = order.rows(layout, device)[0][0];
-  at::Tensor bound = at::tensor(length, at::kLong).to(device).unsqueeze(0);
+  at::Tensor bound = device_numbers(length, device).unsqueeze(0);
   const at::Tensor mask = layout.valid_mask();
   if (mask.defined()) {
     // Padding comes last in a segment, so the tokens of a run that count are its first ones.
@@ -83,8 +84,7 @@ at::Tensor block_max(const at::Tensor& x, const std::vector<int64_t>& first_run,
     }
   }
   const bool is_whole = static_cast<int64_t>(run.size()) == first_run.back();
-  const at::Tensor padded =
-      is_whole ? x : x.index_select(axis, at::tensor(run, at::kLong).to(x.device()));
+  const at::Tensor padded = is_whole ? x : x.index_select(axis, device_numbers(run, x.device()));
   return padded.unflatten(axis, {-1, longest}).amax(axis + 1);
 }
 

@@ -7,6 +7,7 @@
 #include <ATen/ATen.h>
 
 #include "core/attention/block_pool.h"
+#include "core/attention/device_constants.h"
 #include "core/attention/select.h"
 #include "core/ops/block_scores.h"
 #include "core/ops/widened.h"
@@ -36,7 +37,7 @@ Pieces cut(const BlockAxis& blocks, const TokenOrder& order, const TokenLayout& 
   }
   out.first.push_back(static_cast<int64_t>(start.size()));
   const auto tensor = [&](const std::vector<int64_t>& values) {
-    return at::tensor(values, at::kLong).to(device).view({1, -1, 1});
+    return device_numbers(values, device).view({1, -1, 1});
   };
   const at::Tensor begin = tensor(start), size = tensor(length);
   const at::Tensor phase = at::arange(stride, at::device(device).dtype(at::kLong)).view({1, 1, -1});
@@ -70,13 +71,21 @@ at::Tensor tokens_of(const at::Tensor& x, const Pieces& pieces) {
   return ops::widened(at::stack(items)).masked_fill(padding, 0);
 }
 
-// A tensor [batch, heads, .., pieces, ..] added up over the pieces of each block.
+// A tensor [batch, heads, .., pieces, ..] added up over the pieces of each block, in one order on
+// every device: consecutive blocks of as many pieces at a time.
 at::Tensor sum_blocks(const at::Tensor& x, const Pieces& pieces, int64_t axis) {
-  const at::Tensor sizes = at::tensor(pieces.first, at::kLong).diff();
-  const at::Tensor block = at::arange(sizes.size(0), at::kLong).repeat_interleave(sizes);
-  std::vector<int64_t> shape = x.sizes().vec();
-  shape[static_cast<size_t>(axis)] = sizes.size(0);
-  return at::zeros(shape, x.options()).index_add(axis, block.to(x.device()), x);
+  const std::vector<int64_t>& first = pieces.first;
+  std::vector<at::Tensor> parts;
+  for (size_t begin = 0; begin + 1 < first.size();) {
+    const int64_t size = first[begin + 1] - first[begin];
+    size_t end = begin + 1;
+    while (end + 1 < first.size() && first[end + 1] - first[end] == size) ++end;
+    const auto blocks = static_cast<int64_t>(end - begin);
+    parts.push_back(
+        x.slice(axis, first[begin], first[end]).unflatten(axis, {blocks, size}).sum(axis + 1));
+    begin = end;
+  }
+  return parts.size() == 1 ? parts[0] : at::cat(parts, axis);
 }
 
 // [batch, heads, q blocks, kv blocks]: per pair of blocks the sum of the softmax between pieces.
@@ -94,10 +103,8 @@ at::Tensor shares_between(const AttentionCall& call, Pieces q, const Pieces& k, 
     }
     return at::stack(items);
   }
-  const at::Tensor scores =
-      at::matmul(tokens_of(call.q, q),
-                 per_head(tokens_of(call.k, k), call.q.size(1)).transpose(2, 3))
-          .mul(scale);
+  const at::Tensor scores = at::matmul(
+      tokens_of(call.q, q) * scale, per_head(tokens_of(call.k, k), call.q.size(1)).transpose(2, 3));
   // ln 0 = -inf keeps pieces of padding out.
   const at::Tensor weight = k.count.to(scores.scalar_type()).log().unsqueeze(1).unsqueeze(2);
   const at::Tensor count = q.count.to(scores.scalar_type()).unsqueeze(1).unsqueeze(3);
