@@ -6,12 +6,14 @@
 #include "core/check.h"
 #include "core/ops/device_kernel.h"
 #include "core/ops/kernel_threads.h"
+#include "core/ops/widened.h"
 #include "kernels/attention/block_scores.h"
 
 namespace fovea::ops {
 namespace {
 
-constexpr int64_t kPack = 8;  // channels that a GPU reads at a time
+constexpr int64_t kPack = 8;           // channels that a GPU reads at a time
+constexpr int64_t kMostHeads = 65535;  // of all items, on a GPU
 
 at::Tensor with_whole_channels(const at::Tensor& x) {
   return x.stride(-1) == 1 || x.size(-1) == 1 ? x : x.contiguous();
@@ -63,7 +65,8 @@ bool has_block_scores(const at::Tensor& x) { return x.is_cpu() && is_taken(x); }
 
 bool has_block_sums(const at::Tensor& x) {
   if (!x.is_cuda()) return has_block_scores(x);
-  return kHasCudaKernels && is_taken(x) && x.size(3) % kPack == 0 && x.size(3) <= kMaxScoreChannels;
+  return kHasCudaKernels && is_taken(x) && x.size(3) % kPack == 0 &&
+         x.size(3) <= kMaxScoreChannels && x.size(0) * x.size(1) <= kMostHeads;
 }
 
 BlockSums block_sums(const at::Tensor& x, const BlockPositions& positions, const at::Tensor& centre,
@@ -99,6 +102,14 @@ BlockSums block_sums(const at::Tensor& x, const BlockPositions& positions, const
   if (wanted != SumsOf::rows) args.directions = make(out.directions);
   run_on("block_sums", x.device(), args, &sum_on_cpu, FOVEA_CUDA_LAUNCHER(block_sums_cuda));
   return out;
+}
+
+at::Tensor wide_product(const at::Tensor& a, const at::Tensor& b) {
+  const bool is_half = a.element_size() == 2 && a.scalar_type() == b.scalar_type();
+  if (!a.is_cuda() || !is_half) return at::matmul(widened(a), widened(b));
+  // LibTorch has no gradient of it.
+  const at::Tensor left = a.detach().flatten(0, 1), right = b.detach().flatten(0, 1);
+  return at::bmm(left, right, at::kFloat).unflatten(0, {a.size(0), a.size(1)});
 }
 
 at::Tensor block_shares(const at::Tensor& q, const TokenGroups& q_groups, const at::Tensor& k,

@@ -35,6 +35,10 @@ enum class SumsOf { rows, directions, both };
 BlockSums block_sums(const at::Tensor& x, const BlockPositions& positions,
                      const at::Tensor& centre = {}, SumsOf wanted = SumsOf::rows);
 
+/// a · b in fp32 at least, of [batch, heads, ..] each; half types are multiplied as they are on
+/// GPUs, where that is many times as fast, and their sums are fp32 too.
+at::Tensor wide_product(const at::Tensor& a, const at::Tensor& b);
+
 /// Tokens of one side in groups of `phases` each, and groups in blocks.
 struct TokenGroups {
   at::Tensor rows;               ///< int64 [phases, groups]

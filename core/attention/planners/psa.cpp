@@ -11,7 +11,6 @@
 #include "core/attention/planners/sampling.h"
 #include "core/attention/select.h"
 #include "core/ops/block_scores.h"
-#include "core/ops/widened.h"
 
 namespace fovea {
 namespace {
@@ -60,13 +59,13 @@ Sample sample(const BlockAxis& blocks, const TokenOrder& order, const TokenLayou
 
 at::Tensor of_item(const at::Tensor& x, int64_t item) { return x[x.size(0) == 1 ? 0 : item]; }
 
-// [batch, heads, runs, dim], wide
+// [batch, heads, runs, dim]
 at::Tensor tokens_of(const at::Tensor& x, const Sample& sample) {
   std::vector<at::Tensor> items;
   for (int64_t item = 0; item < x.size(0); ++item) {
     items.push_back(x[item].index_select(1, of_item(sample.rows, item)));
   }
-  const at::Tensor tokens = ops::widened(at::stack(items));
+  const at::Tensor tokens = items.size() == 1 ? items[0].unsqueeze(0) : at::stack(items);
   if (!sample.valid.defined()) return tokens;
   return tokens.masked_fill(sample.valid.logical_not().unsqueeze(1).unsqueeze(3), 0);
 }
@@ -91,8 +90,7 @@ at::Tensor block_max(const at::Tensor& x, const std::vector<int64_t>& first_run,
 // [batch, heads, q blocks, kv blocks], a few blocks of queries after the others.
 at::Tensor largest_shares(const Sample& q, const Sample& k, const AttentionCall& call) {
   const at::Tensor queries = tokens_of(call.q, q);
-  const at::Tensor keys =
-      per_head(tokens_of(call.k, k), call.q.size(1)).transpose(2, 3) * sm_scale_of(call);
+  const at::Tensor keys = per_head(tokens_of(call.k, k), call.q.size(1)).transpose(2, 3);
   const int64_t row = queries.size(0) * queries.size(1) * std::max<int64_t>(keys.size(3), 1);
   std::vector<at::Tensor> parts;
   for (size_t begin = 0; begin + 1 < q.first_run.size();) {
@@ -102,11 +100,12 @@ at::Tensor largest_shares(const Sample& q, const Sample& k, const AttentionCall&
       ++end;
     }
     const int64_t first = q.first_run[begin], last = q.first_run[end];
-    at::Tensor logits = at::matmul(queries.slice(2, first, last), keys);
+    at::Tensor logits = ops::wide_product(queries.slice(2, first, last), keys) * sm_scale_of(call);
     if (k.valid.defined()) {
       logits = logits.masked_fill(k.valid.logical_not().unsqueeze(1).unsqueeze(2), -kInfinity);
     }
-    at::Tensor shares = shares_of(logits);
+    // Rows that see nothing are NaN.
+    at::Tensor shares = k.valid.defined() ? shares_of(logits) : at::softmax(logits, -1);
     if (q.valid.defined()) {
       shares = shares * q.valid.slice(1, first, last).unsqueeze(1).unsqueeze(3);
     }

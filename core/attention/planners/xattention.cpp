@@ -10,7 +10,6 @@
 #include "core/attention/device_constants.h"
 #include "core/attention/select.h"
 #include "core/ops/block_scores.h"
-#include "core/ops/widened.h"
 
 namespace fovea {
 namespace {
@@ -21,6 +20,7 @@ struct Pieces {
                      // the piece is shorter
   at::Tensor count;  // [batch or 1, pieces]: tokens that are not padding
   std::vector<int64_t> first;  // piece of each block, and the number of pieces
+  bool is_even = false;        // whether all have as many tokens, none of them padding
 };
 
 Pieces cut(const BlockAxis& blocks, const TokenOrder& order, const TokenLayout& layout,
@@ -36,6 +36,9 @@ Pieces cut(const BlockAxis& blocks, const TokenOrder& order, const TokenLayout& 
     }
   }
   out.first.push_back(static_cast<int64_t>(start.size()));
+  out.is_even = !layout.valid_mask().defined() && !length.empty() &&
+                std::all_of(length.begin(), length.end(),
+                            [&](int64_t tokens) { return tokens == length[0]; });
   const auto tensor = [&](const std::vector<int64_t>& values) {
     return device_numbers(values, device).view({1, -1, 1});
   };
@@ -57,7 +60,7 @@ Pieces cut(const BlockAxis& blocks, const TokenOrder& order, const TokenLayout& 
   return out;
 }
 
-// [batch, heads, pieces, stride · dim], wide; 0 for a piece of padding
+// [batch, heads, pieces, stride · dim]; 0 for a piece of padding
 at::Tensor tokens_of(const at::Tensor& x, const Pieces& pieces) {
   std::vector<at::Tensor> items;
   for (int64_t item = 0; item < x.size(0); ++item) {
@@ -67,8 +70,9 @@ at::Tensor tokens_of(const at::Tensor& x, const Pieces& pieces) {
                         .unflatten(1, {rows.size(0), rows.size(1)})
                         .flatten(2));
   }
-  const at::Tensor padding = pieces.count.eq(0).unsqueeze(1).unsqueeze(3);
-  return ops::widened(at::stack(items)).masked_fill(padding, 0);
+  const at::Tensor all = items.size() == 1 ? items[0].unsqueeze(0) : at::stack(items);
+  if (pieces.is_even) return all;
+  return all.masked_fill(pieces.count.eq(0).unsqueeze(1).unsqueeze(3), 0);
 }
 
 // A tensor [batch, heads, .., pieces, ..] added up over the pieces of each block, in one order on
@@ -88,7 +92,8 @@ at::Tensor sum_blocks(const at::Tensor& x, const Pieces& pieces, int64_t axis) {
   return parts.size() == 1 ? parts[0] : at::cat(parts, axis);
 }
 
-// [batch, heads, q blocks, kv blocks]: per pair of blocks the sum of the softmax between pieces.
+// [batch, heads, q blocks, kv blocks]: per pair of blocks the sum of the softmax between pieces, up
+// to one factor for all.
 at::Tensor shares_between(const AttentionCall& call, Pieces q, const Pieces& k, double scale) {
   q.rows = q.rows.flip(2);  // antidiagonals
   if (ops::has_block_scores(call.q) && call.q.size(3) <= ops::kMaxScoreChannels) {
@@ -103,12 +108,20 @@ at::Tensor shares_between(const AttentionCall& call, Pieces q, const Pieces& k, 
     }
     return at::stack(items);
   }
-  const at::Tensor scores = at::matmul(
-      tokens_of(call.q, q) * scale, per_head(tokens_of(call.k, k), call.q.size(1)).transpose(2, 3));
-  // ln 0 = -inf keeps pieces of padding out.
-  const at::Tensor weight = k.count.to(scores.scalar_type()).log().unsqueeze(1).unsqueeze(2);
-  const at::Tensor count = q.count.to(scores.scalar_type()).unsqueeze(1).unsqueeze(3);
-  return sum_blocks(sum_blocks(shares_of(scores + weight) * count, k, 3), q, 2);
+  at::Tensor scores =
+      ops::wide_product(tokens_of(call.q, q),
+                        per_head(tokens_of(call.k, k), call.q.size(1)).transpose(2, 3)) *
+      scale;
+  if (!k.is_even) {
+    // ln 0 = -inf keeps pieces of padding out.
+    scores = scores + k.count.to(scores.scalar_type()).log().unsqueeze(1).unsqueeze(2);
+  }
+  // Rows that see nothing are NaN.
+  at::Tensor shares = k.is_even ? at::softmax(scores, -1) : shares_of(scores);
+  if (!q.is_even) {
+    shares = shares * q.count.to(scores.scalar_type()).unsqueeze(1).unsqueeze(3);
+  }
+  return sum_blocks(sum_blocks(shares, k, 3), q, 2);
 }
 
 }  // namespace
