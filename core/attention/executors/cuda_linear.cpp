@@ -1,6 +1,8 @@
 #include "core/attention/executors/cuda_linear.h"
 
 #include <algorithm>
+#include <functional>
+#include <initializer_list>
 
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
@@ -22,9 +24,11 @@ kernels::LinearFeature feature_of(FeatureMap map) {
   return kernels::LinearFeature::elu_plus_one;
 }
 
+// Null too where the selection is of keys that are not the call's.
 const Selection* complemented(const AttentionPlan& plan, const LinearBranch& branch) {
   if (!branch.complement_of) return nullptr;
-  return &std::get<SoftmaxBranch>(plan.branches[*branch.complement_of].kind).selection;
+  const auto& softmax = std::get<SoftmaxBranch>(plan.branches[*branch.complement_of].kind);
+  return softmax.keys ? nullptr : &softmax.selection;
 }
 
 bool is_taken(const BlockAxis& blocks, const TokenOrder& order, const TokenLayout& layout) {
@@ -34,11 +38,11 @@ bool is_taken(const BlockAxis& blocks, const TokenOrder& order, const TokenLayou
          blocks.max_size() <= kernels::kMostLinearRows && !layout.valid_mask().defined();
 }
 
-bool wants_gradient(const LinearBranch& branch, const AttentionCall& call) {
-  if (!c10::GradMode::is_enabled()) return false;
-  const at::Tensor* all[] = {&call.q, &call.k, &call.v, &branch.proj_weight, &branch.proj_bias};
-  return std::any_of(std::begin(all), std::end(all),
-                     [](const at::Tensor* x) { return x->defined() && x->requires_grad(); });
+// Whether any of them is asked for its gradient.
+bool want_gradient(std::initializer_list<std::reference_wrapper<const at::Tensor>> all) {
+  return c10::GradMode::is_enabled() &&
+         std::any_of(all.begin(), all.end(),
+                     [](const at::Tensor& x) { return x.defined() && x.requires_grad(); });
 }
 
 template <typename View>
@@ -122,7 +126,7 @@ bool has_linear_kernel(const AttentionPlan& plan, const LinearBranch& branch,
   return fits && (call.q.is_cpu() || (call.q.is_cuda() && ops::kHasCudaKernels)) &&
          is_taken(selection->q_blocks, plan.q_order, call.q_layout) &&
          is_taken(selection->kv_blocks, plan.kv_order, call.kv_layout) &&
-         !wants_gradient(branch, call);
+         !want_gradient({call.q, call.k, call.v, branch.proj_weight, branch.proj_bias});
 }
 
 at::Tensor run_linear_kernel(const AttentionPlan& plan, const LinearBranch& branch,
@@ -169,7 +173,7 @@ const LinearBranch* linear_to_add(const AttentionPlan& plan, const AttentionCall
   const auto has_weight = [](const at::Tensor& weight) { return weight.defined(); };
   if (plan.branches.size() != 2 || plan.num_groups() != 2 ||
       std::any_of(plan.group_weights.begin(), plan.group_weights.end(), has_weight) ||
-      !std::holds_alternative<SoftmaxBranch>(plan.branches[0].kind)) {
+      !std::holds_alternative<SoftmaxBranch>(plan.branches[0].kind) || want_gradient({call.bias})) {
     return nullptr;
   }
   const auto* linear = std::get_if<LinearBranch>(&plan.branches[1].kind);

@@ -274,6 +274,20 @@ TEST_P(CudaExecutorTest, AddsLinearAttentionOfSkippedBlocks) {
   }
 }
 
+TEST_P(CudaExecutorTest, LinearAttentionWithGradientsIsThatOfTensors) {
+  AttentionCall call =
+      call_of(TokenLayout::grid(1, 10, 20), {.layout = {}, .kv_heads = 4, .dim = 64});
+  const AttentionPlan plan = sla_plan(call, {.density = 0.3});
+  ASSERT_NE(linear_to_add(plan, call), nullptr);
+  call.bias = on(at::zeros({1, 1, 1, 200})).requires_grad_();
+  EXPECT_EQ(linear_to_add(plan, call), nullptr);
+  call.bias = at::Tensor();
+  call.v = call.v.detach().clone().requires_grad_();
+  EXPECT_EQ(linear_to_add(plan, call), nullptr);
+  const c10::NoGradGuard no_gradients;
+  EXPECT_NE(linear_to_add(plan, call), nullptr);
+}
+
 TEST_P(CudaExecutorTest, LinearAttentionOfNoBlockIsZero) {
   const AttentionCall call =
       call_of(TokenLayout::grid(1, 10, 20), {.layout = {}, .kv_heads = 4, .dim = 64});
