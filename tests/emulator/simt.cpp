@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <csetjmp>
+#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <map>
@@ -21,9 +22,14 @@ namespace {
 constexpr size_t kStackBytes = 256 * 1024;
 constexpr int kWarp = 32, kWarpgroup = 128;
 
+uint32_t seed_of_environment() {
+  const char* const seed = std::getenv("FOVEA_EMULATOR_SEED");
+  return seed == nullptr ? 1 : static_cast<uint32_t>(std::strtoul(seed, nullptr, 10));
+}
+
 struct Settings {
   Timing timing = Timing::any;
-  std::minstd_rand random{1};
+  std::minstd_rand random{seed_of_environment() + 1};
 };
 Settings g_settings;
 
