@@ -157,6 +157,24 @@ Partial finish_linear(const LinearBranch& branch, const at::Tensor& weighted,
   return result;
 }
 
+namespace {
+
+// Features of all queries and keys, wide, and the values with a column that counts; keys that are
+// padding have features 0. All of q's heads.
+struct Operands {
+  at::Tensor q, k, v;
+};
+Operands operands_of(const LinearBranch& branch, const AttentionCall& call) {
+  at::Tensor invalid = call.kv_layout.valid_mask();
+  if (invalid.defined()) invalid = invalid.logical_not().transpose(2, 3);
+  at::Tensor k = features(widened(call.k), branch.feature_map);
+  if (invalid.defined()) k = k.masked_fill(invalid, 0);
+  return {features(widened(call.q), branch.feature_map), ops::spread_heads(k, call.q.size(1)),
+          counted_values(call, invalid)};
+}
+
+}  // namespace
+
 std::optional<std::string> why_not_block_linear(const AttentionPlan& plan,
                                                 const LinearBranch& branch) {
   const SoftmaxBranch* other = complemented(plan, branch);
@@ -167,14 +185,8 @@ std::optional<std::string> why_not_block_linear(const AttentionPlan& plan,
 
 Partial run_block_linear(const AttentionPlan& plan, const LinearBranch& branch,
                          const AttentionCall& call) {
-  const int64_t heads = call.q.size(1);
-  const at::Tensor q = features(widened(call.q), branch.feature_map);
-  at::Tensor invalid = call.kv_layout.valid_mask();
-  if (invalid.defined()) invalid = invalid.logical_not().transpose(2, 3);
-  at::Tensor k = features(widened(call.k), branch.feature_map);
-  if (invalid.defined()) k = k.masked_fill(invalid, 0);
-  k = ops::spread_heads(k, heads);
-  const at::Tensor v = counted_values(call, invalid);
+  const auto [q, k, v] = operands_of(branch, call);
+  const int64_t heads = q.size(1);
   const SoftmaxBranch* other = complemented(plan, branch);
   at::Tensor sums;
   if (other == nullptr) {
@@ -216,14 +228,8 @@ Partial run_linear_on_device(const AttentionPlan& plan, const LinearBranch& bran
   if (has_linear_kernel(plan, branch, call)) {
     return {run_linear_kernel(plan, branch, call, /*added=*/{}), {}};
   }
-  const int64_t heads = call.q.size(1);
-  const at::Tensor q = features(widened(call.q), branch.feature_map);
-  at::Tensor invalid = call.kv_layout.valid_mask();
-  if (invalid.defined()) invalid = invalid.logical_not().transpose(2, 3);
-  at::Tensor k = features(widened(call.k), branch.feature_map);
-  if (invalid.defined()) k = k.masked_fill(invalid, 0);
-  k = ops::spread_heads(k, heads);
-  const at::Tensor v = counted_values(call, invalid);
+  const auto [q, k, v] = operands_of(branch, call);
+  const int64_t heads = q.size(1);
   const SoftmaxBranch* other = complemented(plan, branch);
   at::Tensor sums;
   if (other == nullptr) {

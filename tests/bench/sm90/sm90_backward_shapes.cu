@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kernels/attention/launch_backward_sm90.cuh"
+#include "tests/bench/sm90/stopwatch.h"
 
 namespace {
 
@@ -73,28 +74,6 @@ Contestant contestant() {
   std::snprintf(name, sizeof name, "%s, %d x %d, %d stages%s", Shape::kColumns ? "columns" : "rows",
                 Shape::kOwn, Shape::kOthers, Shape::kStages, Shape::kHold ? ", hold" : "");
   return {name, Shape::kColumns ? 4 : 3, launch_backward<Shape, Type::bf16>};
-}
-
-double seconds_of(const Contestant& contestant, const CudaAttentionBackwardArgs& args) {
-  constexpr double kDuration = 0.3;
-  cudaEvent_t begin, end;
-  cudaEventCreate(&begin), cudaEventCreate(&end);
-  int runs = 2;
-  float ms = 0;
-  for (int pass = 0; pass < 3; ++pass) {  // counts, warms up, measures
-    cudaEventRecord(begin);
-    for (int i = 0; i < runs; ++i) {
-      const Status status = contestant.run(args, {});
-      if (!status.ok()) std::printf("FAILED %s: %s\n", contestant.name.c_str(), status.message);
-    }
-    cudaEventRecord(end);
-    const cudaError_t code = cudaEventSynchronize(end);
-    if (code != cudaSuccess) std::printf("FAILED: %s\n", cudaGetErrorString(code));
-    cudaEventElapsedTime(&ms, begin, end);
-    if (pass == 0) runs = std::max(1, static_cast<int>(kDuration * 1e3 * runs / ms));
-  }
-  cudaEventDestroy(begin), cudaEventDestroy(end);
-  return ms * 1e-3 / runs;
 }
 
 struct Problem {
@@ -170,7 +149,8 @@ void measure(const Problem& p, std::vector<Contestant> contestants) {
   for (int pass = 0; pass < 2; ++pass) {
     for (size_t i = 0; i < contestants.size(); ++i) {
       Contestant& now = contestants[pass == 0 ? i : contestants.size() - 1 - i];
-      now.rates.push_back(now.products * product / seconds_of(now, args) * 1e-12);
+      now.rates.push_back(now.products * product /
+                          seconds_of(now.name.c_str(), [&] { return now.run(args, {}); }) * 1e-12);
     }
   }
   for (const Contestant& now : contestants) {

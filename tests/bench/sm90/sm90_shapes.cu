@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "kernels/attention/launch_sm90.cuh"
+#include "tests/bench/sm90/stopwatch.h"
 
 namespace {
 
@@ -29,27 +30,6 @@ Contestant contestant() {
   std::snprintf(name, sizeof name, "%d x %d, %d stages%s", 64 * kGroups, kKeys, kStages,
                 kHold ? ", hold" : "");
   return {name, launch<ForwardShape<kDim, kGroups, kKeys, kStages, 0, kHold>, Type::bf16>};
-}
-
-double seconds_of(const Contestant& contestant, const CudaAttentionArgs& args) {
-  constexpr double kDuration = 0.3;
-  cudaEvent_t begin, end;
-  cudaEventCreate(&begin), cudaEventCreate(&end);
-  int runs = 2;
-  float ms = 0;
-  for (int pass = 0; pass < 3; ++pass) {  // counts, warms up, measures
-    cudaEventRecord(begin);
-    for (int i = 0; i < runs; ++i) {
-      const Status status = contestant.run(args, {});
-      if (!status.ok()) std::printf("FAILED %s: %s\n", contestant.name.c_str(), status.message);
-    }
-    cudaEventRecord(end);
-    cudaEventSynchronize(end);
-    cudaEventElapsedTime(&ms, begin, end);
-    if (pass == 0) runs = std::max(1, static_cast<int>(kDuration * 1e3 * runs / ms));
-  }
-  cudaEventDestroy(begin), cudaEventDestroy(end);
-  return ms * 1e-3 / runs;
 }
 
 struct Problem {
@@ -103,7 +83,8 @@ void measure(const Problem& p, std::vector<Contestant> contestants, const Wish& 
   for (int pass = 0; pass < (wish.once ? 0 : 2); ++pass) {
     for (size_t i = 0; i < contestants.size(); ++i) {
       Contestant& now = contestants[pass == 0 ? i : contestants.size() - 1 - i];
-      now.rates.push_back(products / seconds_of(now, args) * 1e-12);
+      now.rates.push_back(products /
+                          seconds_of(now.name.c_str(), [&] { return now.run(args, {}); }) * 1e-12);
     }
   }
   for (const Contestant& now : contestants) {
