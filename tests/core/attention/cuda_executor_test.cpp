@@ -1,4 +1,4 @@
-// Executors of GPUs: with the kernel emulated on the CPU, and on a GPU where there is one.
+// Results of executors of GPUs, emulated and on a GPU where there is one.
 
 #include "core/attention/executors/cuda.h"
 
@@ -10,76 +10,16 @@
 #include "core/attention/executors/checked.h"
 #include "core/check.h"
 #include "tests/conformance/suite.h"
+#include "tests/core/attention/cuda_case.h"
 #include "tests/core/attention/plan_cases.h"
-#include "tests/support/emulated_cuda.h"
 
 namespace fovea {
 namespace {
 
 using test::selection_of;
 
-std::vector<const CudaBackend*> backends() {
-#if FOVEA_HAS_CUDA
-  return {&test::emulated_backend(), &sm90_backend(), &sm80_backend()};
-#else
-  return {&test::emulated_backend()};
-#endif
-}
-
-class CudaExecutorTest : public testing::TestWithParam<const CudaBackend*> {
+class CudaExecutorTest : public test::CudaBackendTest {
  protected:
-  void SetUp() override {
-    at::manual_seed(1);
-    if (GetParam() != &test::emulated_backend()) {
-      if (!at::hasCUDA()) GTEST_SKIP() << "no GPU";
-      device_ = at::Device(at::kCUDA, 0);
-    }
-    AttentionCall call;
-    call.q = at::zeros({1, 1, 1, 64}, at::device(device_).dtype(at::kHalf));
-    if (const auto reason = GetParam()->why_not(call)) GTEST_SKIP() << *reason;
-    executor_ = std::make_unique<CudaExecutor>(*GetParam());
-  }
-  at::Tensor on(const at::Tensor& x) const { return x.defined() ? x.to(device_) : x; }
-  TokenLayout on(const TokenLayout& layout) const {
-    TokenLayout out;
-    for (size_t i = 0; i < layout.segments().size(); ++i) {
-      const Segment& segment = layout.segments()[i];
-      const auto& [frames, height, width] = segment.grid;
-      const at::Tensor valid = on(layout.valid_len()[i]);
-      if (segment.kind == Segment::Kind::grid) {
-        out.append(valid.defined() ? TokenLayout::sequence(segment.capacity, valid)
-                                   : TokenLayout::grid(frames, height, width));
-      } else if (segment.kind == Segment::Kind::text) {
-        out.append(TokenLayout::text(segment.capacity, valid));
-      } else {
-        out.append(TokenLayout::extra(segment.capacity));
-      }
-    }
-    return out;
-  }
-  AttentionCall call_of(const TokenLayout& layout, test::Case c = {.layout = {}}) const {
-    c.layout = on(layout);
-    if (c.dim == 40) c.dim = 64;
-    if (c.dtype == at::kFloat) c.dtype = at::kBFloat16;
-    AttentionCall call = test::make_call(c);
-    call.q = on(call.q), call.k = on(call.k), call.v = on(call.v);
-    return call;
-  }
-  BlockAxis on(const BlockAxis& axis) const {
-    if (!axis.device_offsets().defined()) return axis;
-    return BlockAxis::from_offsets(on(axis.device_offsets()), axis.max_size());
-  }
-  TokenOrder on(const TokenOrder& order) const {
-    return order.kind() == TokenOrder::Kind::index ? TokenOrder::index(on(order.index_rows()))
-                                                   : order;
-  }
-  void set_random_blocks(AttentionPlan& plan, const AttentionCall& call, int64_t count) const {
-    Selection& selection = selection_of(plan);
-    const int64_t heads = call.q.size(1), kv_heads = call.k.size(1), items = call.q.size(0);
-    selection.q_blocks = on(test::random_blocks(items, heads, 9, call.q.size(2)));
-    selection.kv_blocks = on(test::random_blocks(1, kv_heads, 12, call.k.size(2)));
-    selection.classes = on(test::random_classes(selection, items, heads, count));
-  }
   void expect_rules(const AttentionPlan& plan, const AttentionCall& call) {
     validate(plan, call);
     ASSERT_EQ(executor_->why_not(plan, call), std::nullopt) << plan.describe();
@@ -96,9 +36,6 @@ class CudaExecutorTest : public testing::TestWithParam<const CudaBackend*> {
     test::expect_same_bits(result.out.nan_to_num(), again.out.nan_to_num(), plan.describe());
     test::expect_same_bits(result.lse, again.lse, plan.describe());
   }
-
-  at::Device device_ = at::kCPU;
-  std::unique_ptr<Executor> executor_;
 };
 
 TEST_P(CudaExecutorTest, MeetsTheRulesOfConformance) {
@@ -299,7 +236,7 @@ TEST_P(CudaExecutorTest, LoweredPlansServeOtherTensors) {
   test::expect_same_bits(got.lse, expected.lse, "lse");
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, CudaExecutorTest, testing::ValuesIn(backends()),
+INSTANTIATE_TEST_SUITE_P(Backends, CudaExecutorTest, testing::ValuesIn(test::cuda_backends()),
                          [](const auto& info) { return std::string(info.param->name); });
 
 TEST(CudaExecutorReasons, AreSaidInWords) {
@@ -324,8 +261,24 @@ TEST(CudaExecutorReasons, AreSaidInWords) {
             "computes in bf16 and fp16, the inputs are Float");
   EXPECT_EQ(reason([](Plan&, Call& c) { c.v = c.v.slice(3, 0, 8); }),
             "takes values of as many channels as keys");
-  EXPECT_EQ(reason([](Plan&, Call& c) { c.k = c.k.clone().requires_grad_(); }),
-            "has no backward pass");
+  EXPECT_EQ(reason([](Plan&, Call& c) { c.k = c.k.clone().requires_grad_(); }), "none");
+  EXPECT_EQ(reason([](Plan&, Call& c) {
+              c.bias = at::zeros({1, 1, 1, 9}).requires_grad_();
+            }),
+            "gives no gradients of biases");
+  EXPECT_EQ(reason([](Plan& p, Call& c) {
+              const at::Tensor bias = at::zeros({1, 1, 9}).requires_grad_();
+              std::get<SoftmaxBranch>(p.branches[0].kind).keys = GivenKeys{c.k, c.v, bias};
+            }),
+            "gives no gradients of biases");
+  const auto with_channels = [&](int64_t channels, bool wants_gradient) {
+    return reason([&](Plan&, Call& c) {
+      for (at::Tensor* x : {&c.q, &c.k, &c.v}) *x = at::zeros({1, 1, 9, channels}, x->options());
+      c.q.requires_grad_(wants_gradient);
+    });
+  };
+  EXPECT_EQ(with_channels(136, true), "gives gradients of up to 128 channels a head");
+  EXPECT_EQ(with_channels(136, false), "none");
   EXPECT_EQ(reason([](Plan&, Call& c) { c.sm_scale = 0; }), "takes scales above 0");
   EXPECT_EQ(reason([](Plan& p, Call&) {
               auto& branch = std::get<SoftmaxBranch>(p.branches[0].kind);
@@ -341,6 +294,14 @@ TEST(CudaExecutorReasons, AreSaidInWords) {
             }),
             "takes up to 4 stored predicates");
 #if FOVEA_HAS_CUDA
+  for (const CudaBackend* backend : {&sm90_backend(), &sm80_backend()}) {
+    AttentionCall call;
+    call.q = at::zeros({1, 1, 1, 128});
+    EXPECT_EQ(backend->backward.why_not(call), std::nullopt);
+    call.q = at::zeros({1, 1, 1, 96});
+    EXPECT_EQ(backend->backward.why_not(call),
+              "gives gradients of 64 or 128 channels a head, not of 96");
+  }
   const test::Case c{.layout = TokenLayout::sequence(9), .dtype = at::kHalf};
   EXPECT_EQ(CudaExecutor(sm90_backend()).why_not(AttentionPlan::dense("plan"), test::make_call(c)),
             "runs on NVIDIA GPUs of compute capability 9.0");
