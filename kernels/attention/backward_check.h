@@ -44,9 +44,6 @@ inline Status what_is_wrong_backward(const CudaAttentionBackwardArgs& args) {
   if (wants_keys && f.lists.tiles != nullptr && args.columns.tiles == nullptr) {
     return {StatusCode::invalid, "lists of columns are missing"};
   }
-  if (wants_keys && (f.lists.masks != nullptr) != (args.columns.masks != nullptr)) {
-    return {StatusCode::invalid, "masks of rows or of columns are missing"};
-  }
   return {};
 }
 

@@ -12,7 +12,7 @@ using namespace sm90;
 // (of lists), whether the wait for dP is held back.
 template <int kDim>
 using DenseRows = std::conditional_t<kDim == 64, BackwardShape<false, 64, 2, 128, 4, 0, true>,
-                                     BackwardShape<false, 128, 3, 64, 3, 0, true>>;
+                                     BackwardShape<false, 128, 3, 64, 3>>;
 template <int kDim>
 using DenseColumns = std::conditional_t<kDim == 64, BackwardShape<true, 64, 2, 96, 4>,
                                         BackwardShape<true, 128, 2, 64, 4>>;

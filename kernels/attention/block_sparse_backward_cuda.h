@@ -27,8 +27,9 @@ struct CudaAttentionBackwardArgs {
   /// Of forward.more, wanted where grad_k and grad_v are: [batch, kv_heads, more.len, dim]
   MutableHeadRows grad_more_k, grad_more_v;
   /// forward.lists from the side of the keys: its tiles are of keys, its spans of queries, its
-  /// masks say for each key of a tile which queries of a span see it. Heads of one kv head have the
-  /// same tiles, the spans of each head are its own. Without forward.lists not used.
+  /// masks say for each key of a tile which queries of a span see it; one side may have some where
+  /// the other needs none. Heads of one kv head have the same tiles, the spans of each head are its
+  /// own. Without forward.lists not used.
   TileLists columns;
   AttentionTile column_tile;   ///< `queries` keys that see spans of at most `keys` queries
   float* workspace = nullptr;  ///< of so many bytes as below, aligned to 16

@@ -7,6 +7,7 @@
 
 #include "core/attention/executors/cuda.h"
 #include "core/check.h"
+#include "kernels/attention/backward_check.h"
 #include "kernels/common/half.h"
 
 // What `CudaAttentionArgs` and `CudaAttentionBackwardArgs` say, number by number on the CPU in
@@ -203,6 +204,8 @@ class EmulatedCudaBackward : EmulatedCuda {
     FOVEA_ASSERT(args_.lists.tiles != nullptr ||
                  (args_.key_bias.data == nullptr && args_.more.k.data == nullptr));
     FOVEA_ASSERT(args_.out_order.rows == nullptr);
+    const kernels::Status wrong = kernels::what_is_wrong_backward(all_);
+    FOVEA_ASSERT(wrong.ok(), wrong.message);
     const auto known = [](int64_t count, int64_t stride) { return count == 1 ? 0 : stride; };
     check(all_.grad_out.data, known(args_.batch, all_.grad_out.batch_stride),
           known(args_.heads, all_.grad_out.head_stride),

@@ -261,24 +261,6 @@ TEST(CudaExecutorReasons, AreSaidInWords) {
             "computes in bf16 and fp16, the inputs are Float");
   EXPECT_EQ(reason([](Plan&, Call& c) { c.v = c.v.slice(3, 0, 8); }),
             "takes values of as many channels as keys");
-  EXPECT_EQ(reason([](Plan&, Call& c) { c.k = c.k.clone().requires_grad_(); }), "none");
-  EXPECT_EQ(reason([](Plan&, Call& c) {
-              c.bias = at::zeros({1, 1, 1, 9}).requires_grad_();
-            }),
-            "gives no gradients of biases");
-  EXPECT_EQ(reason([](Plan& p, Call& c) {
-              const at::Tensor bias = at::zeros({1, 1, 9}).requires_grad_();
-              std::get<SoftmaxBranch>(p.branches[0].kind).keys = GivenKeys{c.k, c.v, bias};
-            }),
-            "gives no gradients of biases");
-  const auto with_channels = [&](int64_t channels, bool wants_gradient) {
-    return reason([&](Plan&, Call& c) {
-      for (at::Tensor* x : {&c.q, &c.k, &c.v}) *x = at::zeros({1, 1, 9, channels}, x->options());
-      c.q.requires_grad_(wants_gradient);
-    });
-  };
-  EXPECT_EQ(with_channels(136, true), "gives gradients of up to 128 channels a head");
-  EXPECT_EQ(with_channels(136, false), "none");
   EXPECT_EQ(reason([](Plan&, Call& c) { c.sm_scale = 0; }), "takes scales above 0");
   EXPECT_EQ(reason([](Plan& p, Call&) {
               auto& branch = std::get<SoftmaxBranch>(p.branches[0].kind);
@@ -294,14 +276,6 @@ TEST(CudaExecutorReasons, AreSaidInWords) {
             }),
             "takes up to 4 stored predicates");
 #if FOVEA_HAS_CUDA
-  for (const CudaBackend* backend : {&sm90_backend(), &sm80_backend()}) {
-    AttentionCall call;
-    call.q = at::zeros({1, 1, 1, 128});
-    EXPECT_EQ(backend->backward.why_not(call), std::nullopt);
-    call.q = at::zeros({1, 1, 1, 96});
-    EXPECT_EQ(backend->backward.why_not(call),
-              "gives gradients of 64 or 128 channels a head, not of 96");
-  }
   const test::Case c{.layout = TokenLayout::sequence(9), .dtype = at::kHalf};
   EXPECT_EQ(CudaExecutor(sm90_backend()).why_not(AttentionPlan::dense("plan"), test::make_call(c)),
             "runs on NVIDIA GPUs of compute capability 9.0");

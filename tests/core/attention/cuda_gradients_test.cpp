@@ -217,6 +217,14 @@ TEST_P(CudaGradients, OfPredicates) {
       set_random_blocks(plan, call, 2);
       expect_gradients(plan, call);
     }
+    // Half of each block of queries: rows have masks, columns have none.
+    AttentionPlan halves = AttentionPlan::dense("halves");
+    Selection& selection = selection_of(halves);
+    selection.q_blocks = selection.kv_blocks = BlockAxis::uniform(call.q_layout, 128);
+    selection.classes = on(test::random_classes(selection, 2, 4, 2));
+    const at::Tensor half = at::arange(length).remainder(128).ge(64).view({1, 1, length, 1});
+    selection.predicates = {StoredPredicate{on(half.expand({1, 1, length, length}).clone())}};
+    expect_gradients(halves, call);
     AttentionPlan plan = AttentionPlan::dense("both");
     selection_of(plan).predicates = {StoredPredicate{seen}};
     selection_of(plan).summaries = {{.pool = 3}};
@@ -379,6 +387,41 @@ TEST_P(CudaGradients, HaveNoGradientsThemselves) {
   Own own(AttentionPlan::dense("plan"), call, call.q.scalar_type());
   const AttentionResult result = executor_->run(own.plan, own.call, nullptr);
   EXPECT_THROW(torch::autograd::grad({result.out.sum()}, {own.call.q}, {}, true, true), Error);
+}
+
+TEST(CudaGradientsReasons, AreSaidInWords) {
+  const CudaExecutor executor(test::emulated_backend());
+  const test::Case c{.layout = TokenLayout::sequence(9), .dtype = at::kHalf};
+  const AttentionPlan plan = AttentionPlan::dense("plan");
+  AttentionCall call = test::make_call(c);
+  call.k = call.k.clone().requires_grad_();
+  EXPECT_EQ(executor.why_not(plan, call), std::nullopt);
+  call.bias = at::zeros({1, 1, 1, 9});
+  EXPECT_EQ(executor.why_not(plan, call), std::nullopt);
+  call.bias.requires_grad_();
+  EXPECT_EQ(executor.why_not(plan, call), "gives no gradients of biases");
+  {
+    const c10::NoGradGuard no_gradients;
+    EXPECT_EQ(executor.why_not(plan, call), std::nullopt);
+  }
+  call = test::make_call(c);
+  AttentionPlan given = plan;
+  const at::Tensor bias = at::zeros({1, 1, 9}).requires_grad_();
+  std::get<SoftmaxBranch>(given.branches[0].kind).keys = GivenKeys{call.k, call.v, bias};
+  EXPECT_EQ(executor.why_not(given, call), "gives no gradients of biases");
+  for (at::Tensor* x : {&call.q, &call.k, &call.v}) *x = at::zeros({1, 1, 9, 136}, x->options());
+  EXPECT_EQ(executor.why_not(plan, call), std::nullopt);
+  call.v.requires_grad_();
+  EXPECT_EQ(executor.why_not(plan, call), "gives gradients of up to 128 channels a head");
+#if FOVEA_HAS_CUDA
+  for (const CudaBackend* backend : {&sm90_backend(), &sm80_backend()}) {
+    call.q = at::zeros({1, 1, 1, 128});
+    EXPECT_EQ(backend->backward.why_not(call), std::nullopt);
+    call.q = at::zeros({1, 1, 1, 96});
+    EXPECT_EQ(backend->backward.why_not(call),
+              "gives gradients of 64 or 128 channels a head, not of 96");
+  }
+#endif
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, CudaGradients, testing::ValuesIn(test::cuda_backends()),
