@@ -116,7 +116,7 @@ struct Differentiator {
         const float* bias = notes.data;
         if (bias == nullptr) continue;
         int first = fragment::column(thread, 0);
-        asm volatile("" : "+r"(first));  // or it is kept from the begin of the kernel
+        ptx::opaque(first);  // or it is kept from the begin of the kernel
         const int from = notes.from - first;
         const int to = static_cast<int>(memory.spans[place.slot][piece] & 255) - first;
         bias += first;
@@ -328,7 +328,7 @@ struct Differentiator {
   __device__ void copy_rows(const char* box, char* to, int64_t stride, int rows) const {
     constexpr int kUnits = Shape::kDim / 8;  // of 8 columns
     int begin = thread;
-    asm volatile("" : "+r"(begin));  // or its places are found, and kept, long before
+    ptx::opaque(begin);  // or its places are found, and kept, long before
 #pragma unroll 1
     for (int i = begin; i < rows * kUnits; i += 128) {
       const int row = i / kUnits, unit = i % kUnits;

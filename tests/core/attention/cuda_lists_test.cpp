@@ -201,7 +201,7 @@ TEST(CudaLists, MasksAreOfPartsOnly) {
 // On a GPU all is as on the CPU.
 TEST(CudaLists, AreTheSameOnAGpu) {
 #if FOVEA_HAS_CUDA
-  if (!at::hasCUDA()) GTEST_SKIP() << "no GPU";
+  if (!at::hasCUDA()) GTEST_SKIP() << "missing: a GPU";
   std::vector<DeviceLists> of_cpu;
   for_each_problem(300, at::kCPU, [&](const test::Problem& problem, const SoftmaxBranch& branch) {
     for (const bool of_columns : {false, true}) {
@@ -226,7 +226,7 @@ TEST(CudaLists, AreTheSameOnAGpu) {
     expect_next(problem, lists_of(problem, branch, true));
   });
 #else
-  GTEST_SKIP() << "built without CUDA";
+  GTEST_SKIP() << "missing: CUDA in this build";
 #endif
 }
 
