@@ -425,8 +425,7 @@ struct Differentiator {
 template <typename Shape, Type kType>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     backward_kernel(const __grid_constant__ BackwardParams params) {
-  extern __shared__ __align__(128) char shared[];
-  auto& memory = *reinterpret_cast<BackwardMemory<Shape>*>(shared);
+  auto& memory = *reinterpret_cast<BackwardMemory<Shape>*>(ptx::dynamic_memory());
   const BackwardWork& work = memory.work;
   if (threadIdx.x == 0) memory.work = find_backward_work<Shape>(params, blockIdx.x);
   __syncthreads();

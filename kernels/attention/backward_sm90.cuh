@@ -374,9 +374,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     backward_kernel(const __grid_constant__ BackwardMaps maps,
                     const __grid_constant__ BackwardParams params) {
 #ifdef FOVEA_SM90A
-  extern __shared__ char shared[];
-  const uint32_t past = ptx::shared_address(shared) % 1024;
-  auto& memory = *reinterpret_cast<BackwardMemory<Shape>*>(shared + (1024 - past) % 1024);
+  auto& memory = *reinterpret_cast<BackwardMemory<Shape>*>(ptx::dynamic_memory());
   if (threadIdx.x == 0) {
     ptx::barrier_init(&memory.own_full, 1);
     ptx::barrier_init(&memory.own_empty, Shape::kGroups);

@@ -3,9 +3,9 @@
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
-#include <cuda_runtime.h>
 
 #include "kernels/attention/block_scores.h"
+#include "kernels/common/launch.cuh"
 
 namespace fovea::kernels {
 namespace {
@@ -109,12 +109,9 @@ __global__ void __launch_bounds__(kThreads, kDirections ? 2 : 3)
 }
 
 template <typename T>
-void launch(const BlockSumsArgs& args, int lanes, dim3 grid, cudaStream_t stream) {
-  if (args.directions) {
-    block_sums_kernel<T, true><<<grid, kThreads, 0, stream>>>(args, lanes);
-  } else {
-    block_sums_kernel<T, false><<<grid, kThreads, 0, stream>>>(args, lanes);
-  }
+Status launch(const BlockSumsArgs& args, int lanes, const Grid& grid) {
+  return launch_kernel(args.directions ? block_sums_kernel<T, true> : block_sums_kernel<T, false>,
+                       grid, args, lanes);
 }
 
 bool is_in_packs(const BlockSumsArgs& args) {
@@ -137,21 +134,16 @@ Status block_sums_cuda(const BlockSumsArgs& args, CudaTarget target) {
   }
   int lanes = 1;
   while (lanes * kChannels < args.dim) lanes *= 2;
-  const dim3 grid(static_cast<unsigned>(args.blocks), static_cast<unsigned>(heads));
-  const auto stream = static_cast<cudaStream_t>(target.stream);
+  const dim3 blocks(static_cast<unsigned>(args.blocks), static_cast<unsigned>(heads));
+  const Grid grid{blocks, kThreads, 0, target.stream};
   switch (args.x.dtype) {
     case DType::f32:
-      launch<float>(args, lanes, grid, stream);
-      break;
+      return launch<float>(args, lanes, grid);
     case DType::f16:
-      launch<__half>(args, lanes, grid, stream);
-      break;
+      return launch<__half>(args, lanes, grid);
     case DType::bf16:
-      launch<__nv_bfloat16>(args, lanes, grid, stream);
-      break;
+      return launch<__nv_bfloat16>(args, lanes, grid);
   }
-  const cudaError_t code = cudaGetLastError();
-  if (code != cudaSuccess) return {StatusCode::device, cudaGetErrorString(code)};
   return {};
 }
 

@@ -550,8 +550,7 @@ __device__ inline void await_slot(int slots) {
 template <typename Shape, Type kType>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     forward_kernel(const __grid_constant__ ForwardParams params) {
-  extern __shared__ __align__(128) char shared[];
-  auto& memory = *reinterpret_cast<ForwardMemory<Shape>*>(shared);
+  auto& memory = *reinterpret_cast<ForwardMemory<Shape>*>(ptx::dynamic_memory());
   const CudaAttentionArgs& args = params.args;
   const TileWork& work = memory.work;
   if (threadIdx.x == 0) memory.work = find_work<Shape>(params, blockIdx.x);

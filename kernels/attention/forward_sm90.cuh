@@ -331,9 +331,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     forward_kernel(const __grid_constant__ ForwardMaps maps,
                    const __grid_constant__ ForwardParams params) {
 #ifdef FOVEA_SM90A
-  // Behind 1024 bytes of the system's: at a multiple of that.
-  extern __shared__ __align__(1024) char shared[];
-  auto& memory = *reinterpret_cast<ForwardMemory<Shape>*>(shared);
+  auto& memory = *reinterpret_cast<ForwardMemory<Shape>*>(ptx::dynamic_memory());
   if (threadIdx.x == 0) {
     for (int i = 0; i < Shape::kSlots; ++i) {
       ptx::barrier_init(&memory.q_full[i], 1);

@@ -2,10 +2,10 @@
 #include <limits>
 
 #include <cuda_bf16.h>
-#include <cuda_runtime.h>
 
 #include "kernels/attention/linear_blocks.h"
 #include "kernels/common/fragment.cuh"
+#include "kernels/common/launch.cuh"
 #include "kernels/common/mma.cuh"
 
 namespace fovea::kernels {
@@ -21,9 +21,7 @@ constexpr float kLog2e = 1.4426950408889634f;
 template <int kDim>
 using Matrix = mma::MixedRows<2 * kDim>;
 
-__device__ uint32_t shared_address(const void* at) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(at));
-}
+using ptx::shared_address;
 
 /// Sum or maximum over the kLanes neighbours that hold a row.
 template <int kLanes, typename F>
@@ -135,9 +133,8 @@ struct alignas(128) StatesMemory {
 template <int kDim, int kRows>
 __global__ void __launch_bounds__(kStateThreads, kDim == 128 ? 2 : 4)
     linear_states_kernel(LinearStatesArgs args) {
-  extern __shared__ __align__(128) char raw[];
   using Memory = StatesMemory<kDim, kRows>;
-  auto& memory = *reinterpret_cast<Memory*>(raw);
+  auto& memory = *reinterpret_cast<Memory*>(ptx::dynamic_memory());
   constexpr int kLanes = kDim / kChannels, kGroups = kStateThreads / kLanes;
   constexpr int kMTiles = kDim / 16;
   constexpr int kTiles = kDim / 8 / (kStateThreads / 32 / kMTiles);  // of columns, of a warp
@@ -280,8 +277,7 @@ __device__ void project_rows(const LinearOutArgs& args, const Block& block, int 
 template <int kDim, int kRows, bool kProjects>
 __global__ void __launch_bounds__(2 * kRows, kProjects ? 2 : 256 / kRows)
     linear_out_kernel(LinearOutArgs args) {
-  extern __shared__ __align__(128) char raw[];
-  auto& memory = *reinterpret_cast<OutMemory<kDim, kRows>*>(raw);
+  auto& memory = *reinterpret_cast<OutMemory<kDim, kRows>*>(ptx::dynamic_memory());
   constexpr int kThreads = 2 * kRows, kLanes = kDim / kChannels, kGroups = kThreads / kLanes;
   constexpr int kTiles = kDim / 8;
   __shared__ float factor[kRows];
@@ -340,21 +336,11 @@ __global__ void __launch_bounds__(2 * kRows, kProjects ? 2 : 256 / kRows)
 
 // ---- Launchers ----------------------------------------------------------------------------------
 
-Status launched(cudaError_t code) {
-  if (code == cudaSuccess) code = cudaGetLastError();
-  if (code != cudaSuccess) return {StatusCode::device, cudaGetErrorString(code)};
-  return {};
-}
-
 template <typename Args>
-Status launch(void (*kernel)(Args), const Args& args, int64_t blocks, int threads, int bytes,
-              CudaTarget target) {
-  const cudaError_t code =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  if (code != cudaSuccess) return launched(code);
+Status launch(void (*kernel)(Args), const Args& args, int64_t blocks, unsigned threads,
+              size_t bytes, CudaTarget target) {
   const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(args.batch * args.heads));
-  kernel<<<grid, threads, bytes, static_cast<cudaStream_t>(target.stream)>>>(args);
-  return launched(cudaSuccess);
+  return launch_kernel(kernel, {grid, threads, bytes, target.stream}, args);
 }
 
 template <int kDim, int kRows>

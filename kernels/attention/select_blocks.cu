@@ -1,6 +1,5 @@
-#include <cuda_runtime.h>
-
 #include "kernels/attention/chosen_blocks.h"
+#include "kernels/common/launch.cuh"
 
 namespace fovea::kernels {
 namespace {
@@ -94,21 +93,12 @@ __global__ void __launch_bounds__(32 * kWarps) select_blocks_kernel(SelectBlocks
 
 Status select_blocks_cuda(const SelectBlocksArgs& args, CudaTarget target) {
   if (args.rows == 0 || args.blocks == 0) return {};
-  const auto grid = static_cast<unsigned>((args.rows + kWarps - 1) / kWarps);
-  const auto stream = static_cast<cudaStream_t>(target.stream);
-  constexpr int kThreads = 32 * kWarps;
-  if (args.blocks <= 256) {
-    select_blocks_kernel<8><<<grid, kThreads, 0, stream>>>(args);
-  } else if (args.blocks <= 640) {
-    select_blocks_kernel<20><<<grid, kThreads, 0, stream>>>(args);
-  } else if (args.blocks <= 1280) {
-    select_blocks_kernel<40><<<grid, kThreads, 0, stream>>>(args);
-  } else {
-    select_blocks_kernel<0><<<grid, kThreads, 0, stream>>>(args);
-  }
-  const cudaError_t code = cudaGetLastError();
-  if (code != cudaSuccess) return {StatusCode::device, cudaGetErrorString(code)};
-  return {};
+  const auto blocks = static_cast<unsigned>((args.rows + kWarps - 1) / kWarps);
+  const auto kernel = args.blocks <= 256    ? select_blocks_kernel<8>
+                      : args.blocks <= 640  ? select_blocks_kernel<20>
+                      : args.blocks <= 1280 ? select_blocks_kernel<40>
+                                            : select_blocks_kernel<0>;
+  return launch_kernel(kernel, {blocks, 32 * kWarps, 0, target.stream}, args);
 }
 
 }  // namespace fovea::kernels

@@ -15,6 +15,13 @@ __device__ inline uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+/// The dynamic shared memory of a block; without other variables there it begins at a multiple of
+/// 1024, behind the system's.
+__device__ inline char* dynamic_memory() {
+  extern __shared__ __align__(1024) char dynamic[];
+  return dynamic;
+}
+
 // ---- Barriers in shared memory that count arrivals and bytes (mbarrier) -------------------------
 
 /// A phase ends when `arrivals` threads have arrived and all announced bytes are there.

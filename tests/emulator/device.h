@@ -28,6 +28,8 @@
 #define blockDim (::fovea::emulator::place().threads)
 #define gridDim (::fovea::emulator::place().blocks)
 
+using std::isinf;
+using std::isnan;
 using std::max;
 using std::min;
 
@@ -109,6 +111,25 @@ inline int __any_sync(uint32_t mask, int predicate) { return __ballot_sync(mask,
 inline int __all_sync(uint32_t mask, int predicate) {
   return __ballot_sync(mask, predicate) == mask;
 }
+/// The lanes' values put together two by two.
+template <typename T, typename Join>
+T reduced(uint32_t mask, const char* what, T x, const Join& join) {
+  return fovea::emulator::collected<T>(mask, what, x, [&](int, const auto& in) {
+    T out = in(__builtin_ctz(mask));
+    for (int lane = __builtin_ctz(mask) + 1; lane < 32; ++lane) {
+      if ((mask >> lane & 1) != 0) out = join(out, in(lane));
+    }
+    return out;
+  });
+}
+template <typename T>
+T __reduce_add_sync(uint32_t mask, T x) {
+  return reduced(mask, "__reduce_add_sync", x, [](T a, T b) { return a + b; });
+}
+template <typename T>
+T __reduce_max_sync(uint32_t mask, T x) {
+  return reduced(mask, "__reduce_max_sync", x, [](T a, T b) { return std::max(a, b); });
+}
 inline void __syncwarp(uint32_t mask = 0xffffffff) {
   fovea::emulator::collected<int>(mask, "__syncwarp", 0, [](int, const auto&) { return 0; });
 }
@@ -150,6 +171,7 @@ inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
+inline float __fdividef(float a, float b) { return a / b; }
 inline float __frcp_rn(float a) { return 1 / a; }
 inline float __fsqrt_rn(float a) { return std::sqrt(a); }
 inline float __expf(float x) { return std::exp(x); }

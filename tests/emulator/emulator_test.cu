@@ -11,12 +11,6 @@
 #include "tests/kernels/device_array.h"
 
 namespace fovea::kernels {
-
-static __device__ char* dynamic_memory() {
-  extern __shared__ char memory[];
-  return memory;
-}
-
 namespace {
 
 using emulator::Timing;
@@ -50,7 +44,7 @@ struct Copy {
 
 __global__ void copy_kernel(const __grid_constant__ CUtensorMap map, Copy how, float* out) {
   __shared__ uint64_t barrier;
-  char* const box = dynamic_memory();
+  char* const box = ptx::dynamic_memory();
   if (threadIdx.x == 0) {
     ptx::barrier_init(&barrier, 1);
     ptx::fence_barrier_init();
@@ -84,7 +78,7 @@ TEST(Emulator, FindsFaultsOfCopies) {
 }
 
 __global__ void product_kernel(bool waits, float* out) {
-  char* const memory = dynamic_memory();
+  char* const memory = ptx::dynamic_memory();
   for (int i = threadIdx.x; i < 4096; i += 128) {
     reinterpret_cast<__nv_bfloat16*>(memory)[i] = __float2bfloat16(1);
   }
@@ -130,7 +124,7 @@ __global__ void arrivals_kernel() {
   }
 }
 __global__ void left_stores_kernel(float* out) {
-  char* const memory = dynamic_memory();
+  char* const memory = ptx::dynamic_memory();
   if (threadIdx.x != 0) return;
   ptx::bulk_store(out, memory, 16);
   ptx::bulk_commit();

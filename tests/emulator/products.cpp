@@ -42,6 +42,13 @@ const char* n_major(uint32_t matrix, int k, int n) {
                   static_cast<uint32_t>(k / 8 * 1024 + k % 8 * 128 + n % 64 * 2));
 }
 
+// Hopper's sums of 8-bit floats have 13 bits of fraction, what is beyond is cut off (DeepSeek-V3,
+// arXiv:2412.19437, section 3.3.2, names 14 bits).
+float cut_off(float x) {
+  constexpr uint32_t kLost = (1u << 10) - 1;
+  return bits_as<float>(bits_as<uint32_t>(x) & ~kLost);
+}
+
 // sums = A B; of 8-bit integers they are exact in fp32 too.
 #if defined(__x86_64__)
 __attribute__((target_clones("arch=haswell", "default")))
@@ -134,6 +141,7 @@ void ProductWork::add_to(void* c, int i, float sum) const {
   } else {
     float& x = static_cast<float*>(c)[i];
     x = (product.keep != 0 ? x : 0) + sum;
+    if (product.type == Product::Type::e4m3) x = cut_off(x);
   }
 }
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <csetjmp>
+#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <map>
@@ -21,9 +22,14 @@ namespace {
 constexpr size_t kStackBytes = 256 * 1024;
 constexpr int kWarp = 32, kWarpgroup = 128;
 
+uint32_t seed_of_environment() {
+  const char* const seed = std::getenv("FOVEA_EMULATOR_SEED");
+  return seed == nullptr ? 1 : static_cast<uint32_t>(std::strtoul(seed, nullptr, 10));
+}
+
 struct Settings {
   Timing timing = Timing::any;
-  std::minstd_rand random{1};
+  std::minstd_rand random{seed_of_environment() + 1};
 };
 Settings g_settings;
 
@@ -78,13 +84,15 @@ struct Barrier {
   uint64_t generation = 0;
 };
 
-struct Warp {
-  const char* what = nullptr;
+// What lanes of a warp do together; groups of lanes may do so side by side.
+struct Together {
   uint32_t mask = 0, arrived = 0;
+  const char* what = nullptr;
   uint64_t generation = 0;
   std::array<const void*, kWarp> in;
   std::array<void*, kWarp> out;
 };
+using Warp = std::deque<Together>;  // one for each mask
 
 // The products that a warpgroup started, from number `done` on.
 struct Warpgroup {
@@ -257,23 +265,28 @@ void sync_all() { sync(0, static_cast<int>(block().fibers.size()), true); }
 
 void collect(uint32_t mask, const char* what, const void* in, void* out,
              const std::function<void(const void* const* in, void* const* out)>& compute) {
-  const int index = fiber().index;
-  Warp& warp = block().warps[static_cast<size_t>(index / kWarp)];
-  const uint32_t bit = 1u << index % kWarp;
+  const auto lane = static_cast<size_t>(fiber().index % kWarp);
+  Warp& warp = block().warps[static_cast<size_t>(fiber().index / kWarp)];
+  const uint32_t bit = 1u << lane;
   if ((mask & bit) == 0) fail(std::string(what) + " without this lane");
-  if (warp.arrived != 0 && (warp.mask != mask || std::strcmp(warp.what, what) != 0)) {
-    fail(std::string("a warp is at ") + warp.what + " and at " + what);
+  Together* own = nullptr;
+  for (Together& one : warp) {
+    if (one.mask == mask) own = &one;
+    const bool is_other = one.mask != mask || std::strcmp(one.what, what) != 0;
+    if (one.arrived != 0 && (one.mask & mask) != 0 && is_other) {
+      fail(std::string("a warp is at ") + one.what + " and at " + what);
+    }
   }
-  warp.mask = mask, warp.what = what, warp.arrived |= bit;
-  warp.in[static_cast<size_t>(index % kWarp)] = in;
-  warp.out[static_cast<size_t>(index % kWarp)] = out;
-  if (warp.arrived == mask) {
-    compute(warp.in.data(), warp.out.data());
-    warp.arrived = 0, ++warp.generation;
+  if (own == nullptr) own = &warp.emplace_back(Together{mask});
+  own->what = what, own->arrived |= bit;
+  own->in[lane] = in, own->out[lane] = out;
+  if (own->arrived == mask) {
+    compute(own->in.data(), own->out.data());
+    own->arrived = 0, ++own->generation;
     return;
   }
-  const uint64_t generation = warp.generation;
-  wait_until(what, [&] { return warp.generation != generation; });
+  const uint64_t generation = own->generation;
+  wait_until(what, [&] { return own->generation != generation; });
 }
 
 void start_copy(Work copy) {

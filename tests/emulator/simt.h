@@ -89,6 +89,9 @@ void finish_products(int but);
 
 // ---- Shared memory ------------------------------------------------------------------------------
 
+/// That of launches, from a multiple of 1024 on.
+char* dynamic_memory();
+
 /// As instructions name it: 32 bits, and back.
 uint32_t shared_address(const void* pointer);
 char* shared_pointer(uint32_t address);

@@ -16,13 +16,6 @@
 #include "tests/kernels/gpu_test.h"
 
 namespace fovea::kernels {
-
-// Dynamic shared memory begins at a multiple of 1024 only as far as we see to it.
-[[maybe_unused]] static __device__ char* aligned_memory() {
-  extern __shared__ char memory[];
-  return memory + (1024 - ptx::shared_address(memory) % 1024) % 1024;
-}
-
 namespace {
 
 using wgmma::Type;
@@ -58,6 +51,12 @@ CUtensorMap panels(const __nv_bfloat16* data, uint64_t rows, uint64_t columns, u
   return map;
 }
 
+// Dynamic shared memory behind other variables begins at a multiple of 1024 only as far as we see
+// to it.
+[[maybe_unused]] __device__ char* aligned_memory() {
+  char* const memory = ptx::dynamic_memory();
+  return memory + (1024 - ptx::shared_address(memory) % 1024) % 1024;
+}
 constexpr int kSharedBytes = 200 * 1024;
 
 template <typename Kernel, typename... Arguments>
