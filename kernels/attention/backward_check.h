@@ -16,15 +16,13 @@ inline Status why_no_backward(const CudaAttentionBackwardArgs& args) {
   }
   if (f.q_int8.data != nullptr) return {StatusCode::unsupported, "takes no integers"};
   if (f.q.dtype == DType::f32) return {StatusCode::unsupported, "takes bf16 and fp16"};
-  if (f.key_bias.data != nullptr || f.out_order.rows != nullptr) {
-    return {StatusCode::unsupported, "takes no bias of keys and no order of rows"};
-  }
+  if (f.out_order.rows != nullptr) return {StatusCode::unsupported, "takes no order of rows"};
   if (!(f.sm_scale > 0)) return {StatusCode::unsupported, "takes scales above 0"};
   if (f.q_len > kMost || f.kv_len > kMost) {
     return {StatusCode::unsupported, "takes up to 2^30 tokens"};
   }
-  if (f.more.k.data != nullptr && f.lists.tiles == nullptr) {
-    return {StatusCode::unsupported, "takes more keys with lists"};
+  if ((f.more.k.data != nullptr || f.key_bias.data != nullptr) && f.lists.tiles == nullptr) {
+    return {StatusCode::unsupported, "takes more keys and a bias of keys with lists"};
   }
   return {};
 }
@@ -45,9 +43,6 @@ inline Status what_is_wrong_backward(const CudaAttentionBackwardArgs& args) {
   }
   if (wants_keys && f.lists.tiles != nullptr && args.columns.tiles == nullptr) {
     return {StatusCode::invalid, "lists of columns are missing"};
-  }
-  if (wants_keys && (f.lists.masks != nullptr) != (args.columns.masks != nullptr)) {
-    return {StatusCode::invalid, "masks of rows or of columns are missing"};
   }
   return {};
 }

@@ -37,6 +37,7 @@ Status launch_backward(const CudaAttentionBackwardArgs& args, CudaTarget target)
                           sm80::kMostBackwardSlots);
   params.scale = static_cast<float>(f.sm_scale);
   params.scale_log2 = static_cast<float>(f.sm_scale * kLog2e);
+  params.bias_scale = static_cast<float>(1 / f.sm_scale);
   if (params.slots == 0) {
     return {StatusCode::unsupported, "takes 99 KB of shared memory a block"};
   }

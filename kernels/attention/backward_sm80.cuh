@@ -66,6 +66,7 @@ struct BackwardParams {
   int tiles;  // of a head
   int slots;
   float scale, scale_log2;  // sm_scale, and times log2(e)
+  float bias_scale;         // 1 / sm_scale
 };
 
 /// Queries that a head of keys has to do with; of rows, one.
@@ -310,6 +311,34 @@ struct Differentiator {
     }
   }
 
+  /// Logits are those before the scale: so is the bias.
+  __device__ void add_bias(const BackwardStep& step) {
+    const KeyBias& bias = params.args.forward.key_bias;
+    const BackwardWork& work = memory.work;
+    const float* const of_head =
+        bias.data + work.item * bias.batch_stride + step.head * bias.head_stride;
+    const auto bias_at = [&](int position) {
+      return position < bias.begin ? 0 : of_head[position - bias.begin];
+    };
+    if constexpr (Shape::kColumns) {
+      float own[2] = {};
+#pragma unroll
+      for (int row = 0; row < 2; ++row) {
+        const int at = first_row + lane / 4 + 8 * row;
+        if (at < work.own.len) own[row] = bias_at(work.own.begin + at);
+      }
+#pragma unroll
+      for (int i = 0; i < kOthers / 2; ++i) s[i] = biased(s[i], own[i / 2 % 2], params.bias_scale);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kOthers / 2; ++i) {
+        const int key = fragment::column(lane, i);
+        if (key >= step.rows.len) continue;
+        s[i] = biased(s[i], bias_at(step.rows.position + key), params.bias_scale);
+      }
+    }
+  }
+
   /// Pairs that do not count get the logit -inf.
   __device__ void hide(const Step& step) {
     if (step.mask != 0) {
@@ -347,12 +376,13 @@ struct Differentiator {
     }
   }
 
-  __device__ void step(int slot, const Step& rows) {
+  __device__ void step(int slot, const BackwardStep& step) {
     const uint32_t u = ptx::shared_address(&memory + 1) + slot * Shape::kSlotBytes;
     const uint32_t w = u + Shape::kOtherBytes;
     multiply(memory.x, u, s);
     multiply(memory.y, w, dp);
-    hide(rows);
+    if (params.args.forward.key_bias.data != nullptr) add_bias(step);
+    hide(step.rows);
     differentiate(slot);
     if constexpr (Shape::kColumns) accumulate(s, w, dy);
     accumulate(dp, u, dx);
@@ -410,9 +440,9 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   for (int slot = 0;;) {
     await_slot(params.slots);
     loader.load();
-    const Step rows = memory.steps[slot].rows;
-    if (rows.len < 0) break;
-    if (!idle) computer.step(slot, rows);
+    const BackwardStep step = memory.steps[slot];
+    if (step.rows.len < 0) break;
+    if (!idle) computer.step(slot, step);
     if (++slot == params.slots) slot = 0;
   }
   computer.write_all(Shape::kColumns && loader.is_more(work.own.begin));

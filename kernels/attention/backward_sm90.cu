@@ -1,3 +1,5 @@
+#include <type_traits>
+
 #include "kernels/attention/backward_check.h"
 #include "kernels/attention/launch_backward_sm90.cuh"
 
@@ -9,9 +11,11 @@ using namespace sm90;
 // Rows or columns, channels, computing warpgroups, other rows of a step, stages, spans of a step
 // (of lists), whether the wait for dP is held back.
 template <int kDim>
-using DenseRows = BackwardShape<false, kDim, 2, 128, kDim == 64 ? 4 : 2, 0, true>;
+using DenseRows = std::conditional_t<kDim == 64, BackwardShape<false, 64, 2, 128, 4, 0, true>,
+                                     BackwardShape<false, 128, 3, 64, 3>>;
 template <int kDim>
-using DenseColumns = BackwardShape<true, kDim, 2, 64, kDim == 64 ? 6 : 4>;
+using DenseColumns = std::conditional_t<kDim == 64, BackwardShape<true, 64, 2, 96, 4>,
+                                        BackwardShape<true, 128, 2, 64, 4>>;
 template <int kDim>
 using Rows128x128 = BackwardShape<false, kDim, 2, 128, kDim == 64 ? 4 : 2, 1, true>;
 template <int kDim>

@@ -11,9 +11,11 @@ namespace fovea::kernels {
 /// without additions in global memory. The weights are computed again from q, k and lse
 /// (FlashAttention-2, Dao 2023, arXiv:2307.08691, section 3.1.2). Sums are fp32; weights and
 /// gradients of logits are rounded to the type of q for their products. A row that sees no key
-/// gives and gets 0.
+/// gives and gets 0. All rows of q, k, v and grad_out hold finite numbers, also those that no list
+/// has: what lies beside a tile or a span is multiplied by 0.
 struct CudaAttentionBackwardArgs {
-  /// As the forward got them; `out` and `lse` (both needed) hold its results and are only read.
+  /// As the forward got them, but for rows in another order; `out` and `lse` (both needed) hold its
+  /// results and are only read. The bias of keys gets no gradient.
   CudaAttentionArgs forward;
   HeadRows grad_out;                ///< [batch, heads, q_len, dim] of the type of q
   const float* grad_lse = nullptr;  ///< [batch, heads, q_len], contiguous; null means 0
@@ -25,14 +27,15 @@ struct CudaAttentionBackwardArgs {
   /// Of forward.more, wanted where grad_k and grad_v are: [batch, kv_heads, more.len, dim]
   MutableHeadRows grad_more_k, grad_more_v;
   /// forward.lists from the side of the keys: its tiles are of keys, its spans of queries, its
-  /// masks say for each key of a tile which queries of a span see it. Heads of one kv head have the
-  /// same tiles, the spans of each head are its own. Without forward.lists not used.
+  /// masks say for each key of a tile which queries of a span see it; one side may have some where
+  /// the other needs none. Heads of one kv head have the same tiles, the spans of each head are its
+  /// own. Without forward.lists not used.
   TileLists columns;
   AttentionTile column_tile;   ///< `queries` keys that see spans of at most `keys` queries
   float* workspace = nullptr;  ///< of so many bytes as below, aligned to 16
 };
 
-/// The tile of `columns` for lists of blocks of such sizes, for both.
+/// The tile of `columns` for lists of blocks of such sizes. Both are the same.
 AttentionTile sm90_column_tile(int64_t block_q, int64_t block_kv);
 
 int64_t attention_backward_workspace_bytes(const CudaAttentionBackwardArgs& args);

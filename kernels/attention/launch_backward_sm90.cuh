@@ -89,6 +89,7 @@ BackwardParams backward_params(const CudaAttentionBackwardArgs& args) {
   params.more_begin = has_more ? f.more.begin : std::numeric_limits<int32_t>::max();
   params.more_len = f.more.len;
   params.lists = Shape::kColumns ? args.columns : f.lists;
+  params.key_bias = f.key_bias;
   params.dx = Shape::kColumns ? args.grad_k : args.grad_q;
   params.dy = args.grad_v;
   params.more_dx = args.grad_more_k, params.more_dy = args.grad_more_v;
@@ -96,6 +97,7 @@ BackwardParams backward_params(const CudaAttentionBackwardArgs& args) {
   params.scale = static_cast<float>(f.sm_scale);
   params.scale_log2 = static_cast<float>(f.sm_scale * kLog2e);
   params.per_scale_log2 = static_cast<float>(1 / (f.sm_scale * kLog2e));
+  params.inverse_scale = static_cast<float>(1 / f.sm_scale);
   return params;
 }
 

@@ -34,6 +34,23 @@ FOVEA_HD inline Positions piece_of(Positions block, const SummaryKeys& summary, 
           static_cast<int32_t>(end < block.end ? end : block.end)};
 }
 
+/// What counts of a block of keys.
+FOVEA_HD inline Positions valid_keys(const TileListsArgs& args, int64_t map, int64_t block,
+                                     Positions keys) {
+  if (args.kv_valid == nullptr) return keys;
+  const int64_t blocks = args.transposed ? args.num_q_blocks : args.num_kv_blocks;
+  const int32_t valid = args.kv_valid[(args.valid_maps == 1 ? 0 : map) * blocks + block];
+  if (valid < keys.end - keys.begin) keys.end = keys.begin + (valid > 0 ? valid : 0);
+  return keys;
+}
+
+/// What tiles of a row of blocks are cut of.
+FOVEA_HD inline Positions tiled_rows(const TileListsArgs& args, int64_t map, int64_t row) {
+  const int32_t* offsets = args.q_offsets + (args.q_maps == 1 ? 0 : map) * (args.num_q_blocks + 1);
+  const Positions block = block_of(offsets, row, args.q_len, args.fault);
+  return args.transposed ? valid_keys(args, map, row, block) : block;
+}
+
 /// What is listed of a block of keys for a block of queries.
 ///
 /// level  0: the keys themselves; else a number of summary, from 1 on
@@ -44,19 +61,14 @@ FOVEA_HD inline Positions listed_keys(const TileListsArgs& args, int64_t map, in
     const int64_t at = args.transposed ? (map * nk + block) * args.num_q_blocks + row
                                        : (map * args.num_q_blocks + row) * nk + block;
     const int own = args.classes[at] - args.keep;
-    if (own > args.num_summaries) *args.fault = 1;
+    if (own > args.num_summaries && args.classes[at] > args.last_class) *args.fault = 1;
     if (own != level) return {};
   } else if (level != 0) {
     return {};
   }
   const int32_t* offsets = args.kv_offsets + (args.kv_maps == 1 ? 0 : map) * (nk + 1);
   Positions keys = block_of(offsets, block, args.kv_len, args.fault);
-  if (level == 0) {
-    if (args.kv_valid == nullptr) return keys;
-    const int32_t valid = args.kv_valid[(args.valid_maps == 1 ? 0 : map) * nk + block];
-    if (valid < keys.end - keys.begin) keys.end = keys.begin + (valid > 0 ? valid : 0);
-    return keys;
-  }
+  if (level == 0) return args.transposed ? keys : valid_keys(args, map, block, keys);
   const SummaryKeys& summary = args.summaries[level - 1];
   const int64_t count = summary.pool == 0 ? keys.end > keys.begin : keys.pieces(summary.pool);
   const auto begin = static_cast<int32_t>(summary.begin + block * summary.per_block);

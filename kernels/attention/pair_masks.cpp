@@ -7,15 +7,8 @@
 namespace fovea::kernels {
 namespace {
 
-// Number `query` of a block's queries sees number `key` of a span.
-bool sees(const PairMasksArgs& args, int64_t map, int64_t query, int64_t key) {
-  SideValues q = q_values(args, map), kv = kv_values(args, map);
-  q.data += query, kv.data += key;
-  return sees(args, map, q, kv);
-}
-
-uint8_t seen_of(const PairMasksArgs& args, int64_t map, QueryBlock block, KeySpan span) {
-  if (span.begin >= args.kv_len) return kSeesAll;
+uint8_t seen_of(const PairMasksArgs& args, int64_t map, RowBlock block, KeySpan span) {
+  if (is_pooled(args, span)) return kSeesAll;
   int64_t count = 0;
   for (int32_t query = block.begin; query < block.end; ++query) {
     for (uint32_t key = 0; key < span.len; ++key) count += sees(args, map, query, span.begin + key);
@@ -34,7 +27,7 @@ void set(uint32_t* words, uint32_t key) {
 void find_pairs_cpu(const PairMasksArgs& args) {
   for (int64_t of_row = 0; of_row < args.maps * args.rows; ++of_row) {
     const int64_t map = of_row / args.rows;
-    const QueryBlock block(args, map, of_row % args.rows);
+    const RowBlock block(args, map, of_row % args.rows);
     KeySpan* spans = args.spans + of_row * args.capacity;
     int32_t kept = 0;
     uint32_t partial = 0;
@@ -54,7 +47,7 @@ void find_pairs_cpu(const PairMasksArgs& args) {
 void fill_masks_cpu(const PairMasksArgs& args) {
   for (int64_t of_row = 0; of_row < args.maps * args.rows; ++of_row) {
     const int64_t map = of_row / args.rows;
-    const QueryBlock block(args, map, of_row % args.rows);
+    const RowBlock block(args, map, of_row % args.rows);
     const int64_t tiles = block.tiles(args.tile_queries);
     for (int32_t i = 0; i < args.counts[of_row]; ++i) {
       KeySpan& span = args.spans[of_row * args.capacity + i];

@@ -10,23 +10,16 @@ constexpr int kSpan = 32 * kMaskWords;  // most keys of a span
 constexpr int kWarps = 8;
 constexpr unsigned kAll = 0xffffffff;
 
-// Number `query` of a map's queries sees number `key` of its keys.
-__device__ bool sees(const PairMasksArgs& args, int64_t map, int64_t query, int64_t key) {
-  SideValues q = q_values(args, map), kv = kv_values(args, map);
-  q.data += query, kv.data += key;
-  return sees(args, map, q, kv);
-}
-
 /// A block looks at the spans of a row of blocks, a thread at one key of each.
 /// Grid: maps * rows.
 __global__ void __launch_bounds__(kSpan) look_at_pairs_kernel(PairMasksArgs args) {
   const int64_t of_row = blockIdx.x, map = of_row / args.rows;
-  const QueryBlock block(args, map, of_row % args.rows);
+  const RowBlock block(args, map, of_row % args.rows);
   const int count = args.counts[of_row];
   for (int i = 0; i < count; ++i) {
     const KeySpan span = args.spans[of_row * args.capacity + i];
-    int any = span.begin >= args.kv_len, all = 1;
-    if (threadIdx.x < span.len && span.begin < args.kv_len) {
+    int any = is_pooled(args, span), all = 1;
+    if (threadIdx.x < span.len && !is_pooled(args, span)) {
       for (int query = block.begin; query < block.end; ++query) {
         const bool seen = sees(args, map, query, span.begin + threadIdx.x);
         any |= seen, all &= seen;
@@ -65,7 +58,7 @@ __global__ void __launch_bounds__(32 * kWarps) take_out_kernel(PairMasksArgs arg
   }
   if (lane == 0) {
     args.counts[of_row] = kept;
-    const QueryBlock block(args, of_row / args.rows, of_row % args.rows);
+    const RowBlock block(args, of_row / args.rows, of_row % args.rows);
     args.needed[of_row] = partial * block.tiles(args.tile_queries);
   }
 }
@@ -73,7 +66,7 @@ __global__ void __launch_bounds__(32 * kWarps) take_out_kernel(PairMasksArgs arg
 /// A block fills the masks of a row of blocks, a thread one key of each. Grid: maps * rows.
 __global__ void __launch_bounds__(kSpan) fill_masks_kernel(PairMasksArgs args) {
   const int64_t of_row = blockIdx.x, map = of_row / args.rows;
-  const QueryBlock block(args, map, of_row % args.rows);
+  const RowBlock block(args, map, of_row % args.rows);
   const auto tiles = static_cast<int>(block.tiles(args.tile_queries));
   const int rows = tiles * args.tile_queries, own = block.end - block.begin;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;

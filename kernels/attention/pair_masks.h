@@ -24,19 +24,21 @@ struct StoredPairs {
 
 /// What rules and stored bits leave of lists of whole spans: spans of which nothing is left are
 /// taken out, those of which a part is left get masks. Rules speak of tokens of grids only: a pair
-/// with another token they leave.
+/// with another token they leave. Of lists of columns (`TileListsArgs::transposed`) rows are of
+/// blocks of keys and spans of queries.
 ///
 /// The values of one side are int32 [maps or 1, 2 * num_rules + 2, len] by position: two for each
 /// rule (`PairRule`), then whether it is outside of grids, then its row.
 struct PairMasksArgs {
-  int64_t maps = 1, map_heads = 1;     ///< map m is of item m / map_heads and head m % map_heads
-  int64_t rows = 0, capacity = 0;      ///< see `TileLists`
-  int32_t* counts = nullptr;           ///< [maps, rows]
-  KeySpan* spans = nullptr;            ///< [maps, rows, capacity]
-  const int32_t* q_offsets = nullptr;  ///< [q_maps, rows + 1]
+  int64_t maps = 1, map_heads = 1;  ///< map m is of item m / map_heads and head m % map_heads
+  int64_t rows = 0, capacity = 0;   ///< see `TileLists`
+  int32_t* counts = nullptr;        ///< [maps, rows]
+  KeySpan* spans = nullptr;         ///< [maps, rows, capacity]
+  bool transposed = false;
+  const int32_t* q_offsets = nullptr;  ///< [q_maps, rows + 1], of blocks of keys if transposed
   int64_t q_maps = 1;                  ///< `maps` or 1
-  int64_t q_len = 0, kv_len = 0;       ///< spans from kv_len on are seen
-  int32_t tile_queries = 0;
+  int64_t q_len = 0, kv_len = 0;       ///< spans of keys from kv_len on are seen
+  int32_t tile_queries = 0;            ///< rows of a tile
   int num_rules = 0, num_stored = 0;
   PairRule rules[kMaxPairRules];
   StoredPairs stored[kMaxStoredPairs];

@@ -54,14 +54,28 @@ FOVEA_HD inline bool sees(const PairMasksArgs& args, int64_t map, SideValues q, 
   return out;
 }
 
-/// Positions of the queries of a row of blocks; none of what is no block.
-struct QueryBlock {
+/// Whether number `own` of a row's side sees or is seen by number `other` of its spans' side.
+FOVEA_HD inline bool sees(const PairMasksArgs& args, int64_t map, int64_t own, int64_t other) {
+  SideValues q = q_values(args, map), kv = kv_values(args, map);
+  q.data += args.transposed ? other : own;
+  kv.data += args.transposed ? own : other;
+  return sees(args, map, q, kv);
+}
+
+/// Whether a span is of pooled keys, which predicates do not speak of.
+FOVEA_HD inline bool is_pooled(const PairMasksArgs& args, const KeySpan& span) {
+  return !args.transposed && span.begin >= args.kv_len;
+}
+
+/// Positions of a row of blocks, of queries or if transposed of keys; none of what is no block.
+struct RowBlock {
   int32_t begin, end;
 
-  FOVEA_HD QueryBlock(const PairMasksArgs& args, int64_t map, int64_t row) {
+  FOVEA_HD RowBlock(const PairMasksArgs& args, int64_t map, int64_t row) {
     const int32_t* offsets = args.q_offsets + (args.q_maps == 1 ? 0 : map) * (args.rows + 1) + row;
     begin = offsets[0], end = offsets[1];
-    if (begin < 0 || end < begin || end > args.q_len) begin = end = 0;
+    const int64_t len = args.transposed ? args.kv_len : args.q_len;
+    if (begin < 0 || end < begin || end > len) begin = end = 0;
   }
   FOVEA_HD int64_t tiles(int32_t tile_queries) const {
     return (int64_t{end} - begin + tile_queries - 1) / tile_queries;

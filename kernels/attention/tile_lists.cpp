@@ -8,11 +8,10 @@ namespace fovea::kernels {
 namespace {
 
 void cut_queries(const TileListsArgs& args, int64_t map) {
-  const int32_t* offsets = args.q_offsets + (args.q_maps == 1 ? 0 : map) * (args.num_q_blocks + 1);
   QueryTile* tiles = args.tiles + map * args.tiles_per_map;
   int64_t done = 0;
   for (int32_t row = 0; row < args.num_q_blocks; ++row) {
-    const Positions block = block_of(offsets, row, args.q_len, args.fault);
+    const Positions block = tiled_rows(args, map, row);
     for (int32_t i = 0; i < block.pieces(args.tile_queries); ++i) {
       if (done == args.tiles_per_map) {
         *args.fault = 1;

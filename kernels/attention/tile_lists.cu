@@ -23,13 +23,12 @@ __device__ int inclusive_sum(int value, int lane) {
 __global__ void __launch_bounds__(32) cut_queries_kernel(TileListsArgs args) {
   const int64_t map = blockIdx.x;
   const int lane = threadIdx.x;
-  const int32_t* offsets = args.q_offsets + (args.q_maps == 1 ? 0 : map) * (args.num_q_blocks + 1);
   QueryTile* tiles = args.tiles + map * args.tiles_per_map;
   int64_t done = 0;
   for (int64_t first = 0; first < args.num_q_blocks; first += 32) {
     const int64_t row = first + lane;
     const bool is_one = row < args.num_q_blocks;
-    const Positions block = is_one ? block_of(offsets, row, args.q_len, args.fault) : Positions();
+    const Positions block = is_one ? tiled_rows(args, map, row) : Positions();
     const auto own = static_cast<int>(block.pieces(args.tile_queries));
     const int sum = inclusive_sum(own, lane);
     for (int i = 0; i < own; ++i) {

@@ -56,11 +56,13 @@ constexpr int kMaxSummaries = 8;
 struct TileListsArgs {
   const uint8_t* classes = nullptr;  ///< [maps, num_q_blocks, num_kv_blocks]; null: all are listed
   uint8_t keep = 1;                  ///< the class of blocks that are listed with their own keys
+  uint8_t last_class = 0;            ///< that there is, where it is above those that are listed
   int num_summaries = 0;             ///< of classes keep + 1, keep + 2, ...
   SummaryKeys summaries[kMaxSummaries];
   const int32_t* q_offsets = nullptr;   ///< [q_maps, num_q_blocks + 1], ascending
   const int32_t* kv_offsets = nullptr;  ///< [kv_maps, num_kv_blocks + 1], ascending
-  /// [valid_maps, num_kv_blocks] keys at the begin of each block that count; null: all of them
+  /// [valid_maps, blocks of keys] keys at the begin of each block that count, in lists of columns
+  /// those that tiles are cut of; null: all of them
   const int32_t* kv_valid = nullptr;
   /// The latter are `maps` or 1.
   int64_t maps = 1, q_maps = 1, kv_maps = 1, valid_maps = 1;

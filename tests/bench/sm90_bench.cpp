@@ -4,7 +4,8 @@
 //
 // With --sm80 those of compute capability 8.0 and newer, on whatever GPU there is.
 //
-// TFLOP/s of bf16 with random normal numbers; of lists those of the listed pairs. Contestants of a
+// TFLOP/s of bf16 with random normal numbers, of gradients those of five products; of lists those
+// of the listed pairs. Contestants of a
 // case run in turns, once in this and once in the opposite order, each warmed up by itself: the
 // kernel before decides the clock. The last column is the mean over the first one's mean. TEXT is a
 // part of the names to measure.
@@ -20,7 +21,7 @@
 #include <c10/core/InferenceMode.h>
 
 #include "core/timing.h"
-#include "kernels/attention/block_sparse_cuda.h"
+#include "kernels/attention/block_sparse_backward_cuda.h"
 
 namespace {
 
@@ -53,11 +54,31 @@ struct Lists {
   TileListsArgs args;
   double density;
 
-  Lists(const Case& c, int64_t block, double wanted, at::Device device)
-      : tile(sm90_tile(block, block)) {
+  Lists(const Case& c, const Sparse& map, at::Device device)
+      : Lists(c, map.block, sm90_tile(map.block, map.block), random_classes(c, map, device)) {}
+
+  // The same map from the side of the keys.
+  Lists columns(const Case& c, int64_t block) const {
+    Lists out(c, block, sm90_column_tile(block, block), classes);
+    out.args.transposed = true;
+    out.make();
+    return out;
+  }
+
+  static at::Tensor random_classes(const Case& c, const Sparse& map, at::Device device) {
+    const int64_t rows = (c.len + map.block - 1) / map.block;
+    return at::rand({c.heads, rows, rows}, at::device(device)).lt(map.density).to(at::kByte);
+  }
+
+  TileLists view() const {
+    return {args.tiles,        args.counts,   args.spans, args.tiles_per_map,
+            args.num_q_blocks, args.capacity, 0,          1};
+  }
+
+  Lists(const Case& c, int64_t block, AttentionTile own, const at::Tensor& map)
+      : classes(map), tile(own) {
     const int64_t rows = (c.len + block - 1) / block;
-    const auto ints = at::TensorOptions().device(device).dtype(at::kInt);
-    classes = at::rand({c.heads, rows, rows}, ints.dtype(at::kFloat)).lt(wanted).to(at::kByte);
+    const auto ints = classes.options().dtype(at::kInt);
     q_offsets = at::arange(rows + 1, ints).mul(block).clamp_max(c.len);
     args.classes = classes.const_data_ptr<uint8_t>();
     args.q_offsets = args.kv_offsets = q_offsets.const_data_ptr<int32_t>();
@@ -115,30 +136,65 @@ void print(const Case& c, const std::vector<Contestant>& contestants,
   }
 }
 
-using Kernel = Status (*)(const CudaAttentionArgs& args, CudaTarget target);
-
 struct Wish {
   double duration = 0.4;
   std::string only = {};
-  Kernel kernel = block_sparse_sm90;
+  Status (*kernel)(const CudaAttentionArgs& args, CudaTarget target) = block_sparse_sm90;
+  Status (*backward)(const CudaAttentionBackwardArgs& args,
+                     CudaTarget target) = block_sparse_backward_sm90;
 };
 
-void measure(const Case& c, const Wish& wish) {
-  const auto options = at::TensorOptions().device(at::kCUDA).dtype(at::kBFloat16);
-  const at::Tensor q = at::randn({c.batch, c.heads, c.len, c.dim}, options);
-  const at::Tensor k = at::randn_like(q), v = at::randn_like(q), out = at::empty_like(q);
+MutableHeadRows written(const at::Tensor& x) {
+  return {x.mutable_data_ptr(), DType::bf16, x.stride(0), x.stride(1), x.stride(2)};
+}
+
+// Random numbers and a place for results.
+struct Tensors {
+  at::Tensor q, k, v, out;
   CudaAttentionArgs args;
-  args.batch = c.batch, args.heads = args.kv_heads = c.heads;
-  args.q_len = args.kv_len = c.len, args.dim = c.dim;
-  args.q = view(q), args.k = view(k), args.v = view(v);
-  args.out = {out.mutable_data_ptr(), DType::bf16, out.stride(0), out.stride(1), out.stride(2)};
-  args.sm_scale = 1 / std::sqrt(static_cast<double>(c.dim));
+
+  explicit Tensors(const Case& c) {
+    const auto options = at::TensorOptions().device(at::kCUDA).dtype(at::kBFloat16);
+    q = at::randn({c.batch, c.heads, c.len, c.dim}, options);
+    k = at::randn_like(q), v = at::randn_like(q), out = at::empty_like(q);
+    args.batch = c.batch, args.heads = args.kv_heads = c.heads;
+    args.q_len = args.kv_len = c.len, args.dim = c.dim;
+    args.q = view(q), args.k = view(k), args.v = view(v), args.out = written(out);
+    args.sm_scale = 1 / std::sqrt(static_cast<double>(c.dim));
+  }
+};
+
+// Floating-point operations of one product of all queries and keys.
+double product_of(const Case& c) {
+  return 2.0 * static_cast<double>(c.batch * c.heads * c.dim) * static_cast<double>(c.len) *
+         static_cast<double>(c.len);
+}
+
+std::string name_of(const Sparse& map) {
+  char name[64];
+  std::snprintf(name, sizeof name, "%d-blocks, density %g", static_cast<int>(map.block),
+                map.density);
+  return name;
+}
+
+void take_only(const Wish& wish, std::vector<Contestant>& contestants) {
+  std::erase_if(contestants,
+                [&](const Contestant& x) { return x.name.find(wish.only) == std::string::npos; });
+}
+
+double apart(const at::Tensor& x, const at::Tensor& exact) {
+  return (x.to(at::kFloat) - exact.to(at::kFloat)).norm().item<double>() /
+         exact.to(at::kFloat).norm().item<double>();
+}
+
+void measure(const Case& c, const Wish& wish) {
+  const Tensors tensors(c);
+  const auto& [q, k, v, out, args] = tensors;
   const auto run = [kernel = wish.kernel](const CudaAttentionArgs& a) {
     const Status status = kernel(a, {});
     if (!status.ok()) std::printf("FAILED: %s\n", status.message);
   };
-  const double products = 4.0 * static_cast<double>(c.batch * c.heads * c.dim) *
-                          static_cast<double>(c.len) * static_cast<double>(c.len);
+  const double products = 2 * product_of(c);
   std::vector<Contestant> contestants;
   contestants.push_back(
       {"cuDNN", products, [&] { at::_scaled_dot_product_cudnn_attention(q, k, v, {}, false); }});
@@ -148,38 +204,91 @@ void measure(const Case& c, const Wish& wish) {
   std::vector<Lists> lists;
   lists.reserve(c.maps.size());
   for (const Sparse& map : c.maps) {
-    const Lists& own = lists.emplace_back(c, map.block, map.density, q.device());
+    const Lists& own = lists.emplace_back(c, map, q.device());
     CudaAttentionArgs listed = args;
     listed.tile = own.tile;
     listed.next_tile = own.next_tile.mutable_data_ptr<int32_t>();
-    listed.lists = {own.args.tiles,
-                    own.args.counts,
-                    own.args.spans,
-                    own.args.tiles_per_map,
-                    own.args.num_q_blocks,
-                    own.args.capacity,
-                    0,
-                    1};
-    char name[64];
-    std::snprintf(name, sizeof name, "%d-blocks, density %g", static_cast<int>(map.block),
-                  map.density);
-    contestants.push_back({name, products * own.density, [run, listed] { run(listed); }});
+    listed.lists = own.view();
+    contestants.push_back({name_of(map), products * own.density, [run, listed] { run(listed); }});
   }
   if (!lists.empty()) {  // with thousands of pairs of blocks in the place of products
     const Lists& own = lists.back();
     contestants.push_back({"lists, 1e9 pairs / s", 1e3 * static_cast<double>(own.classes.numel()),
                            [&own] { own.make(); }});
   }
-  std::erase_if(contestants,
-                [&](const Contestant& x) { return x.name.find(wish.only) == std::string::npos; });
+  take_only(wish, contestants);
   if (contestants.empty()) return;
   const std::vector<std::vector<double>> rates = rates_of(contestants, out, wish.duration);
   run(args);
   const auto exact = std::get<0>(at::_scaled_dot_product_cudnn_attention(q, k, v, {}, false));
-  const double apart = (out.to(at::kFloat) - exact.to(at::kFloat)).norm().item<double>() /
-                       exact.to(at::kFloat).norm().item<double>();
   print(c, contestants, rates);
-  std::printf("dense - cuDNN, relative: %.1e\n", apart);
+  std::printf("dense - cuDNN, relative: %.1e\n", apart(out, exact));
+  std::fflush(stdout);
+}
+
+// What a backward kernel writes to.
+struct Gradients {
+  at::Tensor q, k, v, lse, workspace;
+
+  explicit Gradients(const Tensors& like)
+      : q(at::empty_like(like.q)),
+        k(at::empty_like(like.k)),
+        v(at::empty_like(like.v)),
+        lse(at::empty(like.q.sizes().slice(0, 3), like.q.options().dtype(at::kFloat))) {}
+
+  CudaAttentionBackwardArgs args(const CudaAttentionArgs& forward, const at::Tensor& grad_out) {
+    CudaAttentionBackwardArgs out;
+    out.forward = forward;
+    out.forward.lse = lse.mutable_data_ptr<float>();
+    out.grad_out = view(grad_out);
+    out.grad_q = written(q), out.grad_k = written(k), out.grad_v = written(v);
+    workspace = at::empty({attention_backward_workspace_bytes(out)}, q.options().dtype(at::kByte));
+    out.workspace = static_cast<float*>(workspace.mutable_data_ptr());
+    return out;
+  }
+};
+
+void measure_backward(const Case& c, const Wish& wish) {
+  const Tensors tensors(c);
+  const auto& [q, k, v, out, forward] = tensors;
+  const at::Tensor grad_out = at::randn_like(q);
+  const auto saved = at::_scaled_dot_product_cudnn_attention(q, k, v, {}, true);
+  const auto cudnn = [&] {
+    return at::_scaled_dot_product_cudnn_attention_backward(
+        grad_out, q, k, v, std::get<0>(saved), std::get<1>(saved), std::get<6>(saved),
+        std::get<7>(saved), at::Tensor(), std::get<2>(saved), std::get<3>(saved), c.len, c.len, 0,
+        false);
+  };
+  Gradients gradients(tensors);
+  const CudaAttentionBackwardArgs args = gradients.args(forward, grad_out);
+  const auto tell = [](const Status& status) {
+    if (!status.ok()) std::printf("FAILED: %s\n", status.message);
+  };
+  const double products = 5 * product_of(c);
+  std::vector<Contestant> contestants = {
+      {"cuDNN backward", products, [&] { cudnn(); }},
+      {"dense backward", products, [&] { tell(wish.backward(args, {})); }}};
+  std::vector<Lists> rows, columns;
+  rows.reserve(c.maps.size()), columns.reserve(c.maps.size());
+  for (const Sparse& map : c.maps) {
+    const Lists& own = rows.emplace_back(c, map, q.device());
+    const Lists& turned = columns.emplace_back(own.columns(c, map.block));
+    CudaAttentionBackwardArgs listed = args;
+    listed.forward.tile = own.tile, listed.forward.lists = own.view();
+    listed.column_tile = turned.tile, listed.columns = turned.view();
+    // Of other keys' weights, but as many products.
+    contestants.push_back({name_of(map) + ", backward", products * own.density,
+                           [&tell, &wish, listed] { tell(wish.backward(listed, {})); }});
+  }
+  take_only(wish, contestants);
+  if (contestants.empty()) return;
+  tell(wish.kernel(args.forward, {}));
+  print(c, contestants, rates_of(contestants, out, wish.duration));
+  tell(wish.backward(args, {}));
+  const auto exact = cudnn();
+  std::printf("dense - cuDNN backward, relative: q %.1e, k %.1e, v %.1e\n",
+              apart(gradients.q, std::get<0>(exact)), apart(gradients.k, std::get<1>(exact)),
+              apart(gradients.v, std::get<2>(exact)));
   std::fflush(stdout);
 }
 
@@ -194,7 +303,9 @@ int main(int argc, char** argv) {
   bool quick = false;
   for (int i = 1; i < argc; ++i) {
     if (std::strcmp(argv[i], "--quick") == 0) quick = true;
-    if (std::strcmp(argv[i], "--sm80") == 0) wish.kernel = block_sparse_sm80;
+    if (std::strcmp(argv[i], "--sm80") == 0) {
+      wish.kernel = block_sparse_sm80, wish.backward = block_sparse_backward_sm80;
+    }
     if (std::strcmp(argv[i], "--only") == 0 && i + 1 < argc) wish.only = argv[++i];
   }
   if (quick) wish.duration = 0.1;
@@ -208,5 +319,8 @@ int main(int argc, char** argv) {
   measure({1, 24, 4608, 128, {{128, 0.25}}}, wish);
   measure({2, 30, 17776, 64, {{128, 0.25}, {64, 0.1}}}, wish);
   if (!quick) measure({1, 40, 75600, 128, {{128, 0.1}}}, wish);
+  measure_backward({1, 12, 32760, 128, {{128, 0.25}, {128, 0.1}, {64, 0.1}}}, wish);
+  measure_backward({1, 24, 4608, 128, {}}, wish);
+  measure_backward({2, 30, 17776, 64, {{128, 0.25}}}, wish);
   return 0;
 }

@@ -10,12 +10,14 @@
 
 #include "core/attention/block_pool.h"
 #include "core/attention/executors/block_linear.h"
+#include "core/attention/executors/cuda_gradients.h"
 #include "core/attention/executors/cuda_keys.h"
 #include "core/attention/executors/cuda_linear.h"
+#include "core/attention/executors/cuda_views.h"
 #include "core/attention/lower.h"
 #include "core/check.h"
 #include "core/ops/gather_rows.h"
-#include "core/ops/launch.h"
+#include "core/ops/product.h"
 #include "core/ops/widened.h"
 #include "kernels/common/capability.h"
 
@@ -50,25 +52,14 @@ BlockAxis whole_segments(const TokenLayout& layout) {
   return BlockAxis::from_host(std::move(ends));
 }
 
-// Heads of the keys: blocks that are pooled may be those of heads that share keys.
-int64_t key_heads(const Selection& selection, const AttentionCall& call) {
+// Heads of the keys: blocks that are pooled may be those of heads that share keys, and gradients of
+// keys are made block by block.
+int64_t key_heads(const SoftmaxBranch& branch, const AttentionCall& call) {
+  const Selection& selection = branch.selection;
+  const int64_t own = branch.keys ? branch.keys->k.size(1) : call.k.size(1);
   const at::Tensor& offsets = selection.kv_blocks.device_offsets();
-  if (selection.summaries.empty() || !offsets.defined()) return call.k.size(1);
-  return std::max(call.k.size(1), offsets.size(1));
-}
-
-kernels::HeadRows view_of(const at::Tensor& x) {
-  return {x.const_data_ptr(), ops::kernel_dtype(x.scalar_type()), x.stride(0), x.stride(1),
-          x.stride(2)};
-}
-
-int64_t stride_of(const at::Tensor& x, int64_t axis) {
-  return x.size(axis) == 1 ? 0 : x.stride(axis);
-}
-
-kernels::RowOrder order_of(const at::Tensor& rows) {
-  if (!rows.defined()) return {};
-  return {rows.const_data_ptr<int32_t>(), stride_of(rows, 0), stride_of(rows, 1)};
+  const bool are_shared = selection.summaries.empty() && !wants_gradient(branch, call);
+  return are_shared || !offsets.defined() ? own : std::max(own, offsets.size(1));
 }
 
 // Whether the kernel's result is the plan's, with nothing to merge or to weigh.
@@ -77,24 +68,18 @@ bool is_one_softmax(const AttentionPlan& plan) {
   return plan.branches.size() == 1 && !weighted;
 }
 
-Partial nothing_seen(const AttentionCall& call) {
-  const std::vector<int64_t> sizes = {call.q.size(0), call.q.size(1), call.q.size(2),
-                                      call.v.size(3)};
-  return {
-      at::zeros(sizes, call.q.options()),
-      at::full(at::IntArrayRef(sizes).slice(0, 3), -kInfinity, call.q.options().dtype(at::kFloat))};
-}
-
-bool wants_gradient(const AttentionPlan& plan, const AttentionCall& call) {
-  if (!c10::GradMode::is_enabled()) return false;
-  std::vector<at::Tensor> all = {call.q, call.k, call.v, call.bias};
-  for (const Branch& branch : plan.branches) {
-    const auto* softmax = std::get_if<SoftmaxBranch>(&branch.kind);
-    if (softmax == nullptr || !softmax->keys) continue;
-    all.insert(all.end(), {softmax->keys->k, softmax->keys->v, softmax->keys->bias});
+Partial nothing_seen(const SoftmaxBranch& branch, const AttentionCall& call) {
+  const int64_t batch = call.q.size(0), heads = call.q.size(1), q_len = call.q.size(2);
+  Partial out;
+  out.out = at::zeros({batch, heads, q_len, call.v.size(3)}, call.q.options());
+  out.lse = at::full({batch, heads, q_len}, -kInfinity, call.q.options().dtype(at::kFloat));
+  // Products of no keys or no queries: gradients of all that the result would be of.
+  if (wants_gradient(branch, call)) {
+    const at::Tensor k = per_head(branch.keys ? branch.keys->k : call.k, heads).to(call.q.dtype());
+    const at::Tensor v = per_head(branch.keys ? branch.keys->v : call.v, heads).to(call.q.dtype());
+    out.out = at::matmul(at::matmul(call.q, k.transpose(2, 3)), v);
   }
-  return std::any_of(all.begin(), all.end(),
-                     [](const at::Tensor& x) { return x.defined() && x.requires_grad(); });
+  return out;
 }
 
 std::optional<std::string> why_not_softmax(const SoftmaxBranch& branch) {
@@ -140,17 +125,33 @@ std::optional<std::string> why_not_sm80(const AttentionCall& call) {
   return why_not_channels(call, {32, 64, 96, 128, 256});
 }
 
+std::optional<std::string> why_no_kernel_gradients(const AttentionCall& call) {
+  const int64_t channels = call.q.size(3);
+  if (channels == 64 || channels == 128) return std::nullopt;
+  return fovea::str("gives gradients of 64 or 128 channels a head, not of ", channels);
+}
+
 }  // namespace
 
 const CudaBackend& sm90_backend() {
-  static constexpr CudaBackend kBackend = {"cuda_sm90", &why_not_sm90, &kernels::sm90_tile,
-                                           &kernels::block_sparse_sm90};
+  static constexpr CudaBackend kBackend = {
+      "cuda_sm90",
+      &why_not_sm90,
+      &kernels::sm90_tile,
+      &kernels::block_sparse_sm90,
+      {&why_no_kernel_gradients, &kernels::sm90_column_tile,
+       &kernels::attention_backward_workspace_bytes, &kernels::block_sparse_backward_sm90}};
   return kBackend;
 }
 
 const CudaBackend& sm80_backend() {
-  static constexpr CudaBackend kBackend = {"cuda_sm80", &why_not_sm80, &kernels::sm80_tile,
-                                           &kernels::block_sparse_sm80};
+  static constexpr CudaBackend kBackend = {
+      "cuda_sm80",
+      &why_not_sm80,
+      &kernels::sm80_tile,
+      &kernels::block_sparse_sm80,
+      {&why_no_kernel_gradients, &kernels::sm90_column_tile,
+       &kernels::attention_backward_workspace_bytes, &kernels::block_sparse_backward_sm80}};
   return kBackend;
 }
 #endif
@@ -178,9 +179,10 @@ struct CudaExecutor::Softmax {
   at::Tensor out_rows;         // q_rows, all of them rows that are there
   BlockAxis q_blocks, kv_blocks;
   kernels::AttentionTile tile;
-  bool is_trimmed = false;           // padding is at the end of blocks, which it shortens
-  bool is_hidden = false;            // padding is hidden key by key
-  std::optional<DeviceLists> lists;  // none where they are those of each call, or not needed
+  bool is_trimmed = false;  // padding is at the end of blocks, which it shortens
+  bool is_hidden = false;   // padding is hidden key by key
+  // None where they are those of each call, or not needed. Columns are for gradients.
+  std::optional<DeviceLists> lists, columns;
 
   ListsOf of(const SoftmaxBranch& branch, const AttentionCall& call) const {
     return {call,
@@ -206,24 +208,32 @@ struct CudaExecutor::Inputs {
   at::Tensor key_bias;  // fp32 [batch or 1, heads or 1, keys from bias_begin on], or undefined
   int64_t bias_begin = 0;
 
-  void take_given(const GivenKeys& keys, at::ScalarType dtype) {
-    k = keys.k.to(dtype), v = keys.v.to(dtype);
+  void take_given(const SoftmaxBranch& branch, const AttentionCall& call) {
+    const GivenKeys& keys = *branch.keys;
+    const int64_t heads = key_heads(branch, call);
+    k = ops::spread_heads(keys.k.to(call.q.scalar_type()), heads);
+    v = ops::spread_heads(keys.v.to(call.q.scalar_type()), heads);
     if (keys.bias.defined()) key_bias = keys.bias.to(at::kFloat);
   }
   // The call's own, in the order of the plan and without what padding holds.
   void take_own(const Softmax& softmax, const SoftmaxBranch& branch, const AttentionCall& call,
                 const at::Tensor& fault);
-  void add_summaries(const Selection& selection, const AttentionCall& call, const at::Tensor& rows,
+  void add_summaries(const SoftmaxBranch& branch, const AttentionCall& call, const at::Tensor& rows,
                      const at::Tensor& fault);
+  bool has_more() const { return more_k.defined() && more_k.size(2) > 0; }
+  // All but results and lists; as they point to it, aligned.
+  kernels::CudaAttentionArgs align(const AttentionCall& call);
 };
 
 void CudaExecutor::Inputs::take_own(const Softmax& softmax, const SoftmaxBranch& branch,
                                     const AttentionCall& call, const at::Tensor& fault) {
-  const int64_t heads = key_heads(branch.selection, call);
+  const int64_t heads = key_heads(branch, call);
   const bool is_padded = has_padding(call.kv_layout);
   const at::Tensor rows =
       is_padded ? rows_without_padding(softmax.kv_rows, call.kv_layout) : softmax.kv_rows;
-  const bool moves = softmax.kv_rows.defined() || softmax.is_hidden || heads != call.k.size(1);
+  // In gradients a weight of 0 does not keep NaN in keys out either.
+  const bool moves = softmax.kv_rows.defined() || softmax.is_hidden || heads != call.k.size(1) ||
+                     (is_padded && wants_gradient(branch, call));
   const at::Tensor own = rows.defined() ? per_head(rows, heads).contiguous() : rows;
   std::vector<ops::RowsToGather> parts;
   if (softmax.q_rows.defined()) parts.push_back({call.q, softmax.q_rows, call.q.size(1)});
@@ -237,11 +247,12 @@ void CudaExecutor::Inputs::take_own(const Softmax& softmax, const SoftmaxBranch&
   k = moves ? gathered[next] : call.k;
   key_bias =
       bias_of_keys(call.bias, softmax.kv_rows, softmax.is_hidden ? rows : at::Tensor(), call);
-  if (!branch.selection.summaries.empty()) add_summaries(branch.selection, call, rows, fault);
+  if (!branch.selection.summaries.empty()) add_summaries(branch, call, rows, fault);
 }
 
-void CudaExecutor::Inputs::add_summaries(const Selection& selection, const AttentionCall& call,
+void CudaExecutor::Inputs::add_summaries(const SoftmaxBranch& branch, const AttentionCall& call,
                                          const at::Tensor& rows, const at::Tensor& fault) {
+  const Selection& selection = branch.selection;
   const int64_t keys = call.k.size(2), batch = call.q.size(0), heads = call.q.size(1);
   const std::vector<int64_t> places = summary_places(selection, keys);
   more_begin = places[0];
@@ -250,7 +261,7 @@ void CudaExecutor::Inputs::add_summaries(const Selection& selection, const Atten
               .blocks = selection.kv_blocks,
               .summaries = summary_keys(selection, keys),
               .places = places.back() - places[0],
-              .heads = key_heads(selection, call)};
+              .heads = key_heads(branch, call)};
   for (kernels::SummaryKeys& level : of.summaries) level.begin -= static_cast<int32_t>(places[0]);
   const DevicePools pools = pool_on_device(of, fault);
   more_k = pools.mean[0].to(call.k.scalar_type());
@@ -282,7 +293,7 @@ std::optional<std::string> CudaExecutor::why_not(const AttentionPlan& plan,
   if (call.bias.defined() && call.bias.size(2) != 1) {
     return "takes no bias that differs from query to query";
   }
-  if (wants_gradient(plan, call)) return "has no backward pass";
+  if (const auto reason = why_not_gradients(backend_, plan, call)) return reason;
   if (std::max(call.q.size(2), call.k.size(2)) > kMaxTokens) {
     return str("takes up to ", kMaxTokens, " tokens");
   }
@@ -326,6 +337,10 @@ std::shared_ptr<const CudaExecutor::Softmax> CudaExecutor::lower_softmax(
   if (in_order && !out->is_trimmed && of.kv_len > 0) {
     out->lists = make_lists(of, out->tile, fault_.begin(device));
     if (!selection.predicates.empty()) cut_pairs(of, *out->lists);
+    if (wants_gradient(branch, call)) {
+      const kernels::AttentionTile tile = tile_of(of, backend_.backward.column_tile);
+      out->columns = make_columns(of, tile, fault_.begin(device));
+    }
   }
   out->out_rows = out->q_rows;
   if (plan.q_order.kind() == TokenOrder::Kind::index && out->q_rows.defined()) {
@@ -346,45 +361,62 @@ std::shared_ptr<const LoweredPlan> CudaExecutor::lower(const AttentionPlan& plan
   return out;
 }
 
+kernels::CudaAttentionArgs CudaExecutor::Inputs::align(const AttentionCall& call) {
+  for (at::Tensor* x : {&q, &k, &v}) *x = ops::with_aligned_rows(*x);
+  kernels::CudaAttentionArgs args;
+  args.batch = q.size(0), args.heads = q.size(1), args.kv_heads = k.size(1);
+  args.q_len = q.size(2), args.kv_len = k.size(2), args.dim = q.size(3);
+  args.q = view_of(q), args.k = view_of(k), args.v = view_of(v);
+  if (has_more()) {
+    args.more = {view_of(more_k), view_of(more_v), static_cast<int32_t>(more_begin),
+                 static_cast<int32_t>(more_k.size(2))};
+  }
+  if (key_bias.defined()) {
+    key_bias = key_bias.contiguous();
+    args.key_bias = {key_bias.const_data_ptr<float>(), stride_of(key_bias, 0),
+                     stride_of(key_bias, 1), static_cast<int32_t>(bias_begin)};
+  }
+  args.sm_scale = scale_of(call);
+  return args;
+}
+
 Partial CudaExecutor::run_softmax(const Softmax& softmax, const SoftmaxBranch& branch,
                                   const AttentionCall& call) {
-  const ListsOf own = softmax.of(branch, call);
-  if (own.kv_len == 0 || call.q.numel() == 0) return nothing_seen(call);
+  ListsOf of = softmax.of(branch, call);
+  if (of.kv_len == 0 || call.q.numel() == 0) return nothing_seen(branch, call);
   const at::Tensor& fault = fault_.begin(call.q.device());
   Inputs in;
   if (branch.keys) {
-    in.take_given(*branch.keys, call.q.scalar_type());
+    in.take_given(branch, call);
     in.q = softmax.q_rows.defined()
                ? ops::gather_rows({{call.q, softmax.q_rows, call.q.size(1)}}, fault)[0]
                : call.q;
   } else {
     in.take_own(softmax, branch, call, fault);
   }
-  std::optional<DeviceLists> lists = softmax.lists;
+  std::optional<DeviceLists> lists = softmax.lists, columns;
+  if (softmax.is_trimmed) {
+    of.kv_valid = valid_of_blocks(softmax.kv_blocks, call.kv_layout, call.q.device());
+  }
   if (!lists && (softmax.is_trimmed || in.key_bias.defined())) {
-    ListsOf of = own;
-    if (softmax.is_trimmed) {
-      of.kv_valid = valid_of_blocks(softmax.kv_blocks, call.kv_layout, call.q.device());
-    }
     lists = make_lists(of, softmax.tile, fault);
   }
-  for (at::Tensor* x : {&in.q, &in.k, &in.v}) *x = ops::with_aligned_rows(*x);
-  const int64_t batch = call.q.size(0), heads = call.q.size(1), q_len = call.q.size(2);
-  // Tokens before heads, as projections want it.
-  const at::Tensor out =
-      at::empty({batch, q_len, heads, call.v.size(3)}, call.q.options()).transpose(1, 2);
-  const at::Tensor lse = at::empty({batch, heads, q_len}, call.q.options().dtype(at::kFloat));
-  kernels::CudaAttentionArgs args;
-  args.batch = batch, args.heads = heads, args.kv_heads = in.k.size(1);
-  args.q_len = q_len, args.kv_len = own.kv_len, args.dim = call.q.size(3);
-  args.q = view_of(in.q), args.k = view_of(in.k), args.v = view_of(in.v);
-  if (in.more_k.defined() && in.more_k.size(2) > 0) {
-    args.more = {view_of(in.more_k), view_of(in.more_v), static_cast<int32_t>(in.more_begin),
-                 static_cast<int32_t>(in.more_k.size(2))};
+  const bool differentiates = wants_gradient(branch, call);
+  if (lists && differentiates) {
+    columns = softmax.columns;
+    if (!columns) columns = make_columns(of, tile_of(of, backend_.backward.column_tile), fault);
   }
-  args.out = {out.mutable_data_ptr(), args.q.dtype, out.stride(0), out.stride(1), out.stride(2)};
+  kernels::CudaAttentionArgs args = in.align(call);
+  // Tokens before heads, as projections want it.
+  const int64_t step = args.heads * args.dim;
+  const at::Tensor out =
+      at::empty_strided({args.batch, args.heads, args.q_len, args.dim},
+                        {args.q_len * step, args.dim, step, 1}, call.q.options());
+  const at::Tensor lse =
+      at::empty({args.batch, args.heads, args.q_len}, call.q.options().dtype(at::kFloat));
+  args.out = written_view_of(out), args.lse = lse.mutable_data_ptr<float>();
   args.out_order = order_of(softmax.out_rows);
-  args.lse = lse.mutable_data_ptr<float>();
+  args.tile = softmax.tile;
   at::Tensor next_tile;
   if (lists) {
     args.lists = lists->view();
@@ -392,18 +424,16 @@ Partial CudaExecutor::run_softmax(const Softmax& softmax, const SoftmaxBranch& b
     next_tile = at::zeros({1}, fault.options());
     args.next_tile = next_tile.mutable_data_ptr<int32_t>();
   }
-  args.tile = softmax.tile;
-  if (in.key_bias.defined()) {
-    in.key_bias = in.key_bias.contiguous();
-    args.key_bias = {in.key_bias.const_data_ptr<float>(), stride_of(in.key_bias, 0),
-                     stride_of(in.key_bias, 1), static_cast<int32_t>(in.bias_begin)};
-  }
-  args.sm_scale = scale_of(call);
   const kernels::CudaTarget target =
       call.q.is_cuda() ? ops::cuda_target(call.q.device()) : kernels::CudaTarget{};
   const kernels::Status status = backend_.run(args, target);
   require(ops::accepted(backend_.name, status), ErrorCode::device, backend_.name, status.message);
-  return {out, lse};
+  if (!differentiates) return {out, lse};
+  const bool has_more = in.has_more();
+  return with_gradients(
+      {backend_, args, in.q, in.k, in.v, has_more ? in.more_k : at::Tensor(),
+       has_more ? in.more_v : at::Tensor(), in.key_bias, softmax.out_rows, lists, columns, fault},
+      {out, lse});
 }
 
 Partial CudaExecutor::run_branch(const AttentionPlan& plan, size_t number,

@@ -8,7 +8,7 @@
 #include "core/attention/executor.h"
 #include "core/attention/executors/cuda_lists.h"
 #include "core/attention/executors/partial.h"
-#include "kernels/attention/block_sparse_cuda.h"
+#include "kernels/attention/block_sparse_backward_cuda.h"
 
 namespace fovea {
 
@@ -19,6 +19,14 @@ struct CudaBackend {
   std::optional<std::string> (*why_not)(const AttentionCall& call);
   kernels::AttentionTile (*tile)(int64_t block_q, int64_t block_kv);
   kernels::Status (*run)(const kernels::CudaAttentionArgs& args, kernels::CudaTarget target);
+  struct Backward {
+    /// Why it gives no gradients of such heads, or nothing.
+    std::optional<std::string> (*why_not)(const AttentionCall& call);
+    kernels::AttentionTile (*column_tile)(int64_t block_q, int64_t block_kv);
+    int64_t (*workspace_bytes)(const kernels::CudaAttentionBackwardArgs& args);
+    kernels::Status (*run)(const kernels::CudaAttentionBackwardArgs& args,
+                           kernels::CudaTarget target);
+  } backward;
 };
 
 /// `cuda_sm90`: compute capability 9.0, 64 or 128 channels; `cuda_sm80`: 8.0 and newer, 32, 64, 96,
@@ -42,13 +50,15 @@ class FaultWord {
 };
 
 /// Plans on a GPU, in bf16 or fp16, with fp32 sums: softmax branches by the kernel of a backend,
-/// others by tensor algebra. No gradients.
+/// others by tensor algebra. Differentiable once, but for biases.
 ///
-/// Neither `lower` nor `run` waits for the GPU or copies from or to it, and their results are the
-/// same bits in every run; both, and the plan before them, can be captured in a CUDA graph after a
-/// call of the same shapes, which leaves what the host knows on the device. Plans with predicates
-/// are different: `lower` waits for the number of their masks. Such plans are made of what the host
-/// knows, and kept; only `run` is for a graph then. The executor has to live as long as the graph.
+/// Neither `lower` nor `run` nor gradients wait for the GPU or copy from or to it, and their
+/// results are the same bits in every run; all of it, and the plan before it, can be captured in a
+/// CUDA graph after a call of the same shapes, which leaves what the host knows on the device.
+/// Plans with predicates are different: `lower` waits for the number of their masks, and so does
+/// `run` where gradients are wanted that were not when it was lowered. Such plans are made of what
+/// the host knows, and kept; only `run` is for a graph then. The executor has to live as long as
+/// the graph.
 class CudaExecutor : public Executor {
  public:
   explicit CudaExecutor(const CudaBackend& backend) : backend_(backend) {}

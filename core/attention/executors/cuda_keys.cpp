@@ -4,10 +4,14 @@
 #include <limits>
 
 #include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
+#include <torch/csrc/autograd/custom_function.h>
 
 #include "core/attention/block_pool.h"
 #include "core/attention/device_constants.h"
+#include "core/attention/executors/cuda_views.h"
 #include "core/ops/device_kernel.h"
+#include "core/ops/gather_rows.h"
 #include "kernels/attention/pooled_keys.h"
 
 namespace fovea {
@@ -15,11 +19,8 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-kernels::RowOrder order_of(const at::Tensor& rows) {
-  if (!rows.defined()) return {};
-  const auto stride = [&](int64_t axis) { return rows.size(axis) == 1 ? 0 : rows.stride(axis); };
-  return {rows.const_data_ptr<int32_t>(), stride(0), stride(1)};
-}
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
 
 // The segment that each block begins in, and where that one begins: int64 [2, blocks].
 at::Tensor segments_of(const BlockAxis& blocks, const TokenLayout& layout) {
@@ -37,6 +38,140 @@ at::Tensor segments_of(const BlockAxis& blocks, const TokenLayout& layout) {
   }
   return at::stack({at::tensor(numbers, at::kLong), at::tensor(begins, at::kLong)});
 }
+
+DevicePools pool(const PooledOf& of, const at::Tensor& fault) {
+  const at::Tensor& x = of.tensors[0];
+  const int64_t batch = x.size(0);
+  const auto numbers = x.options().dtype(at::kFloat);
+  DevicePools out;
+  out.count = at::zeros({batch, of.heads, of.places}, numbers);
+  kernels::PooledKeysArgs args;
+  std::vector<at::Tensor> sources;
+  for (const at::Tensor& tensor : of.tensors) {
+    const bool is_plain = tensor.stride(3) == 1 || tensor.size(3) == 1;
+    sources.push_back(is_plain ? tensor : tensor.contiguous());
+    out.mean.push_back(at::zeros({batch, of.heads, of.places, tensor.size(3)}, numbers));
+    args.in[args.count] = view_of(sources.back());
+    args.mean[args.count++] = out.mean.back().mutable_data_ptr<float>();
+  }
+  const at::Tensor offsets = per_head(int_offsets(of.blocks, x.device()), of.heads).contiguous();
+  const at::Tensor rows = of.rows.defined() ? per_head(of.rows, of.heads).contiguous() : of.rows;
+  args.batch = batch, args.heads = of.heads, args.in_heads = x.size(1);
+  args.dim = x.size(3), args.len = x.size(2), args.places = of.places;
+  args.rows_in_mean = out.count.mutable_data_ptr<float>();
+  args.order = order_of(rows), args.offsets = order_of(offsets);
+  args.num_blocks = of.blocks.num_blocks();
+  for (const kernels::SummaryKeys& keys : of.summaries) {
+    args.summaries[args.num_summaries++] = keys;
+  }
+  args.fault = fault.mutable_data_ptr<int32_t>();
+  if (of.places == 0 || x.size(3) == 0) return out;
+  ops::run_on("pooled_keys", x.device(), args, &kernels::pooled_keys_cpu,
+              FOVEA_CUDA_LAUNCHER(pooled_keys_cuda));
+  return out;
+}
+
+// What of gradients of means comes to each row: all means that it is in share it.
+//
+// shares  fp32 [batch, heads, places, dim]
+// of      without tensors
+// like    the tensor that the means are of
+at::Tensor shares_of_rows(const at::Tensor& shares, const PooledOf& of, const at::Tensor& fault,
+                          const at::TensorOptions& like, int64_t len) {
+  const TokenLayout positions = TokenLayout::extra(len);
+  at::Tensor sum;
+  for (const kernels::SummaryKeys& level : of.summaries) {
+    const at::Tensor piece =
+        piece_of_row(of.blocks, level.pool, TokenOrder(), positions, shares.device(), of.heads);
+    // Nobody has looked at what only a device knows.
+    const at::Tensor place = (piece + level.begin).clamp(0, of.places - 1).unsqueeze(3);
+    const at::Tensor own =
+        shares.gather(2, place.expand({shares.size(0), of.heads, len, shares.size(3)}));
+    sum = sum.defined() ? sum + own : own;
+  }
+  const at::Tensor by_position = sum.to(like.dtype());
+  if (!of.rows.defined()) return by_position;
+  const at::Tensor rows = per_head(of.rows, of.heads).contiguous();
+  return ops::gather_rows({{by_position, ops::places_of_rows(rows, len), of.heads}}, fault)[0];
+}
+
+struct PoolTask {
+  const PooledOf& of;
+  const at::Tensor& fault;
+  at::Tensor& count;  // of the result
+};
+
+struct SavedPools : torch::CustomClassHolder {
+  PooledOf of;  // without tensors
+  at::Tensor fault, count;
+  int64_t heads = 0, len = 0;  // of the tensors
+  at::TensorOptions options;
+};
+
+class PoolRows : public torch::autograd::Function<PoolRows> {
+ public:
+  static variable_list forward(AutogradContext* context, at::TensorList /*tensors*/,
+                               const PoolTask& task) {
+    const DevicePools pools = pool(task.of, task.fault);
+    const at::Tensor& x = task.of.tensors[0];
+    auto saved = c10::make_intrusive<SavedPools>();
+    saved->of = task.of, saved->of.tensors.clear();
+    saved->fault = task.fault, saved->count = pools.count;
+    saved->heads = x.size(1), saved->len = x.size(2), saved->options = x.options();
+    context->saved_data["pools"] = at::IValue::make_capsule(std::move(saved));
+    context->set_materialize_grads(false);
+    task.count = pools.count;
+    return pools.mean;
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    const auto saved =
+        c10::static_intrusive_pointer_cast<SavedPools>(context->saved_data["pools"].toCapsule());
+    const at::Tensor divisor = saved->count.clamp_min(1).unsqueeze(3);
+    variable_list out(gradients.size() + 1);  // the last is the task's
+    for (size_t i = 0; i < gradients.size(); ++i) {
+      if (!gradients[i].defined() || !context->needs_input_grad(i)) continue;
+      const at::Tensor rows = shares_of_rows(gradients[i] / divisor, saved->of, saved->fault,
+                                             saved->options, saved->len);
+      out[i] = ops::sum_of_heads(rows, saved->heads);
+    }
+    return out;
+  }
+};
+
+// Where the rows of queries get what their blocks have.
+struct BlocksTask {
+  const at::Tensor& q_block;  // int64 [batch or 1, heads or 1, q_len]
+  const PooledOf& of;         // the blocks, without tensors
+  const at::Tensor& fault;
+};
+
+struct SavedBlocks : torch::CustomClassHolder {
+  PooledOf of;
+  at::Tensor fault;
+};
+
+class RowsOfBlocks : public torch::autograd::Function<RowsOfBlocks> {
+ public:
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& blocks,
+                            const BlocksTask& task) {
+    auto saved = c10::make_intrusive<SavedBlocks>();
+    saved->of = task.of, saved->fault = task.fault;
+    context->saved_data["blocks"] = at::IValue::make_capsule(std::move(saved));
+    const at::Tensor rows = task.q_block.unsqueeze(3);
+    return blocks.gather(
+        2, rows.expand({blocks.size(0), blocks.size(1), rows.size(2), blocks.size(3)}));
+  }
+  // Added up in one order, which a gather's own gradient is not.
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    const auto saved =
+        c10::static_intrusive_pointer_cast<SavedBlocks>(context->saved_data["blocks"].toCapsule());
+    PooledOf of = saved->of;
+    of.tensors = {gradients[0]};
+    const DevicePools pools = pool(of, saved->fault);
+    return {pools.mean[0] * pools.count.unsqueeze(3), at::Tensor()};
+  }
+};
 
 }  // namespace
 
@@ -97,36 +232,9 @@ at::Tensor rows_without_padding(const at::Tensor& rows, const TokenLayout& layou
 }
 
 DevicePools pool_on_device(const PooledOf& of, const at::Tensor& fault) {
-  const at::Tensor& x = of.tensors[0];
-  const int64_t batch = x.size(0);
-  const auto numbers = x.options().dtype(at::kFloat);
+  if (!c10::GradMode::is_enabled()) return pool(of, fault);
   DevicePools out;
-  out.count = at::zeros({batch, of.heads, of.places}, numbers);
-  kernels::PooledKeysArgs args;
-  std::vector<at::Tensor> sources;
-  for (const at::Tensor& tensor : of.tensors) {
-    const bool is_plain = tensor.stride(3) == 1 || tensor.size(3) == 1;
-    sources.push_back(is_plain ? tensor : tensor.contiguous());
-    out.mean.push_back(at::zeros({batch, of.heads, of.places, tensor.size(3)}, numbers));
-    const at::Tensor& from = sources.back();
-    args.in[args.count] = {from.const_data_ptr(), ops::kernel_dtype(from.scalar_type()),
-                           from.stride(0), from.stride(1), from.stride(2)};
-    args.mean[args.count++] = out.mean.back().mutable_data_ptr<float>();
-  }
-  const at::Tensor offsets = per_head(int_offsets(of.blocks, x.device()), of.heads).contiguous();
-  const at::Tensor rows = of.rows.defined() ? per_head(of.rows, of.heads).contiguous() : of.rows;
-  args.batch = batch, args.heads = of.heads, args.in_heads = x.size(1);
-  args.dim = x.size(3), args.len = x.size(2), args.places = of.places;
-  args.rows_in_mean = out.count.mutable_data_ptr<float>();
-  args.order = order_of(rows), args.offsets = order_of(offsets);
-  args.num_blocks = of.blocks.num_blocks();
-  for (const kernels::SummaryKeys& keys : of.summaries) {
-    args.summaries[args.num_summaries++] = keys;
-  }
-  args.fault = fault.mutable_data_ptr<int32_t>();
-  if (of.places == 0 || x.size(3) == 0) return out;
-  ops::run_on("pooled_keys", x.device(), args, &kernels::pooled_keys_cpu,
-              FOVEA_CUDA_LAUNCHER(pooled_keys_cuda));
+  out.mean = PoolRows::apply(at::TensorList(of.tensors), PoolTask{of, fault, out.count});
   return out;
 }
 
@@ -148,9 +256,17 @@ Partial run_pooled_values_on_device(const AttentionPlan& plan, const PooledValue
   const at::Tensor values = per_head(pool_on_device(of, fault).mean[0], heads);
   const at::Tensor blocks = at::matmul(branch.weights.to(at::kFloat), values);
   const at::Tensor q_block = block_of_row(branch.q_blocks, plan.q_order, call.q_layout, device);
-  const int64_t channels = blocks.size(3);
-  const at::Tensor rows = q_block.unsqueeze(3).expand({batch, heads, q_block.size(2), channels});
-  return {blocks.expand({batch, heads, blocks.size(2), channels}).gather(2, rows), {}};
+  PooledOf of_rows{.tensors = {},
+                   .rows = at::Tensor(),
+                   .blocks = branch.q_blocks,
+                   .summaries = {{.begin = 0, .per_block = 1, .pool = 0}},
+                   .places = branch.q_blocks.num_blocks(),
+                   .heads = heads};
+  if (!plan.q_order.is_identity()) {
+    of_rows.rows = plan.q_order.rows(call.q_layout, device).to(at::kInt).contiguous();
+  }
+  const at::Tensor whole = blocks.expand({batch, heads, blocks.size(2), blocks.size(3)});
+  return {RowsOfBlocks::apply(whole, BlocksTask{q_block, of_rows, fault}), {}};
 }
 
 at::Tensor bias_of_keys(const at::Tensor& bias, const at::Tensor& rows, const at::Tensor& hidden,

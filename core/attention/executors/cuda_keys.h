@@ -44,6 +44,8 @@ struct PooledOf {
   int64_t heads = 0;  ///< of the result: kv_heads, or those that have blocks of their own
 };
 
+/// Means are differentiable once.
+///
 /// fault  int32 [1]: see `TileListsArgs`
 DevicePools pool_on_device(const PooledOf& of, const at::Tensor& fault);
 

@@ -8,6 +8,7 @@
 #include <c10/core/GradMode.h>
 
 #include "core/attention/block_pool.h"
+#include "core/attention/executors/cuda_views.h"
 #include "core/check.h"
 #include "core/ops/device_kernel.h"
 #include "core/ops/gather_rows.h"
@@ -43,19 +44,6 @@ bool want_gradient(std::initializer_list<std::reference_wrapper<const at::Tensor
   return c10::GradMode::is_enabled() &&
          std::any_of(all.begin(), all.end(),
                      [](const at::Tensor& x) { return x.defined() && x.requires_grad(); });
-}
-
-template <typename View>
-void set_strides(const at::Tensor& x, View& view) {
-  view.dtype = ops::kernel_dtype(x.scalar_type());
-  view.batch_stride = x.stride(0), view.head_stride = x.stride(1), view.row_stride = x.stride(2);
-}
-
-kernels::HeadRows view_of(const at::Tensor& x) {
-  kernels::HeadRows out;
-  out.data = x.const_data_ptr();
-  set_strides(x, out);
-  return out;
 }
 
 // Blocks of one side; keeps what they point at.
@@ -162,8 +150,7 @@ at::Tensor run_linear_kernel(const AttentionPlan& plan, const LinearBranch& bran
     more = ops::with_aligned_rows(added);
     args.added = view_of(more);
   }
-  args.out.data = out.mutable_data_ptr();
-  set_strides(out, args.out);
+  args.out = written_view_of(out);
   ops::run_on("linear_out", device, args, &kernels::linear_out_cpu,
               FOVEA_CUDA_LAUNCHER(linear_out_cuda));
   return out;

@@ -123,6 +123,68 @@ void set_stored(const std::vector<Predicate>& predicates, kernels::PairMasksArgs
   }
 }
 
+// What lists are made of beside the class map.
+struct Cut {
+  bool of_columns = false;
+  at::Tensor tiled, listed;  // offsets of the blocks that tiles and spans are cut from
+  int64_t tiled_len = 0, listed_len = 0;
+  int64_t tiles = 0, capacity = 0;              // most of a map, most spans of a row
+  uint8_t keep = block_class::exact;            // the class that is listed
+  std::vector<kernels::SummaryKeys> summaries;  // and those behind it
+};
+
+DeviceLists cut_lists(const ListsOf& of, kernels::AttentionTile tile, const Cut& cut,
+                      const at::Tensor& fault) {
+  const at::Device device = of.call.q.device();
+  DeviceLists out;
+  out.tile = tile, out.of_columns = cut.of_columns;
+  set_maps(of, out);
+  const int64_t maps = out.map_items * out.map_heads;
+  const at::Tensor tiled = of_maps(cut.tiled, out), listed = of_maps(cut.listed, out);
+  kernels::TileListsArgs args;
+  args.transposed = cut.of_columns, args.keep = cut.keep;
+  args.last_class = static_cast<uint8_t>(block_class::exact + of.selection.summaries.size());
+  at::Tensor classes, valid;
+  if (of.selection.classes.defined()) {
+    classes = of.selection.classes.expand({out.map_items, out.map_heads, -1, -1}).contiguous();
+    args.classes = classes.const_data_ptr<uint8_t>();
+  }
+  if (of.kv_valid.defined() && cut.keep == block_class::exact) {
+    valid = of_maps(of.kv_valid, out);
+    args.kv_valid = valid.const_data_ptr<int32_t>();
+    args.valid_maps = maps_of(valid);
+  }
+  for (const kernels::SummaryKeys& keys : cut.summaries) {
+    args.summaries[args.num_summaries++] = keys;
+  }
+  args.q_offsets = tiled.const_data_ptr<int32_t>();
+  args.kv_offsets = listed.const_data_ptr<int32_t>();
+  args.maps = maps, args.q_maps = maps_of(tiled), args.kv_maps = maps_of(listed);
+  args.num_q_blocks = tiled.size(2) - 1, args.num_kv_blocks = listed.size(2) - 1;
+  args.q_len = static_cast<int32_t>(cut.tiled_len);
+  args.kv_len = static_cast<int32_t>(cut.listed_len);
+  args.tile_queries = tile.queries, args.span_keys = tile.keys;
+  args.tiles_per_map = cut.tiles, args.capacity = cut.capacity;
+  out.tiles = at::empty({maps, cut.tiles, 4}, integers(device));
+  out.counts = at::empty({maps, args.num_q_blocks}, integers(device));
+  out.spans = at::empty({maps, args.num_q_blocks, cut.capacity, 2}, integers(device));
+  args.tiles = static_cast<kernels::QueryTile*>(out.tiles.mutable_data_ptr());
+  args.counts = out.counts.mutable_data_ptr<int32_t>();
+  args.spans = static_cast<kernels::KeySpan*>(out.spans.mutable_data_ptr());
+  args.fault = fault.mutable_data_ptr<int32_t>();
+  ops::run_on("tile_lists", device, args, &kernels::tile_lists_cpu,
+              FOVEA_CUDA_LAUNCHER(tile_lists_cuda));
+  return out;
+}
+
+// Tiles of other keys behind those that are there; all have the same queries.
+void append(DeviceLists& to, const DeviceLists& other) {
+  other.tiles.select(2, 2).add_(to.counts.size(1));  // their rows
+  to.tiles = at::cat({to.tiles, other.tiles}, 1);
+  to.counts = at::cat({to.counts, other.counts}, 1);
+  to.spans = at::cat({to.spans, other.spans}, 1);
+}
+
 }  // namespace
 
 kernels::TileLists DeviceLists::view() const {
@@ -143,7 +205,7 @@ kernels::TileLists DeviceLists::view() const {
 
 kernels::AttentionTile tile_of(const ListsOf& of,
                                kernels::AttentionTile (*tile)(int64_t, int64_t)) {
-  // Pooled keys come in short spans.
+  // Pooled keys come in short spans, or tiles.
   const bool is_pooled = !of.selection.summaries.empty();
   return tile(usual_size(of.q_blocks, of.call.q.size(2)),
               is_pooled ? kUnit : usual_size(of.kv_blocks, of.kv_len));
@@ -162,45 +224,34 @@ std::vector<kernels::SummaryKeys> summary_keys(const Selection& selection, int64
 }
 
 DeviceLists make_lists(const ListsOf& of, kernels::AttentionTile tile, const at::Tensor& fault) {
-  const at::Device device = of.call.q.device();
-  DeviceLists out;
-  out.tile = tile;
-  set_maps(of, out);
-  const int64_t maps = out.map_items * out.map_heads;
-  const at::Tensor q_offsets = of_maps(offsets_of(of.q_blocks, of), out);
-  const at::Tensor kv_offsets = of_maps(offsets_of(of.kv_blocks, of), out);
-  kernels::TileListsArgs args;
-  at::Tensor classes, valid;
-  if (of.selection.classes.defined()) {
-    classes = of.selection.classes.expand({out.map_items, out.map_heads, -1, -1}).contiguous();
-    args.classes = classes.const_data_ptr<uint8_t>();
+  Cut cut;
+  cut.tiled = offsets_of(of.q_blocks, of), cut.listed = offsets_of(of.kv_blocks, of);
+  cut.tiled_len = of.call.q.size(2), cut.listed_len = of.kv_len;
+  cut.tiles = most_pieces(of.q_blocks, cut.tiled_len, tile.queries);
+  cut.capacity = most_pieces(of.kv_blocks, cut.listed_len, tile.keys);
+  cut.summaries = summary_keys(of.selection, of.kv_len);
+  return cut_lists(of, tile, cut, fault);
+}
+
+DeviceLists make_columns(const ListsOf& of, kernels::AttentionTile tile, const at::Tensor& fault) {
+  Cut cut;
+  cut.of_columns = true;
+  cut.tiled = offsets_of(of.kv_blocks, of), cut.listed = offsets_of(of.q_blocks, of);
+  cut.tiled_len = of.kv_len, cut.listed_len = of.call.q.size(2);
+  cut.tiles = most_pieces(of.kv_blocks, cut.tiled_len, tile.queries);
+  cut.capacity = most_pieces(of.q_blocks, cut.listed_len, tile.keys);
+  DeviceLists out = cut_lists(of, tile, cut, fault);
+  if (!of.selection.predicates.empty()) cut_pairs(of, out);
+  const int64_t blocks = of.kv_blocks.num_blocks();
+  for (const kernels::SummaryKeys& level : summary_keys(of.selection, of.kv_len)) {
+    ++cut.keep;
+    const int64_t end = level.begin + blocks * level.per_block;
+    cut.tiled = at::arange(level.begin, end + 1, level.per_block, integers(of.call.q.device()))
+                    .view({1, 1, blocks + 1});
+    cut.tiled_len = end;
+    cut.tiles = blocks * ((level.per_block + tile.queries - 1) / tile.queries);
+    append(out, cut_lists(of, tile, cut, fault));
   }
-  if (of.kv_valid.defined()) {
-    valid = of_maps(of.kv_valid, out);
-    args.kv_valid = valid.const_data_ptr<int32_t>();
-    args.valid_maps = maps_of(valid);
-  }
-  for (const kernels::SummaryKeys& keys : summary_keys(of.selection, of.kv_len)) {
-    args.summaries[args.num_summaries++] = keys;
-  }
-  args.q_offsets = q_offsets.const_data_ptr<int32_t>();
-  args.kv_offsets = kv_offsets.const_data_ptr<int32_t>();
-  args.maps = maps, args.q_maps = maps_of(q_offsets), args.kv_maps = maps_of(kv_offsets);
-  args.num_q_blocks = of.q_blocks.num_blocks(), args.num_kv_blocks = of.kv_blocks.num_blocks();
-  args.q_len = static_cast<int32_t>(of.call.q.size(2));
-  args.kv_len = static_cast<int32_t>(of.kv_len);
-  args.tile_queries = tile.queries, args.span_keys = tile.keys;
-  args.tiles_per_map = most_pieces(of.q_blocks, of.call.q.size(2), tile.queries);
-  args.capacity = most_pieces(of.kv_blocks, of.kv_len, tile.keys);
-  out.tiles = at::empty({maps, args.tiles_per_map, 4}, integers(device));
-  out.counts = at::empty({maps, args.num_q_blocks}, integers(device));
-  out.spans = at::empty({maps, args.num_q_blocks, args.capacity, 2}, integers(device));
-  args.tiles = static_cast<kernels::QueryTile*>(out.tiles.mutable_data_ptr());
-  args.counts = out.counts.mutable_data_ptr<int32_t>();
-  args.spans = static_cast<kernels::KeySpan*>(out.spans.mutable_data_ptr());
-  args.fault = fault.mutable_data_ptr<int32_t>();
-  ops::run_on("tile_lists", device, args, &kernels::tile_lists_cpu,
-              FOVEA_CUDA_LAUNCHER(tile_lists_cuda));
   return out;
 }
 
@@ -237,7 +288,8 @@ void cut_pairs(const ListsOf& of, DeviceLists& lists) {
   const at::Tensor kv_rows =
       of.kv_rows.defined() ? per_head(of.kv_rows, call.q.size(1)) : of.kv_rows;
   const at::Tensor kv = values(call.kv_layout, &RuleValues::kv, kv_rows);
-  const at::Tensor q_offsets = of_maps(offsets_of(of.q_blocks, of), lists);
+  const at::Tensor offsets =
+      of_maps(offsets_of(lists.of_columns ? of.kv_blocks : of.q_blocks, of), lists);
   const auto sizes = lists.spans.sizes();  // maps, rows, capacity
   const at::Tensor seen =
       at::empty({sizes[0], sizes[1], sizes[2]}, integers(device).dtype(at::kByte));
@@ -247,8 +299,9 @@ void cut_pairs(const ListsOf& of, DeviceLists& lists) {
   args.rows = sizes[1], args.capacity = sizes[2];
   args.counts = lists.counts.mutable_data_ptr<int32_t>();
   args.spans = static_cast<kernels::KeySpan*>(lists.spans.mutable_data_ptr());
-  args.q_offsets = q_offsets.const_data_ptr<int32_t>();
-  args.q_maps = maps_of(q_offsets);
+  args.transposed = lists.of_columns;
+  args.q_offsets = offsets.const_data_ptr<int32_t>();
+  args.q_maps = maps_of(offsets);
   args.q_len = call.q.size(2), args.kv_len = of.kv_len;
   args.tile_queries = lists.tile.queries;
   for (const RuleValues& rule : rules) args.rules[args.num_rules++] = {rule.disc_limit};

@@ -15,6 +15,7 @@ namespace fovea {
 /// Lists of kernels/attention/tile_lists.h as tensors, for maps of items and heads.
 struct DeviceLists {
   kernels::AttentionTile tile;
+  bool of_columns = false;               ///< tiles are of keys, spans of queries
   at::Tensor tiles;                      ///< int32 [maps, tiles, 4] of `QueryTile`
   at::Tensor counts;                     ///< int32 [maps, rows]
   at::Tensor spans;                      ///< int32 [maps, rows, capacity, 2] of `KeySpan`
@@ -35,7 +36,7 @@ struct ListsOf {
   at::Tensor kv_rows;   ///< [batch or 1, kv_heads or 1, len]; undefined: the same
 };
 
-/// The tile that suits such blocks; `tile` is a backend's (`sm90_tile`).
+/// The tile that suits such blocks; `tile` is a backend's (`sm90_tile`, `sm90_column_tile`).
 kernels::AttentionTile tile_of(const ListsOf& of, kernels::AttentionTile (*tile)(int64_t, int64_t));
 
 /// Lists of blocks as their class map says. Neither waits for a GPU nor copies from or to it, but
@@ -43,6 +44,12 @@ kernels::AttentionTile tile_of(const ListsOf& of, kernels::AttentionTile (*tile)
 ///
 /// fault  int32 [1]: see `TileListsArgs`
 DeviceLists make_lists(const ListsOf& of, kernels::AttentionTile tile, const at::Tensor& fault);
+
+/// The same pairs from the side of the keys, those of summaries behind the others: lists of columns
+/// for gradients of keys. Of a selection with predicates as `cut_pairs` does it.
+///
+/// tile  a backend's column tile
+DeviceLists make_columns(const ListsOf& of, kernels::AttentionTile tile, const at::Tensor& fault);
 
 /// Cuts pairs that predicates hide out of lists. Waits for the GPU: the number of masks sizes their
 /// memory. Plans with predicates are made of what the host knows, and kept.

@@ -1,4 +1,4 @@
-// Executors of GPUs: with the kernel emulated on the CPU, and on a GPU where there is one.
+// Results of executors of GPUs, emulated and on a GPU where there is one.
 
 #include "core/attention/executors/cuda.h"
 
@@ -12,82 +12,16 @@
 #include "core/attention/planners/sla.h"
 #include "core/check.h"
 #include "tests/conformance/suite.h"
+#include "tests/core/attention/cuda_case.h"
 #include "tests/core/attention/plan_cases.h"
-#include "tests/support/emulated_cuda.h"
 
 namespace fovea {
-
-// Found by GoogleTest, which otherwise prints an address.
-inline void PrintTo(const CudaBackend* backend, std::ostream* out) { *out << backend->name; }
-
 namespace {
 
 using test::selection_of;
 
-std::vector<const CudaBackend*> backends() {
-#if FOVEA_HAS_CUDA
-  return {&test::emulated_backend(), &sm90_backend(), &sm80_backend()};
-#else
-  return {&test::emulated_backend()};
-#endif
-}
-
-class CudaExecutorTest : public testing::TestWithParam<const CudaBackend*> {
+class CudaExecutorTest : public test::CudaBackendTest {
  protected:
-  void SetUp() override {
-    at::manual_seed(1);
-    if (GetParam() != &test::emulated_backend()) {
-      if (!at::hasCUDA()) GTEST_SKIP() << "missing: a GPU";
-      device_ = at::Device(at::kCUDA, 0);
-    }
-    AttentionCall call;
-    call.q = at::zeros({1, 1, 1, 64}, at::device(device_).dtype(at::kHalf));
-    if (const auto reason = GetParam()->why_not(call)) {
-      GTEST_SKIP() << "missing: a GPU for " << GetParam()->name << ", which " << *reason;
-    }
-    executor_ = std::make_unique<CudaExecutor>(*GetParam());
-  }
-  at::Tensor on(const at::Tensor& x) const { return x.defined() ? x.to(device_) : x; }
-  TokenLayout on(const TokenLayout& layout) const {
-    TokenLayout out;
-    for (size_t i = 0; i < layout.segments().size(); ++i) {
-      const Segment& segment = layout.segments()[i];
-      const auto& [frames, height, width] = segment.grid;
-      const at::Tensor valid = on(layout.valid_len()[i]);
-      if (segment.kind == Segment::Kind::grid) {
-        out.append(valid.defined() ? TokenLayout::sequence(segment.capacity, valid)
-                                   : TokenLayout::grid(frames, height, width));
-      } else if (segment.kind == Segment::Kind::text) {
-        out.append(TokenLayout::text(segment.capacity, valid));
-      } else {
-        out.append(TokenLayout::extra(segment.capacity));
-      }
-    }
-    return out;
-  }
-  AttentionCall call_of(const TokenLayout& layout, test::Case c = {.layout = {}}) const {
-    c.layout = on(layout);
-    if (c.dim == 40) c.dim = 64;
-    if (c.dtype == at::kFloat) c.dtype = at::kBFloat16;
-    AttentionCall call = test::make_call(c);
-    call.q = on(call.q), call.k = on(call.k), call.v = on(call.v);
-    return call;
-  }
-  BlockAxis on(const BlockAxis& axis) const {
-    if (!axis.device_offsets().defined()) return axis;
-    return BlockAxis::from_offsets(on(axis.device_offsets()), axis.max_size());
-  }
-  TokenOrder on(const TokenOrder& order) const {
-    return order.kind() == TokenOrder::Kind::index ? TokenOrder::index(on(order.index_rows()))
-                                                   : order;
-  }
-  void set_random_blocks(AttentionPlan& plan, const AttentionCall& call, int64_t count) const {
-    Selection& selection = selection_of(plan);
-    const int64_t heads = call.q.size(1), kv_heads = call.k.size(1), items = call.q.size(0);
-    selection.q_blocks = on(test::random_blocks(items, heads, 9, call.q.size(2)));
-    selection.kv_blocks = on(test::random_blocks(1, kv_heads, 12, call.k.size(2)));
-    selection.classes = on(test::random_classes(selection, items, heads, count));
-  }
   void expect_rules(const AttentionPlan& plan, const AttentionCall& call) {
     validate(plan, call);
     ASSERT_EQ(executor_->why_not(plan, call), std::nullopt) << plan.describe();
@@ -104,9 +38,6 @@ class CudaExecutorTest : public testing::TestWithParam<const CudaBackend*> {
     test::expect_same_bits(result.out.nan_to_num(), again.out.nan_to_num(), plan.describe());
     test::expect_same_bits(result.lse, again.lse, plan.describe());
   }
-
-  at::Device device_ = at::kCPU;
-  std::unique_ptr<Executor> executor_;
 };
 
 TEST_P(CudaExecutorTest, MeetsTheRulesOfConformance) {
@@ -359,7 +290,7 @@ TEST_P(CudaExecutorTest, LoweredPlansServeOtherTensors) {
   test::expect_same_bits(got.lse, expected.lse, "lse");
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, CudaExecutorTest, testing::ValuesIn(backends()),
+INSTANTIATE_TEST_SUITE_P(Backends, CudaExecutorTest, testing::ValuesIn(test::cuda_backends()),
                          [](const auto& info) { return std::string(info.param->name); });
 
 TEST(CudaExecutorReasons, AreSaidInWords) {
@@ -384,8 +315,6 @@ TEST(CudaExecutorReasons, AreSaidInWords) {
             "computes in bf16 and fp16, the inputs are Float");
   EXPECT_EQ(reason([](Plan&, Call& c) { c.v = c.v.slice(3, 0, 8); }),
             "takes values of as many channels as keys");
-  EXPECT_EQ(reason([](Plan&, Call& c) { c.k = c.k.clone().requires_grad_(); }),
-            "has no backward pass");
   EXPECT_EQ(reason([](Plan&, Call& c) { c.sm_scale = 0; }), "takes scales above 0");
   EXPECT_EQ(reason([](Plan& p, Call&) {
               auto& branch = std::get<SoftmaxBranch>(p.branches[0].kind);

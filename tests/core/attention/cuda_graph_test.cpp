@@ -7,6 +7,7 @@
 #include <c10/core/GradMode.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
 
 #include "core/attention/executors/cuda.h"
 #include "core/attention/executors/cuda_linear.h"
@@ -58,6 +59,36 @@ class CudaGraph : public testing::Test {
       const AttentionResult expected = step();
       test::expect_same_bits(got.out, expected.out, "out");
       test::expect_same_bits(got.lse, expected.lse, "lse");
+    }
+  }
+  // The same with gradients of q, k and v.
+  void expect_same_gradients(const AttentionPlan& plan, const LoweredPlan* lowered = nullptr) {
+    const at::Tensor behind = at::randn(call_.q.sizes()).to(call_.q.options());
+    for (at::Tensor* x : {&call_.q, &call_.k, &call_.v}) x->requires_grad_();
+    const auto step = [&] {
+      const AttentionResult result = executor_->run(plan, call_, lowered);
+      const at::Tensor lse = result.lse.masked_fill(result.lse.isinf(), 0);
+      return torch::autograd::grad({(result.out * behind).sum() + lse.sum()},
+                                   {call_.q, call_.k, call_.v});
+    };
+    const c10::cuda::CUDAStreamGuard guard(c10::cuda::getStreamFromPool());
+    step();  // leaves what the host knows on the device
+    at::cuda::CUDAGraph graph;
+    graph.capture_begin();
+    const auto captured = step();
+    graph.capture_end();
+    for (int turn = 0; turn < 3; ++turn) {
+      {
+        const c10::NoGradGuard no_gradients;
+        change_numbers();
+      }
+      graph.replay();
+      std::vector<at::Tensor> got;
+      for (const at::Tensor& x : captured) got.push_back(x.clone());
+      const auto expected = step();
+      for (size_t i = 0; i < got.size(); ++i) {
+        test::expect_same_bits(got[i], expected[i], std::string(1, "qkv"[i]));
+      }
     }
   }
   AttentionResult run(const AttentionPlan& plan) {
@@ -171,6 +202,33 @@ TEST_F(CudaGraph, HoldsAPlanWithPredicatesThatWasLoweredBefore) {
   selection_of(plan).predicates = {window};
   const auto lowered = executor_->lower(plan, call_);
   expect_same([&] { return executor_->run(plan, call_, lowered.get()); });
+}
+
+TEST_F(CudaGraph, HoldsGradients) {
+  expect_same_gradients(AttentionPlan::dense("dense"));
+  const at::Tensor valid = at::tensor({90, 17}, at::kLong).to(at::kCUDA);
+  set_call(TokenLayout::grid(2, 9, 16).append(TokenLayout::text(100, valid)));
+  AttentionPlan plan = AttentionPlan::dense("all");
+  expect_same_gradients(plan);
+  plan.q_order = TokenOrder::tiles({1, 4, 4});
+  plan.kv_order =
+      TokenOrder::index(test::random_order(2, 2, call_.q.size(2)).index_rows().to(at::kCUDA));
+  Selection& selection = selection_of(plan);
+  selection.q_blocks = BlockAxis::uniform(call_.q_layout, 64);
+  selection.kv_blocks = BlockAxis::uniform(call_.kv_layout, 64);
+  selection.summaries = {{.pool = 0}, {.pool = 4}};
+  selection.classes = test::random_classes(selection, 1, 4, 4).to(at::kCUDA);
+  expect_same_gradients(plan);
+}
+
+TEST_F(CudaGraph, HoldsGradientsOfAPlanWithPredicatesThatWasLoweredBefore) {
+  AttentionPlan plan = AttentionPlan::dense("window");
+  WindowPredicate window;
+  window.axes[1] = {.size = 5};
+  selection_of(plan).predicates = {window};
+  call_.q.requires_grad_();
+  const auto lowered = executor_->lower(plan, call_);
+  expect_same_gradients(plan, lowered.get());
 }
 
 }  // namespace

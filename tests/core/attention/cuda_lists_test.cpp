@@ -73,7 +73,8 @@ at::Tensor rows_of(const TokenOrder& order, const TokenLayout& layout, at::Devic
   return order.rows(layout, device).to(at::kInt).contiguous();
 }
 
-DeviceLists lists_of(const test::Problem& problem, const SoftmaxBranch& branch) {
+DeviceLists lists_of(const test::Problem& problem, const SoftmaxBranch& branch,
+                     bool of_columns = false) {
   const AttentionCall& call = problem.call;
   const Selection& selection = branch.selection;
   const at::Device device = call.q.device();
@@ -90,8 +91,13 @@ DeviceLists lists_of(const test::Problem& problem, const SoftmaxBranch& branch) 
     of.kv_blocks = default_blocks(call.kv_layout);
   }
   const at::Tensor fault = at::zeros({1}, at::device(device).dtype(at::kInt));
-  DeviceLists lists = make_lists(of, tile_of(of, &test::emulated_tile), fault);
-  if (!selection.predicates.empty()) cut_pairs(of, lists);
+  DeviceLists lists;
+  if (of_columns) {
+    lists = make_columns(of, tile_of(of, &test::emulated_column_tile), fault);
+  } else {
+    lists = make_lists(of, tile_of(of, &test::emulated_tile), fault);
+    if (!selection.predicates.empty()) cut_pairs(of, lists);
+  }
   EXPECT_EQ(fault.item<int32_t>(), 0) << problem.describe();
   return lists;
 }
@@ -138,6 +144,37 @@ TEST(CudaLists, HaveThePairsOfTheHostsLists) {
   EXPECT_GE(ran, 100);
 }
 
+TEST(CudaLists, ColumnsHaveThePairsOfRows) {
+  int64_t summed = 0, masked = 0;
+  const int64_t ran = for_each_problem(
+      400, at::kCPU, [&](const test::Problem& problem, const SoftmaxBranch& branch) {
+        const AttentionCall& call = problem.call;
+        if (call.q.size(0) > 2) return;
+        const DeviceLists rows = lists_of(problem, branch),
+                          columns = lists_of(problem, branch, true);
+        const int64_t q_len = call.q.size(2), own = call.k.size(2);
+        const std::vector<int64_t> places = summary_places(branch.selection, own);
+        const bool is_summed = !branch.selection.summaries.empty();
+        const int64_t keys = is_summed ? places.back() : own;
+        summed += is_summed, masked += columns.masks.defined();
+        for (int64_t item = 0; item < call.q.size(0); ++item) {
+          for (int64_t head = 0; head < call.q.size(1); ++head) {
+            const at::Tensor of_rows = pairs_of(rows, item, head, q_len, keys);
+            const at::Tensor of_columns = pairs_of(columns, item, head, keys, q_len).t();
+            ASSERT_TRUE(of_rows.slice(1, 0, own).equal(of_columns.slice(1, 0, own)))
+                << problem.describe();
+            // Of shorter blocks means of nothing too.
+            ASSERT_FALSE(of_rows.logical_and(of_columns.logical_not()).any().item<bool>())
+                << problem.describe();
+            EXPECT_FALSE(is_summed && of_columns.slice(1, own, places[0]).any().item<bool>());
+          }
+        }
+      });
+  EXPECT_GE(ran, 100);
+  EXPECT_GE(summed, 20);
+  EXPECT_GE(masked, 20);
+}
+
 // Masks are there only where some pairs are seen and some are not.
 TEST(CudaLists, MasksAreOfPartsOnly) {
   for_each_problem(300, at::kCPU, [](const test::Problem& problem, const SoftmaxBranch& branch) {
@@ -167,11 +204,13 @@ TEST(CudaLists, AreTheSameOnAGpu) {
   if (!at::hasCUDA()) GTEST_SKIP() << "missing: a GPU";
   std::vector<DeviceLists> of_cpu;
   for_each_problem(300, at::kCPU, [&](const test::Problem& problem, const SoftmaxBranch& branch) {
-    of_cpu.push_back(lists_of(problem, branch));
+    for (const bool of_columns : {false, true}) {
+      of_cpu.push_back(lists_of(problem, branch, of_columns));
+    }
   });
   size_t next = 0;
-  for_each_problem(300, at::kCUDA, [&](const test::Problem& problem, const SoftmaxBranch& branch) {
-    const DeviceLists &expected = of_cpu[next++], got = lists_of(problem, branch);
+  const auto expect_next = [&](const test::Problem& problem, const DeviceLists& got) {
+    const DeviceLists& expected = of_cpu[next++];
     ASSERT_TRUE(got.tiles.cpu().equal(expected.tiles)) << problem.describe();
     const at::Tensor counts = got.counts.cpu();
     ASSERT_TRUE(counts.equal(expected.counts)) << problem.describe();
@@ -181,6 +220,10 @@ TEST(CudaLists, AreTheSameOnAGpu) {
     ASSERT_EQ(got.masks.defined(), expected.masks.defined());
     const bool same = !got.masks.defined() || got.masks.cpu().equal(expected.masks);
     ASSERT_TRUE(same) << problem.describe();
+  };
+  for_each_problem(300, at::kCUDA, [&](const test::Problem& problem, const SoftmaxBranch& branch) {
+    expect_next(problem, lists_of(problem, branch));
+    expect_next(problem, lists_of(problem, branch, true));
   });
 #else
   GTEST_SKIP() << "missing: CUDA in this build";

@@ -237,5 +237,32 @@ TEST(TileLists, ColumnsAreThoseOfTheTransposedMap) {
   }
 }
 
+TEST(TileLists, ColumnsAreOfValidKeysAndOneClass) {
+  Made m;
+  m.q_offsets = {0, 40, 60, 80}, m.kv_offsets = {0, 8, 20};  // blocks of keys, of queries
+  m.classes = {1, 2, 3, 3, 1, 2};                            // [queries, keys]
+  const std::vector<int32_t> valid = {33, 0, 100};
+  m.args.kv_valid = valid.data();
+  m.args.transposed = true, m.args.last_class = 3;
+  m.args.q_len = 80, m.args.kv_len = 20;
+  m.args.tile_queries = 32, m.args.span_keys = 16;
+  m.args.tiles_per_map = 4, m.args.capacity = 2;
+  m.make();
+  EXPECT_EQ(m.fault, 0);
+  EXPECT_EQ(m.tiles, (std::vector<QueryTile>{{0, 32, 0, 0}, {32, 1, 0, 1}, {60, 20, 2, 0}, {}}));
+  EXPECT_EQ(m.counts, (std::vector<int32_t>{1, 1, 0}));
+  EXPECT_EQ(m.spans[0], (KeySpan{0, 8}));
+  EXPECT_EQ(m.spans[2], (KeySpan{8, 12}));
+  m.args.keep = 3;
+  m.make();
+  EXPECT_EQ(m.fault, 0);
+  EXPECT_EQ(m.counts, (std::vector<int32_t>{1, 0, 1}));
+  EXPECT_EQ(m.spans[0], (KeySpan{8, 12}));
+  EXPECT_EQ(m.spans[4], (KeySpan{0, 8}));
+  m.args.last_class = 2, m.args.keep = 1;
+  m.make();
+  EXPECT_EQ(m.fault, 1);
+}
+
 }  // namespace
 }  // namespace fovea::kernels

@@ -93,6 +93,30 @@ TEST_F(Sm80Backward, MasksAndMoreKeys) {
   }
 }
 
+TEST_F(Sm80Backward, BiasesOfKeys) {
+  int seed = 0;
+  for (const int64_t dim : {64, 128}) {
+    for (const auto& [block_q, block_kv] : Sizes{{128, 128}, {64, 64}, {0, 0}}) {
+      for (const int64_t begin : {0, 133, 330}) {  // the last among the more keys
+        check({.batch = 2,
+               .heads = 2,
+               .kv_heads = block_kv == 0 ? 2 : 1,
+               .q_len = 150,
+               .kv_len = 300,
+               .dim = dim,
+               .density = 0.6,
+               .block_q = block_q,
+               .block_kv = block_kv,
+               .more_keys = begin == 133 ? 0 : 130,
+               .more_gap = 12,
+               .masks = begin == 0,
+               .bias_begin = begin},
+              ++seed);
+      }
+    }
+  }
+}
+
 TEST_F(Sm80Backward, OnlyWhatIsWanted) {
   const Problem p{.q_len = 100, .kv_len = 70};
   const BackwardCase all(p, true, 1), of_q(p, true, 1), of_k(p, true, 1);
@@ -139,7 +163,7 @@ TEST(Sm80BackwardRefusals, SayWhy) {
   EXPECT_STREQ(block_sparse_backward_sm80(args, {}).message, "takes no integers");
   args.forward.q_int8 = {}, args.forward.key_bias.data = &number;
   EXPECT_STREQ(block_sparse_backward_sm80(args, {}).message,
-               "takes no bias of keys and no order of rows");
+               "takes more keys and a bias of keys with lists");
 }
 
 }  // namespace

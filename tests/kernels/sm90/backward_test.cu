@@ -118,6 +118,8 @@ TEST_F(Sm90Backward, DenseOfAnyLength) {
                                                                                   {65, 17},
                                                                                   {17, 65},
                                                                                   {192, 80},
+                                                                                  {191, 97},
+                                                                                  {193, 96},
                                                                                   {129, 257},
                                                                                   {300, 500},
                                                                                   {5, 1000},
@@ -222,6 +224,32 @@ TEST_F(Sm90Backward, MoreKeys) {
   }
 }
 
+TEST_F(Sm90Backward, BiasesOfKeys) {
+  int seed = 0;
+  for (const int64_t dim : {64, 128}) {
+    for (const auto& [block_q, block_kv] :
+         std::vector<std::pair<int64_t, int64_t>>{{128, 128}, {128, 64}, {64, 64}, {0, 0}}) {
+      for (const int64_t begin : {0, 133, 330}) {  // the last among the more keys
+        const Problem p{.batch = 2,
+                        .heads = 2,
+                        .kv_heads = block_kv == 0 ? 2 : 1,
+                        .q_len = 150,
+                        .kv_len = 300,
+                        .dim = dim,
+                        .density = 0.6,
+                        .block_q = block_q,
+                        .block_kv = block_kv,
+                        .more_keys = begin == 133 ? 0 : 130,
+                        .more_gap = 12,
+                        .masks = begin == 0,
+                        .bias_begin = begin};
+        SCOPED_TRACE(name_of(p) + ", bias from " + std::to_string(begin));
+        check(p, ++seed);
+      }
+    }
+  }
+}
+
 TEST_F(Sm90Backward, OnlyWhatIsWanted) {
   const Problem p{.q_len = 100, .kv_len = 70};
   const BackwardCase all(p, true, 1), of_q(p, true, 1), of_k(p, true, 1);
@@ -304,12 +332,15 @@ TEST(Sm90BackwardRefusals, SayWhy) {
   EXPECT_EQ(reason(kNot, [](Args& a) { a.forward.dim = 96; }), "takes 64 or 128 channels a head");
   EXPECT_EQ(reason(kNot, [](Args& a) { a.forward.q.dtype = DType::f32; }), "takes bf16 and fp16");
   EXPECT_EQ(reason(kNot, [](Args& a) { a.forward.sm_scale = 0; }), "takes scales above 0");
+  const int32_t row = 0;
+  EXPECT_EQ(reason(kNot, [&](Args& a) { a.forward.out_order.rows = &row; }),
+            "takes no order of rows");
   EXPECT_EQ(reason(kNot, [&](Args& a) { a.forward.key_bias.data = &number; }),
-            "takes no bias of keys and no order of rows");
+            "takes more keys and a bias of keys with lists");
   EXPECT_EQ(reason(kNot, [](Args& a) { a.forward.kv_len = 0; }),
             "takes at least one query and one key");
   EXPECT_EQ(reason(kNot, [&](Args& a) { a.forward.more.k.data = &number; }),
-            "takes more keys with lists");
+            "takes more keys and a bias of keys with lists");
   EXPECT_EQ(reason(kInvalid, [](Args& a) { a.forward.lse = nullptr; }),
             "out, lse, grad_out or workspace is missing");
   EXPECT_EQ(reason(kInvalid, [](Args& a) { a.grad_v.data = nullptr; }),
