@@ -13,6 +13,8 @@
 
 namespace fovea::kernels::sm90 {
 
+constexpr Status kTooManyTiles = {StatusCode::unsupported, "more than 2^31 tiles of queries"};
+
 /// What one copy brings of a head: rows, and panels of 64 columns.
 struct Box {
   int rows, panels;
@@ -84,17 +86,15 @@ inline ForwardParams params_of(const CudaAttentionArgs& args, int64_t tiles) {
   return params;
 }
 
+/// Tiles of queries of a head.
+template <typename Shape>
+int64_t tiles_of(const CudaAttentionArgs& args) {
+  return Shape::kListed ? args.lists.tiles_per_map
+                        : (args.q_len + Shape::kQueries - 1) / Shape::kQueries;
+}
+
 template <typename Shape, Type kType>
-Status launch(const CudaAttentionArgs& args, CudaTarget target) {
-  ForwardMaps maps;
-  if (const Status status = maps_for<Shape>(args, &maps); !status.ok()) return status;
-  const int64_t tiles = Shape::kListed ? args.lists.tiles_per_map
-                                       : (args.q_len + Shape::kQueries - 1) / Shape::kQueries;
-  const int64_t num_tiles = tiles * args.heads * args.batch;
-  if (num_tiles > std::numeric_limits<int32_t>::max()) {
-    return {StatusCode::unsupported, "more than 2^31 tiles of queries"};
-  }
-  const ForwardParams params = params_of(args, tiles);
+Status start(const ForwardMaps& maps, const ForwardParams& params, CudaTarget target) {
   constexpr int kBytes = sizeof(ForwardMemory<Shape>);
   // A multiprocessor has 228 KiB, of which each block takes one more.
   static_assert(Shape::kBlocks * (kBytes + 1024) <= 228 * 1024, "fewer blocks would run at a time");
@@ -107,13 +107,22 @@ Status launch(const CudaAttentionArgs& args, CudaTarget target) {
   }
   if (code == cudaSuccess) {
     const auto blocks =
-        static_cast<unsigned>(std::min<int64_t>(processors * Shape::kBlocks, num_tiles));
+        static_cast<unsigned>(std::min(processors * Shape::kBlocks, params.num_tiles));
     kernel<<<blocks, Shape::kThreads, kBytes, static_cast<cudaStream_t>(target.stream)>>>(maps,
                                                                                           params);
     code = cudaGetLastError();
   }
   if (code != cudaSuccess) return {StatusCode::device, cudaGetErrorString(code)};
   return {};
+}
+
+template <typename Shape, Type kType>
+Status launch(const CudaAttentionArgs& args, CudaTarget target) {
+  ForwardMaps maps;
+  if (const Status status = maps_for<Shape>(args, &maps); !status.ok()) return status;
+  const int64_t tiles = tiles_of<Shape>(args);
+  if (tiles * args.heads * args.batch > std::numeric_limits<int32_t>::max()) return kTooManyTiles;
+  return start<Shape, kType>(maps, params_of(args, tiles), target);
 }
 
 }  // namespace fovea::kernels::sm90

@@ -33,6 +33,11 @@ __device__ inline void pin(float (&c)[kCount]) {
 #pragma unroll
   for (float& x : c) asm volatile("" : "+f"(x)::"memory");
 }
+template <int kCount>
+__device__ inline void pin(int32_t (&c)[kCount]) {
+#pragma unroll
+  for (int32_t& x : c) asm volatile("" : "+r"(x)::"memory");
+}
 
 /// Element types of A and B. C is fp32, of s8 int32.
 enum class Type { bf16, f16, e4m3, s8 };

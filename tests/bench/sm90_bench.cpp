@@ -21,6 +21,7 @@
 #include <c10/core/InferenceMode.h>
 
 #include "kernels/attention/block_sparse_cuda.h"
+#include "kernels/attention/eight_bit_cuda.h"
 
 namespace {
 
@@ -112,6 +113,39 @@ struct Lists {
   }
 };
 
+// Random operands in 8-bit numbers.
+struct EightBit {
+  at::Tensor q, k, v, q_scale, k_scale, v_scale;
+  ByteFormat format;
+
+  EightBit(const Case& c, ByteFormat of, at::Device device) : format(of) {
+    const auto floats = at::TensorOptions().device(device).dtype(at::kFloat);
+    const int64_t places = byte_places(c.len);
+    const auto bytes = [&](std::vector<int64_t> sizes, bool integers) {
+      const at::Tensor x = at::randn(sizes, floats.dtype(at::kHalf));
+      return integers ? x.mul(32).clamp(-127, 127).to(at::kChar) : x.mul(64).to(at::kFloat8_e4m3fn);
+    };
+    const bool integers = of == ByteFormat::int8;
+    q = bytes({c.batch, c.heads, c.len, c.dim}, integers);
+    k = bytes({c.batch, c.heads, c.len, c.dim}, integers);
+    v = bytes({c.batch, c.heads, c.dim, places}, false);
+    q_scale = at::full({c.batch, c.heads, c.len}, integers ? 1.0 / 32 : 1.0 / 64, floats);
+    k_scale = at::full({c.batch, c.heads, places}, integers ? 1.0 / 32 : 1.0 / 64, floats);
+    v_scale = at::full({c.batch, c.heads, c.dim}, 1.0 / 64, floats);
+  }
+
+  EightBitOperands operands() const {
+    EightBitOperands out;
+    out.format = format;
+    out.q = q.const_data_ptr(), out.k = k.const_data_ptr(), out.v = v.const_data_ptr();
+    out.q_scale = q_scale.const_data_ptr<float>();
+    out.k_scale = k_scale.const_data_ptr<float>();
+    out.v_scale = v_scale.const_data_ptr<float>();
+    return out;
+  }
+  std::string name() const { return format == ByteFormat::int8 ? "8-bit int8" : "8-bit e4m3"; }
+};
+
 // TFLOP/s of each, in this order and in the opposite one.
 std::vector<std::vector<double>> rates_of(const std::vector<Contestant>& contestants,
                                           const at::Tensor& out, double duration) {
@@ -130,7 +164,7 @@ void print(const Case& c, const std::vector<Contestant>& contestants,
            const std::vector<std::vector<double>>& rates) {
   const double baseline = (rates[0][0] + rates[0][1]) / 2;
   for (size_t i = 0; i < contestants.size(); ++i) {
-    std::printf("%lld x %lld x %lld x %lld | %-22s | %6.1f %6.1f | %.3f\n",
+    std::printf("%lld x %lld x %lld x %lld | %-36s | %6.1f %6.1f | %.3f\n",
                 static_cast<long long>(c.batch), static_cast<long long>(c.heads),
                 static_cast<long long>(c.len), static_cast<long long>(c.dim),
                 contestants[i].name.c_str(), rates[i][0], rates[i][1],
@@ -146,6 +180,71 @@ struct Wish {
   Kernel kernel = block_sparse_sm90;
 };
 
+void report(const Status& status) {
+  if (!status.ok()) std::printf("FAILED: %s\n", status.message);
+}
+
+// What runs on the operands of a case.
+struct Field {
+  const Case& c;
+  CudaAttentionArgs args;
+  Kernel kernel;
+  double products;  // of dense attention
+  std::vector<EightBit> eight_bit = {};
+  std::vector<Lists> lists = {};
+  std::vector<Contestant> contestants = {};
+
+  void add(const std::string& name, const CudaAttentionArgs& a, double density) {
+    contestants.push_back(
+        {name, products * density, [kernel = kernel, a] { report(kernel(a, {})); }});
+  }
+  void add_eight_bit(const std::string& what, const CudaAttentionArgs& a, double density) {
+    for (const EightBit& own : eight_bit) {
+      contestants.push_back({own.name() + what, products * density, [a, &own] {
+                               report(eight_bit_attention_sm90(a, own.operands(), {}));
+                             }});
+    }
+  }
+
+  void add_dense(at::Device device) {
+    if (c.dim == 128 && kernel == block_sparse_sm90) {
+      eight_bit.reserve(2);
+      for (const ByteFormat format : {ByteFormat::e4m3, ByteFormat::int8}) {
+        eight_bit.emplace_back(c, format, device);
+      }
+    }
+    add("dense", args, 1);
+    add_eight_bit(", dense", args, 1);
+  }
+
+  void add_lists(at::Device device) {
+    lists.reserve(c.maps.size());
+    for (const Sparse& map : c.maps) {
+      const Lists& own = lists.emplace_back(c, map.block, map.density, device);
+      CudaAttentionArgs listed = args;
+      listed.tile = own.tile;
+      listed.next_tile = own.next_tile.mutable_data_ptr<int32_t>();
+      listed.lists = {own.args.tiles,
+                      own.args.counts,
+                      own.args.spans,
+                      own.args.tiles_per_map,
+                      own.args.num_q_blocks,
+                      own.args.capacity,
+                      0,
+                      1};
+      char name[64];
+      std::snprintf(name, sizeof name, "%d-blocks, density %g", static_cast<int>(map.block),
+                    map.density);
+      add(name, listed, own.density);
+      if (own.tile == kEightBitTile) add_eight_bit(std::string(", ") + name, listed, own.density);
+    }
+    if (lists.empty()) return;  // with pairs of blocks in the place of products
+    const Lists& own = lists.back();
+    contestants.push_back({"lists, 1e12 pairs of blocks / s",
+                           static_cast<double>(own.classes.numel()), [&own] { own.make(); }});
+  }
+};
+
 void measure(const Case& c, const Wish& wish) {
   const auto options = at::TensorOptions().device(at::kCUDA).dtype(at::kBFloat16);
   const at::Tensor q = at::randn({c.batch, c.heads, c.len, c.dim}, options);
@@ -156,48 +255,21 @@ void measure(const Case& c, const Wish& wish) {
   args.q = view(q), args.k = view(k), args.v = view(v);
   args.out = {out.mutable_data_ptr(), DType::bf16, out.stride(0), out.stride(1), out.stride(2)};
   args.sm_scale = 1 / std::sqrt(static_cast<double>(c.dim));
-  const auto run = [kernel = wish.kernel](const CudaAttentionArgs& a) {
-    const Status status = kernel(a, {});
-    if (!status.ok()) std::printf("FAILED: %s\n", status.message);
-  };
   const double products = 4.0 * static_cast<double>(c.batch * c.heads * c.dim) *
                           static_cast<double>(c.len) * static_cast<double>(c.len);
-  std::vector<Contestant> contestants;
+  Field field{c, args, wish.kernel, products};
+  std::vector<Contestant>& contestants = field.contestants;
   contestants.push_back(
       {"cuDNN", products, [&] { at::_scaled_dot_product_cudnn_attention(q, k, v, {}, false); }});
   contestants.push_back(
       {"flash", products, [&] { at::_scaled_dot_product_flash_attention(q, k, v); }});
-  contestants.push_back({"dense", products, [&] { run(args); }});
-  std::vector<Lists> lists;
-  lists.reserve(c.maps.size());
-  for (const Sparse& map : c.maps) {
-    const Lists& own = lists.emplace_back(c, map.block, map.density, q.device());
-    CudaAttentionArgs listed = args;
-    listed.tile = own.tile;
-    listed.next_tile = own.next_tile.mutable_data_ptr<int32_t>();
-    listed.lists = {own.args.tiles,
-                    own.args.counts,
-                    own.args.spans,
-                    own.args.tiles_per_map,
-                    own.args.num_q_blocks,
-                    own.args.capacity,
-                    0,
-                    1};
-    char name[64];
-    std::snprintf(name, sizeof name, "%d-blocks, density %g", static_cast<int>(map.block),
-                  map.density);
-    contestants.push_back({name, products * own.density, [run, listed] { run(listed); }});
-  }
-  if (!lists.empty()) {  // with pairs of blocks in the place of products
-    const Lists& own = lists.back();
-    contestants.push_back({"lists, 1e12 pairs of blocks / s",
-                           static_cast<double>(own.classes.numel()), [&own] { own.make(); }});
-  }
+  field.add_dense(q.device());
+  field.add_lists(q.device());
   std::erase_if(contestants,
                 [&](const Contestant& x) { return x.name.find(wish.only) == std::string::npos; });
   if (contestants.empty()) return;
   const std::vector<std::vector<double>> rates = rates_of(contestants, out, wish.duration);
-  run(args);
+  report(wish.kernel(args, {}));
   const auto exact = std::get<0>(at::_scaled_dot_product_cudnn_attention(q, k, v, {}, false));
   const double apart = (out.to(at::kFloat) - exact.to(at::kFloat)).norm().item<double>() /
                        exact.to(at::kFloat).norm().item<double>();
