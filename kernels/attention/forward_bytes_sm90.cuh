@@ -7,6 +7,9 @@
 // The computing warpgroups of the forward pass on compute capability 9.0a in 8-bit numbers: q and k
 // in e4m3 or integers, v in e4m3, transposed, and the softmax' weights in e4m3.
 //
+// Weights are quantized relative to the largest logit of a row. Either all logits are computed
+// twice, first for that alone; or, `kOnline`, the largest so far is taken for it.
+//
 // Steps overlap as those of forward_sm90.cuh do. What differs: the matrix units keep 14 bits of a
 // sum of e4m3 products, so that a step's O is a sum of its own and added to that of the tile in
 // fp32, times the factor that a new largest logit asks for (in two levels, as in SageAttention2,
@@ -60,12 +63,42 @@ struct BytesSoftmax {
 
   /// Half of the step's logits become weights.
   template <int kCount>
-  __device__ void weigh(const float (&unit)[2], float (&s)[kCount], int half) {
+  __device__ void weigh(const float (&unit)[2], float base, float (&s)[kCount], int half) {
 #pragma unroll
     for (int i = half * (kCount / 2); i < (half + 1) * (kCount / 2); ++i) {
-      s[i] = ptx::exp2_approx(fmaf(s[i], unit[i / 2 % 2], shift[i / 2 % 2]));
+      s[i] = ptx::exp2_approx(fmaf(s[i] - base, unit[i / 2 % 2], shift[i / 2 % 2]));
       total[i % 4] += s[i];
     }
+  }
+
+  /// Logits, in the same units, of which only the largest is wanted: so far of this thread's.
+  template <int kCount>
+  __device__ void look(const float (&unit)[2], float base, const float (&s)[kCount]) {
+    float top[4] = {s[0], s[1], s[2], s[3]};
+#pragma unroll
+    for (int i = 4; i < kCount; ++i) top[i % 4] = fmaxf(top[i % 4], s[i]);
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      const float now = fmaxf(top[2 * row], top[2 * row + 1]);
+      largest[row] = fmaxf(largest[row], (now - base) * unit[row]);
+    }
+  }
+  /// All have been looked at.
+  __device__ void join_largest() {
+#pragma unroll
+    for (int lanes = 1; lanes <= 2; ++lanes) {
+#pragma unroll
+      for (float& x : largest) x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, lanes));
+    }
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      shift[row] = kLog2Most - (largest[row] == -INFINITY ? 0 : largest[row]);
+    }
+  }
+  /// Begins a step of logits of which all have been looked at.
+  __device__ void begin_known() {
+#pragma unroll
+    for (float& x : total) x = 0;
   }
   __device__ void end() {
 #pragma unroll
@@ -107,7 +140,7 @@ struct BytesComputer : TileWorker<Shape, kOut> {
   float unit[2];   // with it
   float o[Shape::kDim / 2];
   uint32_t p[Shape::kKeys / 32][4];
-  uint32_t steps_taken = 0;  // of the ring of keys; that of values follows
+  uint32_t keys_taken = 0, values_taken = 0;  // steps of the rings
 
   using Logits = float[Shape::kKeys / 2];
   using Product = wgmma::Accumulator<Shape::kLogits>[Shape::kKeys / 2];
@@ -118,8 +151,8 @@ struct BytesComputer : TileWorker<Shape, kOut> {
 
   /// Q Kᵀ of the next step, as a group of its own.
   __device__ void start_logits(Product& product) {
-    const uint32_t slot = slot_of(steps_taken);
-    ptx::wait(&memory.k_full[slot], parity_of(steps_taken));
+    const uint32_t slot = slot_of(keys_taken);
+    ptx::wait(&memory.k_full[slot], parity_of(keys_taken));
     const wgmma::Matrix queries = q.further(q_place.slot * Shape::kQueryBytes);
     const wgmma::Matrix keys = k.further(slot * Shape::kStepBytes);
     if constexpr (kIntegers) {
@@ -137,10 +170,10 @@ struct BytesComputer : TileWorker<Shape, kOut> {
     wgmma::commit();
   }
 
-  /// P V of a step, of one half of the channels: sums of all would need too many registers.
-  __device__ void start_values(Part& part, uint32_t step_taken, int half) {
-    const uint32_t slot = slot_of(step_taken);
-    if (half == 0) ptx::wait(&memory.v_full[slot], parity_of(step_taken));
+  /// P V of the next step, of one half of the channels: sums of all would need too many registers.
+  __device__ void start_values(Part& part, int half) {
+    const uint32_t slot = slot_of(values_taken);
+    if (half == 0) ptx::wait(&memory.v_full[slot], parity_of(values_taken));
     const wgmma::Matrix values =
         v.further(slot * Shape::kStepBytes + half * (Shape::kDim / 2) * 128);
     wgmma::fence();
@@ -175,7 +208,7 @@ struct BytesComputer : TileWorker<Shape, kOut> {
   /// dense attention only the first step has less than all keys.
   __device__ void finish_logits(Product& product, Logits& s, float (&unit)[2], bool is_first) {
     wgmma::pin(product);
-    const uint32_t slot = slot_of(steps_taken);
+    const uint32_t slot = slot_of(keys_taken);
 #pragma unroll
     for (int i = 0; i < Shape::kKeys / 2; ++i) {
       if constexpr (kIntegers) {
@@ -195,8 +228,11 @@ struct BytesComputer : TileWorker<Shape, kOut> {
       unit[0] = scale[0], unit[1] = scale[1];
     } else {
       const float of_all = of_keys[0];
-      // Above 0, so that hidden logits stay -inf.
-      unit[0] = fmaxf(scale[0] * of_all, 1e-37f), unit[1] = fmaxf(scale[1] * of_all, 1e-37f);
+#pragma unroll
+      for (int row = 0; row < 2; ++row) {
+        const float own = scale[row] * of_all;
+        unit[row] = own < 1e-37f ? 1e-37f : own;  // hidden logits stay -inf, NaN is one
+      }
     }
     if constexpr (Shape::kListed) {
       const StepNotes<1>& notes = memory.steps[slot];
@@ -206,17 +242,17 @@ struct BytesComputer : TileWorker<Shape, kOut> {
       if (len < Shape::kKeys) this->cut(thread, s, 0, len);
     }
     release(&memory.k_empty[slot]);
-    ++steps_taken;
+    ++keys_taken;
   }
 
   /// The step's O becomes part of the tile's, which is of logits before the last rescale.
-  __device__ void finish_values(Part& part, uint32_t step_taken, int half, const float (&keep)[2]) {
+  __device__ void finish_values(Part& part, int half, const float (&keep)[2]) {
     wgmma::pin(part);
-    if (half == 1) release(&memory.v_empty[slot_of(step_taken)]);
+    if (half == 1) release(&memory.v_empty[slot_of(values_taken++)]);
 #pragma unroll
     for (int i = 0; i < Shape::kDim / 4; ++i) {
       float& sum = o[half * (Shape::kDim / 4) + i];
-      sum = fmaf(sum, keep[i / 2 % 2], part[i]);
+      sum = Shape::kTwice ? sum + part[i] : fmaf(sum, keep[i / 2 % 2], part[i]);
     }
   }
 
@@ -234,10 +270,39 @@ struct BytesComputer : TileWorker<Shape, kOut> {
         softmax.total[0] + softmax.total[1] + softmax.total[2] + softmax.total[3];
   }
 
+  // What is subtracted from sums of integers: in one pass that is part of the shift.
+  static constexpr float kOwnBase = Shape::kByKey ? 0 : kBase;
+  static constexpr float kWeighBase = Shape::kTwice ? kOwnBase : 0;
+
+  /// A step's logits are there.
+  __device__ void begin(BytesSoftmax& softmax, const Logits& s, const float (&unit)[2],
+                        float (&keep)[2]) const {
+    if constexpr (Shape::kTwice) {
+      softmax.begin_known();
+    } else {
+      softmax.begin(unit, kOwnBase, s, keep);
+    }
+  }
+
+  /// The largest logits of a tile.
+  __device__ void look_at_all(int steps, BytesSoftmax& softmax) {
+#pragma unroll 1
+    for (int i = 0; i < steps; ++i) {
+      Product product;
+      Logits s;
+      float unit[2];
+      start_logits(product);
+      wgmma::wait<0>();
+      finish_logits(product, s, unit, i == 0);
+      softmax.look(unit, kOwnBase, s);
+    }
+    softmax.join_largest();
+  }
+
   /// All steps of a tile, at least one: products and softmax of this warpgroup side by side. O is
   /// 0.
   __device__ void attend(int steps, BytesSoftmax& softmax) {
-    constexpr float kOwnBase = Shape::kByKey ? 0 : kBase;
+    if constexpr (Shape::kTwice) look_at_all(steps, softmax);
     float keep[2];
     {
       Product product;
@@ -246,9 +311,9 @@ struct BytesComputer : TileWorker<Shape, kOut> {
       start_logits(product);
       wgmma::wait<0>();
       finish_logits(product, s, unit, true);
-      softmax.begin(unit, kOwnBase, s, keep);
-      softmax.weigh(unit, s, 0);
-      softmax.weigh(unit, s, 1);
+      begin(softmax, s, unit, keep);
+      softmax.weigh(unit, kWeighBase, s, 0);
+      softmax.weigh(unit, kWeighBase, s, 1);
       softmax.end();
       make_operand(s);
     }
@@ -260,29 +325,29 @@ struct BytesComputer : TileWorker<Shape, kOut> {
       Part part;
       float unit[2], next[2];
       start_logits(product);
-      start_values(part, steps_taken - 1, 0);
+      start_values(part, 0);
       wgmma::wait<1>();
       finish_logits(product, s, unit, false);
-      softmax.begin(unit, kOwnBase, s, next);
-      softmax.weigh(unit, s, 0);
+      begin(softmax, s, unit, next);
+      softmax.weigh(unit, kWeighBase, s, 0);
       hold(softmax);
       wgmma::wait<0>();
-      finish_values(part, steps_taken - 2, 0, keep);
-      start_values(part, steps_taken - 2, 1);
-      softmax.weigh(unit, s, 1);
+      finish_values(part, 0, keep);
+      start_values(part, 1);
+      softmax.weigh(unit, kWeighBase, s, 1);
       hold(softmax);
       wgmma::wait<0>();
-      finish_values(part, steps_taken - 2, 1, keep);
+      finish_values(part, 1, keep);
       softmax.end();
       make_operand(s);
-      keep[0] = next[0], keep[1] = next[1];
+      if constexpr (!Shape::kTwice) keep[0] = next[0], keep[1] = next[1];
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       Part part;
-      start_values(part, steps_taken - 1, half);
+      start_values(part, half);
       wgmma::wait<0>();
-      finish_values(part, steps_taken - 1, half, keep);
+      finish_values(part, half, keep);
     }
   }
 

@@ -17,7 +17,7 @@ using wgmma::Type;
 /// two for lists.
 template <int kDim_, int kGroups_, int kKeys_, int kStages_, int kPieces_ = 0, bool kHold_ = false>
 struct ForwardShape {
-  static constexpr bool kIsBytes = false;
+  static constexpr bool kIsBytes = false, kTwice = false;
   static constexpr int kDim = kDim_;        // channels of a head
   static constexpr int kGroups = kGroups_;  // computing warpgroups
   static constexpr int kKeys = kKeys_;      // of a step
@@ -53,8 +53,11 @@ struct ForwardShape {
 /// kLogits_  numbers of q and k: e4m3 or s8
 /// kListed_  for lists
 /// kByKey_   keys of a span differ in their scale
-template <int kDim_, Type kLogits_, bool kListed_, bool kByKey_ = false>
+/// kOnline_  weights are quantized relative to the largest logit so far; else all logits are looked
+///           at before
+template <int kDim_, Type kLogits_, bool kListed_, bool kByKey_, bool kOnline_>
 struct BytesShape {
+  static constexpr bool kTwice = !kOnline_;  // keys come twice
   static constexpr bool kIsBytes = true;
   static constexpr Type kLogits = kLogits_;
   static constexpr bool kByKey = kByKey_;
@@ -410,7 +413,18 @@ struct Loader {
     tma::load(memory.q[slot], maps.q, {0, notes.begin, 0, notes.head, notes.item}, full, once);
   }
 
+  /// All keys of the tile, ahead of those that come with values.
+  __device__ void load_all_keys() {
+#pragma unroll 1
+    for (int i = 0; i < tile.steps; ++i) {
+      load_k(step(i));
+      __syncwarp();
+    }
+    if constexpr (Shape::kListed) kept_next = kept_of(list, spans, 0);
+  }
+
   __device__ void load_tile() {
+    if constexpr (Shape::kTwice) load_all_keys();
     Step before = {};
 #pragma unroll 1
     for (int i = 0; i < tile.steps; ++i) {

@@ -22,6 +22,7 @@
 
 #include "kernels/attention/block_sparse_cuda.h"
 #include "kernels/attention/eight_bit_cuda.h"
+#include "kernels/attention/quantize_bytes.h"
 
 namespace {
 
@@ -113,9 +114,14 @@ struct Lists {
   }
 };
 
+void report(const Status& status) {
+  if (!status.ok()) std::printf("FAILED: %s\n", status.message);
+}
+
 // Random operands in 8-bit numbers.
 struct EightBit {
   at::Tensor q, k, v, q_scale, k_scale, v_scale;
+  at::Tensor k_largest, k_mean, v_largest, sums, lse_more, offsets, fault;
   ByteFormat format;
 
   EightBit(const Case& c, ByteFormat of, at::Device device) : format(of) {
@@ -132,6 +138,12 @@ struct EightBit {
     q_scale = at::full({c.batch, c.heads, c.len}, integers ? 1.0 / 32 : 1.0 / 64, floats);
     k_scale = at::full({c.batch, c.heads, places}, integers ? 1.0 / 32 : 1.0 / 64, floats);
     v_scale = at::full({c.batch, c.heads, c.dim}, 1.0 / 64, floats);
+    k_largest = at::empty_like(v_scale), v_largest = at::empty_like(v_scale);
+    k_mean = at::empty_like(v_scale), lse_more = at::empty_like(q_scale);
+    sums = at::empty({c.batch, c.heads, column_chunks(c.len), c.dim + 1}, floats);
+    const auto ints = floats.dtype(at::kInt);
+    offsets = at::arange((c.len + 127) / 128 + 1, ints).mul(128).clamp_max(c.len);
+    fault = at::zeros({1}, ints);
   }
 
   EightBitOperands operands() const {
@@ -143,6 +155,42 @@ struct EightBit {
     out.v_scale = v_scale.const_data_ptr<float>();
     return out;
   }
+  // The same of bf16 tensors: rows by blocks of 128, keys without their mean, values by channel.
+  void quantize(const at::Tensor& q_from, const at::Tensor& k_from,
+                const at::Tensor& v_from) const {
+    const auto from = [&](const at::Tensor& x) {
+      BytesFrom out;
+      out.x = view(x);
+      out.batch = x.size(0), out.heads = out.in_heads = x.size(1);
+      out.len = out.in_rows = x.size(2), out.dim = x.size(3);
+      out.fault = fault.mutable_data_ptr<int32_t>();
+      return out;
+    };
+    ColumnStatsArgs stats;
+    stats.from = from(k_from);
+    stats.largest = k_largest.mutable_data_ptr<float>();
+    stats.mean = k_mean.mutable_data_ptr<float>(), stats.sums = sums.mutable_data_ptr<float>();
+    report(column_stats_cuda(stats, {}));
+    stats.from = from(v_from), stats.mean = nullptr;
+    stats.largest = v_largest.mutable_data_ptr<float>();
+    report(column_stats_cuda(stats, {}));
+    ByteRowsArgs rows;
+    rows.format = format;
+    rows.offsets = offsets.const_data_ptr<int32_t>(), rows.num_pieces = offsets.size(0) - 1;
+    rows.mean = k_mean.const_data_ptr<float>(), rows.mean_heads = k_from.size(1);
+    rows.from = from(k_from), rows.out = k.mutable_data_ptr();
+    rows.scale = k_scale.mutable_data_ptr<float>(), rows.scale_len = k_scale.size(2);
+    report(byte_rows_cuda(rows, {}));
+    rows.dot = lse_more.mutable_data_ptr<float>();
+    rows.from = from(q_from), rows.out = q.mutable_data_ptr();
+    rows.scale = q_scale.mutable_data_ptr<float>(), rows.scale_len = q_scale.size(2);
+    report(byte_rows_cuda(rows, {}));
+    ByteColumnsArgs columns;
+    columns.from = from(v_from), columns.largest = v_largest.const_data_ptr<float>();
+    columns.out = v.mutable_data_ptr(), columns.scale = v_scale.mutable_data_ptr<float>();
+    report(byte_columns_cuda(columns, {}));
+  }
+
   std::string name() const { return format == ByteFormat::int8 ? "8-bit int8" : "8-bit e4m3"; }
 };
 
@@ -164,7 +212,7 @@ void print(const Case& c, const std::vector<Contestant>& contestants,
            const std::vector<std::vector<double>>& rates) {
   const double baseline = (rates[0][0] + rates[0][1]) / 2;
   for (size_t i = 0; i < contestants.size(); ++i) {
-    std::printf("%lld x %lld x %lld x %lld | %-36s | %6.1f %6.1f | %.3f\n",
+    std::printf("%lld x %lld x %lld x %lld | %-44s | %6.1f %6.1f | %.3f\n",
                 static_cast<long long>(c.batch), static_cast<long long>(c.heads),
                 static_cast<long long>(c.len), static_cast<long long>(c.dim),
                 contestants[i].name.c_str(), rates[i][0], rates[i][1],
@@ -180,16 +228,13 @@ struct Wish {
   Kernel kernel = block_sparse_sm90;
 };
 
-void report(const Status& status) {
-  if (!status.ok()) std::printf("FAILED: %s\n", status.message);
-}
-
 // What runs on the operands of a case.
 struct Field {
   const Case& c;
   CudaAttentionArgs args;
   Kernel kernel;
   double products;  // of dense attention
+  at::Tensor q, k, v;
   std::vector<EightBit> eight_bit = {};
   std::vector<Lists> lists = {};
   std::vector<Contestant> contestants = {};
@@ -200,9 +245,18 @@ struct Field {
   }
   void add_eight_bit(const std::string& what, const CudaAttentionArgs& a, double density) {
     for (const EightBit& own : eight_bit) {
-      contestants.push_back({own.name() + what, products * density, [a, &own] {
-                               report(eight_bit_attention_sm90(a, own.operands(), {}));
-                             }});
+      for (const bool online : {true, false}) {
+        EightBitOperands operands = own.operands();
+        operands.online = online;
+        contestants.push_back(
+            {own.name() + (online ? " online" : " twice") + what, products * density,
+             [a, operands] { report(eight_bit_attention_sm90(a, operands, {})); }});
+        contestants.push_back({own.name() + (online ? " online" : " twice") + " quantized" + what,
+                               products * density, [this, a, operands, &own] {
+                                 own.quantize(q, k, v);
+                                 report(eight_bit_attention_sm90(a, operands, {}));
+                               }});
+      }
     }
   }
 
@@ -257,7 +311,7 @@ void measure(const Case& c, const Wish& wish) {
   args.sm_scale = 1 / std::sqrt(static_cast<double>(c.dim));
   const double products = 4.0 * static_cast<double>(c.batch * c.heads * c.dim) *
                           static_cast<double>(c.len) * static_cast<double>(c.len);
-  Field field{c, args, wish.kernel, products};
+  Field field{c, args, wish.kernel, products, q, k, v};
   std::vector<Contestant>& contestants = field.contestants;
   contestants.push_back(
       {"cuDNN", products, [&] { at::_scaled_dot_product_cudnn_attention(q, k, v, {}, false); }});

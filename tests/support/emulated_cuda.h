@@ -8,6 +8,7 @@
 #include "core/attention/executors/cuda.h"
 #include "core/check.h"
 #include "kernels/common/half.h"
+#include "tests/support/emulated_bytes.h"
 
 // What `CudaAttentionArgs` says, number by number on the CPU in fp64, as a backend: executors of
 // GPUs run with tensors on the CPU then. Looks at what the kernels take for granted.
@@ -189,7 +190,7 @@ inline kernels::AttentionTile emulated_tile(int64_t block_q, int64_t block_kv) {
 
 inline const CudaBackend& emulated_backend() {
   static constexpr CudaBackend kBackend = {"cuda_emulated", &why_not_emulated, &emulated_tile,
-                                           &run_emulated};
+                                           &run_emulated, &run_emulated_bytes};
   return kBackend;
 }
 

@@ -10,6 +10,7 @@
 
 #include "core/attention/block_pool.h"
 #include "core/attention/executors/block_linear.h"
+#include "core/attention/executors/cuda_bytes.h"
 #include "core/attention/executors/cuda_keys.h"
 #include "core/attention/lower.h"
 #include "core/check.h"
@@ -96,9 +97,15 @@ bool wants_gradient(const AttentionPlan& plan, const AttentionCall& call) {
                      [](const at::Tensor& x) { return x.defined() && x.requires_grad(); });
 }
 
-std::optional<std::string> why_not_softmax(const SoftmaxBranch& branch) {
-  if (!branch.precision.is_storage()) {
-    return "computes in bf16 or fp16, the plan asks for " + branch.precision.describe();
+bool is_bytes(const SoftmaxBranch& branch) { return !branch.precision.is_storage(); }
+
+std::optional<std::string> why_not_softmax(const SoftmaxBranch& branch, const CudaBackend& backend,
+                                           const AttentionCall& call) {
+  if (is_bytes(branch)) {
+    if (backend.run_bytes == nullptr) {
+      return "computes in bf16 or fp16, the plan asks for " + branch.precision.describe();
+    }
+    if (const auto reason = why_not_bytes(branch.precision, call)) return reason;
   }
   if (branch.selection.summaries.size() > kernels::kMaxSummaries) {
     return str("takes up to ", kernels::kMaxSummaries, " summaries");
@@ -143,7 +150,8 @@ std::optional<std::string> why_not_sm80(const AttentionCall& call) {
 
 const CudaBackend& sm90_backend() {
   static constexpr CudaBackend kBackend = {"cuda_sm90", &why_not_sm90, &kernels::sm90_tile,
-                                           &kernels::block_sparse_sm90};
+                                           &kernels::block_sparse_sm90,
+                                           &kernels::eight_bit_attention_sm90};
   return kBackend;
 }
 
@@ -176,18 +184,20 @@ struct CudaExecutor::Softmax {
   at::Tensor q_rows, kv_rows;  // int32, the latter of the call's own keys; undefined: as they are
   at::Tensor out_rows;         // q_rows, all of them rows that are there
   BlockAxis q_blocks, kv_blocks;
+  std::optional<PaddedKeys> padded;  // of kv_blocks, kv_rows has its order then
   kernels::AttentionTile tile;
   bool is_trimmed = false;           // padding is at the end of blocks, which it shortens
   bool is_hidden = false;            // padding is hidden key by key
   std::optional<DeviceLists> lists;  // none where they are those of each call, or not needed
 
   ListsOf of(const SoftmaxBranch& branch, const AttentionCall& call) const {
+    const int64_t keys = branch.keys ? branch.keys->k.size(2) : call.k.size(2);
     return {call,
             branch.selection,
             q_blocks,
-            kv_blocks,
-            branch.keys ? branch.keys->k.size(2) : call.k.size(2),
-            at::Tensor(),
+            padded ? padded->blocks : kv_blocks,
+            padded && keys > 0 ? padded->len : keys,
+            padded ? padded->valid : at::Tensor(),
             q_rows,
             kv_rows};
   }
@@ -204,6 +214,7 @@ struct CudaExecutor::Inputs {
   int64_t more_begin = 0;
   at::Tensor key_bias;  // fp32 [batch or 1, heads or 1, keys from bias_begin on], or undefined
   int64_t bias_begin = 0;
+  std::optional<ByteOperands> bytes;  // instead of q, k and v
 
   void take_given(const GivenKeys& keys, at::ScalarType dtype) {
     k = keys.k.to(dtype), v = keys.v.to(dtype);
@@ -214,6 +225,10 @@ struct CudaExecutor::Inputs {
                 const at::Tensor& fault);
   void add_summaries(const Selection& selection, const AttentionCall& call, const at::Tensor& rows,
                      const at::Tensor& fault);
+  void set(kernels::CudaAttentionArgs& args);
+  // The call's own in 8-bit numbers.
+  void take_bytes(const Softmax& softmax, const SoftmaxBranch& branch, const AttentionCall& call,
+                  const at::Tensor& fault);
 };
 
 void CudaExecutor::Inputs::take_own(const Softmax& softmax, const SoftmaxBranch& branch,
@@ -237,6 +252,38 @@ void CudaExecutor::Inputs::take_own(const Softmax& softmax, const SoftmaxBranch&
   key_bias =
       bias_of_keys(call.bias, softmax.kv_rows, softmax.is_hidden ? rows : at::Tensor(), call);
   if (!branch.selection.summaries.empty()) add_summaries(branch.selection, call, rows, fault);
+}
+
+void CudaExecutor::Inputs::take_bytes(const Softmax& softmax, const SoftmaxBranch& branch,
+                                      const AttentionCall& call, const at::Tensor& fault) {
+  const auto without_padding = [](const at::Tensor& rows, const TokenLayout& layout) {
+    return has_padding(layout) ? rows_without_padding(rows, layout) : rows;
+  };
+  const at::Tensor rows = without_padding(softmax.kv_rows, call.kv_layout);
+  key_bias =
+      bias_of_keys(call.bias, softmax.kv_rows, softmax.is_hidden ? rows : at::Tensor(), call);
+  const bool is_listed = softmax.lists || softmax.is_trimmed || key_bias.defined();
+  bytes = make_byte_operands(
+      {call, branch.precision, softmax.q_blocks,
+       softmax.padded ? softmax.padded->blocks : softmax.kv_blocks,
+       without_padding(softmax.q_rows, call.q_layout), rows, is_listed, scale_of(call)},
+      fault);
+}
+
+void CudaExecutor::Inputs::set(kernels::CudaAttentionArgs& args) {
+  args.kv_heads = (bytes ? bytes->k : k).size(1);
+  if (!bytes) {
+    for (at::Tensor* x : {&q, &k, &v}) *x = ops::with_aligned_rows(*x);
+    args.q = view_of(q), args.k = view_of(k), args.v = view_of(v);
+  }
+  if (more_k.defined() && more_k.size(2) > 0) {
+    args.more = {view_of(more_k), view_of(more_v), static_cast<int32_t>(more_begin),
+                 static_cast<int32_t>(more_k.size(2))};
+  }
+  if (!key_bias.defined()) return;
+  key_bias = key_bias.contiguous();
+  args.key_bias = {key_bias.const_data_ptr<float>(), stride_of(key_bias, 0), stride_of(key_bias, 1),
+                   static_cast<int32_t>(bias_begin)};
 }
 
 void CudaExecutor::Inputs::add_summaries(const Selection& selection, const AttentionCall& call,
@@ -288,7 +335,7 @@ std::optional<std::string> CudaExecutor::why_not(const AttentionPlan& plan,
   if (!(scale_of(call) > 0)) return "takes scales above 0";
   for (const Branch& branch : plan.branches) {
     if (const auto* softmax = std::get_if<SoftmaxBranch>(&branch.kind)) {
-      if (const auto reason = why_not_softmax(*softmax)) return reason;
+      if (const auto reason = why_not_softmax(*softmax, backend_, call)) return reason;
     } else if (const auto* linear = std::get_if<LinearBranch>(&branch.kind)) {
       if (const auto reason = why_not_linear_on_device(plan, *linear, call)) return reason;
     }
@@ -300,7 +347,7 @@ std::shared_ptr<const CudaExecutor::Softmax> CudaExecutor::lower_softmax(
     const AttentionPlan& plan, const SoftmaxBranch& branch, const AttentionCall& call) const {
   const Selection& selection = branch.selection;
   const at::Device device = call.q.device();
-  const bool in_order = has_positions(selection);
+  const bool in_order = has_positions(selection) || has_block_scales(branch.precision);
   auto out = std::make_shared<Softmax>();
   if (in_order) {
     out->q_rows = rows_of(plan.q_order, call.q_layout, device);
@@ -309,10 +356,17 @@ std::shared_ptr<const CudaExecutor::Softmax> CudaExecutor::lower_softmax(
   if (selection.classes.defined()) {
     out->q_blocks = selection.q_blocks, out->kv_blocks = selection.kv_blocks;
   } else if (in_order) {
-    out->q_blocks = default_blocks(call.q_layout), out->kv_blocks = default_blocks(call.kv_layout);
+    // Scales may be of blocks that nothing else asks for.
+    const bool has_q = selection.q_blocks.num_blocks() > 0;
+    const bool has_kv = selection.kv_blocks.num_blocks() > 0;
+    out->q_blocks = has_q ? selection.q_blocks : default_blocks(call.q_layout);
+    out->kv_blocks = has_kv ? selection.kv_blocks : default_blocks(call.kv_layout);
   } else {
+    const bool is_whole = is_bytes(branch) && !has_padding(call.kv_layout);
     out->q_blocks = whole(call.q.size(2));
-    out->kv_blocks = branch.keys ? whole(branch.keys->k.size(2)) : whole_segments(call.kv_layout);
+    out->kv_blocks = branch.keys ? whole(branch.keys->k.size(2))
+                     : is_whole  ? whole(call.k.size(2))
+                                 : whole_segments(call.kv_layout);
   }
   if (!branch.keys && has_padding(call.kv_layout)) {
     const TokenOrder order = in_order ? plan.kv_order : TokenOrder();
@@ -320,9 +374,13 @@ std::shared_ptr<const CudaExecutor::Softmax> CudaExecutor::lower_softmax(
         selection.predicates.empty() && keeps_padding_last(order, out->kv_blocks, call.kv_layout);
     out->is_hidden = !out->is_trimmed;
   }
+  if (is_bytes(branch)) {
+    out->padded = pad_blocks(out->kv_blocks, out->kv_rows, call);
+    if (out->padded) out->kv_rows = out->padded->rows;
+  }
   const ListsOf of = out->of(branch, call);
-  out->tile = tile_of(of, backend_.tile);
-  if (in_order && !out->is_trimmed && of.kv_len > 0) {
+  out->tile = is_bytes(branch) ? kernels::kEightBitTile : tile_of(of, backend_.tile);
+  if ((in_order || out->padded) && !out->is_trimmed && of.kv_len > 0) {
     out->lists = make_lists(of, out->tile, fault_.begin(device));
     if (!selection.predicates.empty()) cut_pairs(of, *out->lists);
   }
@@ -351,7 +409,9 @@ Partial CudaExecutor::run_softmax(const Softmax& softmax, const SoftmaxBranch& b
   if (own.kv_len == 0 || call.q.numel() == 0) return nothing_seen(call);
   const at::Tensor& fault = fault_.begin(call.q.device());
   Inputs in;
-  if (branch.keys) {
+  if (is_bytes(branch)) {
+    in.take_bytes(softmax, branch, call, fault);
+  } else if (branch.keys) {
     in.take_given(*branch.keys, call.q.scalar_type());
     in.q = softmax.q_rows.defined()
                ? ops::gather_rows({{call.q, softmax.q_rows, call.q.size(1)}}, fault)[0]
@@ -367,21 +427,16 @@ Partial CudaExecutor::run_softmax(const Softmax& softmax, const SoftmaxBranch& b
     }
     lists = make_lists(of, softmax.tile, fault);
   }
-  for (at::Tensor* x : {&in.q, &in.k, &in.v}) *x = ops::with_aligned_rows(*x);
   const int64_t batch = call.q.size(0), heads = call.q.size(1), q_len = call.q.size(2);
   // Tokens before heads, as projections want it.
   const at::Tensor out =
       at::empty({batch, q_len, heads, call.v.size(3)}, call.q.options()).transpose(1, 2);
   const at::Tensor lse = at::empty({batch, heads, q_len}, call.q.options().dtype(at::kFloat));
   kernels::CudaAttentionArgs args;
-  args.batch = batch, args.heads = heads, args.kv_heads = in.k.size(1);
+  args.batch = batch, args.heads = heads;
   args.q_len = q_len, args.kv_len = own.kv_len, args.dim = call.q.size(3);
-  args.q = view_of(in.q), args.k = view_of(in.k), args.v = view_of(in.v);
-  if (in.more_k.defined() && in.more_k.size(2) > 0) {
-    args.more = {view_of(in.more_k), view_of(in.more_v), static_cast<int32_t>(in.more_begin),
-                 static_cast<int32_t>(in.more_k.size(2))};
-  }
-  args.out = {out.mutable_data_ptr(), args.q.dtype, out.stride(0), out.stride(1), out.stride(2)};
+  args.out = {out.mutable_data_ptr(), ops::kernel_dtype(out.scalar_type()), out.stride(0),
+              out.stride(1), out.stride(2)};
   args.out_order = order_of(softmax.out_rows);
   args.lse = lse.mutable_data_ptr<float>();
   at::Tensor next_tile;
@@ -392,15 +447,12 @@ Partial CudaExecutor::run_softmax(const Softmax& softmax, const SoftmaxBranch& b
     args.next_tile = next_tile.mutable_data_ptr<int32_t>();
   }
   args.tile = softmax.tile;
-  if (in.key_bias.defined()) {
-    in.key_bias = in.key_bias.contiguous();
-    args.key_bias = {in.key_bias.const_data_ptr<float>(), stride_of(in.key_bias, 0),
-                     stride_of(in.key_bias, 1), static_cast<int32_t>(in.bias_begin)};
-  }
+  in.set(args);
   args.sm_scale = scale_of(call);
   const kernels::CudaTarget target =
       call.q.is_cuda() ? ops::cuda_target(call.q.device()) : kernels::CudaTarget{};
-  const kernels::Status status = backend_.run(args, target);
+  const kernels::Status status =
+      in.bytes ? backend_.run_bytes(args, in.bytes->view(), target) : backend_.run(args, target);
   require(ops::accepted(backend_.name, status), ErrorCode::device, backend_.name, status.message);
   return {out, lse};
 }

@@ -9,6 +9,7 @@
 #include "core/attention/executors/cuda_lists.h"
 #include "core/attention/executors/partial.h"
 #include "kernels/attention/block_sparse_cuda.h"
+#include "kernels/attention/eight_bit_cuda.h"
 
 namespace fovea {
 
@@ -19,6 +20,10 @@ struct CudaBackend {
   std::optional<std::string> (*why_not)(const AttentionCall& call);
   kernels::AttentionTile (*tile)(int64_t block_q, int64_t block_kv);
   kernels::Status (*run)(const kernels::CudaAttentionArgs& args, kernels::CudaTarget target);
+  /// In 8-bit numbers, with tiles of `kEightBitTile`; null: not offered.
+  kernels::Status (*run_bytes)(const kernels::CudaAttentionArgs& args,
+                               const kernels::EightBitOperands& operands,
+                               kernels::CudaTarget target) = nullptr;
 };
 
 /// `cuda_sm90`: compute capability 9.0, 64 or 128 channels; `cuda_sm80`: 8.0 and newer, 32, 64, 96,
@@ -41,8 +46,8 @@ class FaultWord {
   at::Tensor word_, host_;  // int32 [1]
 };
 
-/// Plans on a GPU, in bf16 or fp16, with fp32 sums: softmax branches by the kernel of a backend,
-/// others by tensor algebra. No gradients.
+/// Plans on a GPU, in bf16 or fp16 or the 8-bit numbers that they ask for, with fp32 sums: softmax
+/// branches by the kernel of a backend, others by tensor algebra. No gradients.
 ///
 /// Neither `lower` nor `run` waits for the GPU or copies from or to it, and their results are the
 /// same bits in every run; both, and the plan before them, can be captured in a CUDA graph after a

@@ -21,6 +21,7 @@ struct EightBitProblem {
   ByteFormat format = ByteFormat::e4m3;
   bool scale_by_key = false;
   bool lse_more = false;
+  bool online = false;
 };
 
 inline double e4m3_value(uint8_t bits) {
@@ -152,7 +153,8 @@ class EightBitCase {
             .scale_by_key = p_.scale_by_key,
             .v = v_.data(),
             .v_scale = v_scale_.data(),
-            .lse_more = p_.lse_more ? lse_more_.data() : nullptr};
+            .lse_more = p_.lse_more ? lse_more_.data() : nullptr,
+            .online = p_.online};
   }
   std::vector<uint16_t> out() const { return out_.read(); }
 
@@ -236,17 +238,27 @@ class EightBitCase {
     const int64_t kv_head = row.head / (s.heads / s.kv_heads);
     std::optional<std::vector<bool>> listed;
     if (in_.blocks) listed = in_.blocks->visible(s, row.item * s.heads + row.head, row.index);
-    double largest = -std::numeric_limits<double>::infinity(), sum = 0;
-    attention_test::Exact out{std::vector<double>(s.dim, 0)};
-    for (const KeySpan& span : spans_of(row)) {
+    // -inf where a key is hidden.
+    const auto logits_of = [&](const KeySpan& span) {
       std::vector<double> logits;
-      double now = largest;
       for (int64_t key = span.begin; key < span.begin + static_cast<int64_t>(span.len); ++key) {
         const bool is_seen = !listed || (*listed)[key];
         logits.push_back(is_seen ? attention_test::exact_logit(s, in_, row, key)
                                  : -std::numeric_limits<double>::infinity());
-        now = std::max(now, logits.back());
       }
+      return logits;
+    };
+    double largest = -std::numeric_limits<double>::infinity(), sum = 0;
+    if (!p_.online) {
+      for (const KeySpan& span : spans_of(row)) {
+        for (const double logit : logits_of(span)) largest = std::max(largest, logit);
+      }
+    }
+    attention_test::Exact out{std::vector<double>(s.dim, 0)};
+    for (const KeySpan& span : spans_of(row)) {
+      const std::vector<double> logits = logits_of(span);
+      double now = largest;
+      for (const double logit : logits) now = std::max(now, logit);
       if (std::isinf(now)) continue;
       const double keep = std::exp(largest - now);
       largest = now, sum *= keep;
