@@ -18,7 +18,12 @@ namespace fovea::test {
 class EmulatedBytes {
  public:
   EmulatedBytes(const kernels::CudaAttentionArgs& args, const kernels::EightBitOperands& operands)
-      : args_(args), in_(operands), places_(kernels::byte_places(args.kv_len)) {}
+      : args_(args), in_(operands), places_(kernels::byte_places(args.kv_len)) {
+    const bool is_int8 = in_.format == kernels::ByteFormat::int8;
+    q_ = numbers(in_.q, args.batch * args.heads * args.q_len * args.dim, is_int8);
+    k_ = numbers(in_.k, args.batch * args.kv_heads * args.kv_len * args.dim, is_int8);
+    v_ = numbers(in_.v, args.batch * args.kv_heads * args.dim * places_, false);
+  }
 
   kernels::Status run() {
     FOVEA_ASSERT(args_.q.data == nullptr && args_.more.k.data == nullptr && !in_.online);
@@ -40,20 +45,24 @@ class EmulatedBytes {
   int64_t kv_head() const {
     return item_ * args_.kv_heads + head_ / (args_.heads / args_.kv_heads);
   }
-  double number(const void* data, int64_t at) const {
-    const uint8_t bits = static_cast<const uint8_t*>(data)[at];
-    return in_.format == kernels::ByteFormat::int8 ? static_cast<int8_t>(bits)
-                                                   : kernels::from_e4m3(bits);
+  static std::vector<float> numbers(const void* data, int64_t count, bool is_int8) {
+    const auto* const bytes = static_cast<const uint8_t*>(data);
+    std::vector<float> of_byte, out;
+    for (int i = 0; i < 256; ++i) {
+      const auto byte = static_cast<uint8_t>(i);
+      of_byte.push_back(is_int8 ? static_cast<int8_t>(byte) : kernels::from_e4m3(byte));
+    }
+    for (int64_t i = 0; i < count; ++i) out.push_back(of_byte[bytes[i]]);
+    return out;
   }
 
   // The keys from `begin` on share a scale unless each has its own.
   Key key_of(int64_t query, int64_t begin, int64_t position) const {
     const int64_t q = (item_ * args_.heads + head_) * args_.q_len + query;
     const int64_t k = kv_head() * args_.kv_len + position;
-    double sum = 0;
-    for (int64_t d = 0; d < args_.dim; ++d) {
-      sum += number(in_.q, q * args_.dim + d) * number(in_.k, k * args_.dim + d);
-    }
+    const float *own_q = q_.data() + q * args_.dim, *own_k = k_.data() + k * args_.dim;
+    double sum = 0;  // each product is exact in fp32
+    for (int64_t d = 0; d < args_.dim; ++d) sum += own_q[d] * own_k[d];
     const float* scales = in_.k_scale + kv_head() * places_;
     FOVEA_ASSERT(in_.scale_by_key || scales[begin] == scales[position] || std::isnan(scales[begin]),
                  "keys of a span have several scales");
@@ -133,11 +142,11 @@ class EmulatedBytes {
       const double weight = largest == -kInfinity ? 0 : std::exp(key.logit - largest);
       total += weight;
       const double rounded = kernels::from_e4m3(kernels::to_e4m3(static_cast<float>(448 * weight)));
+      const int64_t place = place_of(key.position);
       for (int64_t d = 0; d < args_.dim; ++d) {
         const int64_t column = kv_head() * args_.dim + d;
-        out[static_cast<size_t>(d)] += rounded / 448 * in_.v_scale[column] *
-                                       kernels::from_e4m3(static_cast<const uint8_t*>(
-                                           in_.v)[column * places_ + place_of(key.position)]);
+        out[static_cast<size_t>(d)] +=
+            rounded / 448 * in_.v_scale[column] * v_[static_cast<size_t>(column * places_ + place)];
       }
     }
     const kernels::RowOrder& order = args_.out_order;
@@ -160,6 +169,7 @@ class EmulatedBytes {
   const kernels::CudaAttentionArgs& args_;
   const kernels::EightBitOperands& in_;
   int64_t places_, item_ = 0, head_ = 0;
+  std::vector<float> q_, k_, v_;  // without their scales
 };
 
 inline kernels::Status run_emulated_bytes(const kernels::CudaAttentionArgs& args,
