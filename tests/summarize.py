@@ -38,6 +38,15 @@ def output_of(case):
     return lines
 
 
+def why_skipped(case):
+    """What GoogleTest prints below "FILE:LINE: Skipped"; of other programs the last line."""
+    lines = output_of(case)
+    for line, below in zip(lines, lines[1:]):
+        if line.endswith(": Skipped"):
+            return below
+    return lines[-1] if lines else ""
+
+
 def read_cases(path):
     with open(path, encoding="utf-8", errors="replace") as file:
         return ElementTree.fromstring(FORBIDDEN.sub("?", file.read())).iter("testcase")
@@ -58,8 +67,7 @@ def main(path, status):
             print(f"\nFAILED: {case.get('name')}: {reason}")
             print("\n".join("    " + line for line in output_of(case)))
         elif result == "skipped":
-            last = (output_of(case) or [reason])[-1]
-            print(f"skipped: {case.get('name')}: {last}")
+            print(f"skipped: {case.get('name')}: {why_skipped(case) or reason}")
     if status != 0 and counts["failed"] == 0:
         print(f"FAILED: ctest ended with status {status}")
         counts["failed"] = 1

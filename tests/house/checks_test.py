@@ -318,6 +318,17 @@ class Summary(unittest.TestCase):
         self.assertIn("    why", lines)
         self.assertIn("FAILED: d: Unable to find it", lines)
 
+    def test_says_why_tests_were_skipped(self):
+        printed = "[ RUN      ] Gpu.Adds\n/a/b.cpp:3: Skipped\nmissing: a GPU\n\n[  SKIPPED ] Gpu.Adds"
+        skipped = '<skipped message="SKIP_REGULAR_EXPRESSION_MATCHED"/><system-out>{}</system-out>'
+        cases = [self.CASE.format("a", "run", ""),
+                 self.CASE.format("b", "notrun", skipped.format(printed)),
+                 self.CASE.format("c", "notrun", skipped.format("no network"))]
+        code, lines = self.summarize(cases, 0)
+        self.assertEqual((code, lines[-1]), (0, "1 passed, 0 failed, 2 skipped"))
+        self.assertIn("skipped: b: missing: a GPU", lines)
+        self.assertIn("skipped: c: no network", lines)
+
     def test_all_passed(self):
         code, lines = self.summarize([self.CASE.format("a", "run", "")], 0)
         self.assertEqual((code, lines[-1]), (0, "1 passed, 0 failed, 0 skipped"))

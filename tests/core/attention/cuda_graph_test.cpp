@@ -20,7 +20,7 @@ using test::selection_of;
 class CudaGraph : public testing::Test {
  protected:
   void SetUp() override {
-    if (!at::hasCUDA()) GTEST_SKIP() << "no GPU";
+    if (!at::hasCUDA()) GTEST_SKIP() << "missing: a GPU";
     at::manual_seed(1);
     set_call(TokenLayout::grid(3, 16, 20));
     for (const CudaBackend* backend : {&sm90_backend(), &sm80_backend()}) {
@@ -28,7 +28,7 @@ class CudaGraph : public testing::Test {
         executor_ = std::make_unique<CudaExecutor>(*backend);
       }
     }
-    if (!executor_) GTEST_SKIP() << "no GPU for it";
+    if (!executor_) GTEST_SKIP() << "missing: a GPU of compute capability 8.0 or newer";
   }
   void set_call(const TokenLayout& layout) {
     const test::Case c{.layout = layout, .dim = 64, .dtype = at::kBFloat16};

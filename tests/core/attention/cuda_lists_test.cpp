@@ -164,7 +164,7 @@ TEST(CudaLists, MasksAreOfPartsOnly) {
 // On a GPU all is as on the CPU.
 TEST(CudaLists, AreTheSameOnAGpu) {
 #if FOVEA_HAS_CUDA
-  if (!at::hasCUDA()) GTEST_SKIP() << "no GPU";
+  if (!at::hasCUDA()) GTEST_SKIP() << "missing: a GPU";
   std::vector<DeviceLists> of_cpu;
   for_each_problem(300, at::kCPU, [&](const test::Problem& problem, const SoftmaxBranch& branch) {
     of_cpu.push_back(lists_of(problem, branch));
@@ -183,7 +183,7 @@ TEST(CudaLists, AreTheSameOnAGpu) {
     ASSERT_TRUE(same) << problem.describe();
   });
 #else
-  GTEST_SKIP() << "built without CUDA";
+  GTEST_SKIP() << "missing: CUDA in this build";
 #endif
 }
 

@@ -57,7 +57,7 @@ TEST(ChannelNorm, EqualsItsDefinitionAndGradientsOnTheCpu) {
 }
 
 TEST(ChannelNorm, EqualsItsDefinitionAndGradientsOnAGpu) {
-  if (!at::hasCUDA()) GTEST_SKIP() << "no GPU";
+  if (!at::hasCUDA()) GTEST_SKIP() << "missing: a GPU";
   for (const int64_t channels : {8, 16, 24, 32, 64, 80, 96, 192, 256, 272, 384, 512}) {
     for (const auto dtype : {at::kBFloat16, at::kHalf}) {
       compare({2, channels, 3, 5, 7}, at::kCUDA, dtype, at::MemoryFormat::ChannelsLast3d,
@@ -71,7 +71,7 @@ TEST(ChannelNorm, EqualsItsDefinitionAndGradientsOnAGpu) {
 }
 
 TEST(ChannelNorm, WritesBetweenOtherFramesOnAGpu) {
-  if (!at::hasCUDA()) GTEST_SKIP() << "no GPU";
+  if (!at::hasCUDA()) GTEST_SKIP() << "missing: a GPU";
   const auto options = at::TensorOptions(at::kBFloat16).device(at::kCUDA);
   for (const int64_t channels : {16, 96, 384}) {
     const auto format = at::MemoryFormat::ChannelsLast3d;

@@ -65,7 +65,7 @@ inline const std::vector<at::ScalarType>& kernel_dtypes() {
 class DeviceTest : public testing::TestWithParam<const char*> {
  protected:
   void SetUp() override {
-    if (device().is_cuda() && !at::hasCUDA()) GTEST_SKIP() << "no GPU";
+    if (device().is_cuda() && !at::hasCUDA()) GTEST_SKIP() << "missing: a GPU";
     at::manual_seed(20260101);
   }
   at::Device device() const { return at::Device(std::string(GetParam())); }

@@ -141,7 +141,7 @@ TEST(RenderScenes, StopsWhenInterrupted) {
 }
 
 TEST(RenderScenes, CudaGivesTheBytesOfTheCpu) {
-  if (!at::hasCUDA()) GTEST_SKIP() << "no GPU";
+  if (!at::hasCUDA()) GTEST_SKIP() << "missing: a GPU";
   const auto scenes = some_scenes();
   for (const int64_t samples : {1, 4}) {
     const RenderSize size{.frames = 5, .height = 67, .width = 101, .samples = samples};

@@ -83,7 +83,7 @@ void compare_all(int64_t batch, int64_t tokens, int64_t heads, int64_t head_dim,
 }
 
 TEST(RowAutograd, GradientsOnAGpuAreThoseOfTheDefinition) {
-  if (!at::hasCUDA()) GTEST_SKIP() << "no GPU";
+  if (!at::hasCUDA()) GTEST_SKIP() << "missing: a GPU";
   for (const auto dtype : {at::kBFloat16, at::kHalf}) {
     compare_all(2, 7, 3, 128, dtype);    // two packs a lane
     compare_all(3, 33, 1, 24, dtype);    // ten rows a warp
@@ -96,7 +96,7 @@ TEST(RowAutograd, GradientsOnAGpuAreThoseOfTheDefinition) {
 
 TEST(RowAutograd, LeavesToTheCompositionWhatNoKernelCovers) {
   EXPECT_FALSE(ops::backward_kernels_apply(at::ones({2, 3, 384})));
-  if (!at::hasCUDA()) GTEST_SKIP() << "no GPU";
+  if (!at::hasCUDA()) GTEST_SKIP() << "missing: a GPU";
   const auto half = at::TensorOptions(at::kBFloat16).device(at::kCUDA);
   EXPECT_TRUE(ops::backward_kernels_apply(at::ones({2, 3, 384}, half)));
   EXPECT_FALSE(ops::backward_kernels_apply(at::ones({2, 3, 12}, half)));

@@ -7,7 +7,7 @@
 
 #include "kernels/attention/block_sparse_cuda.h"
 #include "tests/kernels/attention_problem.h"
-#include "tests/kernels/sm80/gpu_test.h"
+#include "tests/kernels/gpu_test.h"
 
 namespace fovea::kernels {
 namespace {

@@ -12,7 +12,7 @@
 #include "kernels/attention/launch_sm80.cuh"
 #include "kernels/common/fragment.cuh"
 #include "kernels/common/mma.cuh"
-#include "tests/kernels/sm80/gpu_test.h"
+#include "tests/kernels/gpu_test.h"
 
 namespace fovea::kernels {
 namespace {

@@ -8,7 +8,7 @@
 
 #include "kernels/attention/block_sparse_backward_cuda.h"
 #include "tests/kernels/attention_backward_problem.h"
-#include "tests/kernels/sm90/device_array.h"
+#include "tests/kernels/gpu_test.h"
 
 namespace fovea::kernels {
 namespace {

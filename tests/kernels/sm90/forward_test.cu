@@ -8,7 +8,7 @@
 
 #include "kernels/attention/block_sparse_cuda.h"
 #include "tests/kernels/attention_problem.h"
-#include "tests/kernels/sm90/device_array.h"
+#include "tests/kernels/gpu_test.h"
 
 namespace fovea::kernels {
 namespace {

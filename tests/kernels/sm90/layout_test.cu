@@ -12,7 +12,7 @@
 #include "kernels/common/tma.cuh"
 #include "kernels/common/tma.h"
 #include "kernels/common/wgmma.cuh"
-#include "tests/kernels/sm90/device_array.h"
+#include "tests/kernels/gpu_test.h"
 
 namespace fovea::kernels {
 namespace {
