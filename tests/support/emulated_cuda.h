@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <ostream>
 #include <vector>
 
 #include "core/attention/executors/cuda.h"
@@ -12,6 +13,13 @@
 
 // What `CudaAttentionArgs` says, number by number on the CPU in fp64, as a backend: executors of
 // GPUs run with tensors on the CPU then. Looks at what the kernels take for granted.
+
+namespace fovea {
+
+// Found by GoogleTest, which otherwise prints an address.
+inline void PrintTo(const CudaBackend* backend, std::ostream* out) { *out << backend->name; }
+
+}  // namespace fovea
 
 namespace fovea::test {
 

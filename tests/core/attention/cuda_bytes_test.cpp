@@ -40,12 +40,14 @@ class CudaBytesTest : public testing::TestWithParam<const CudaBackend*> {
   void SetUp() override {
     at::manual_seed(3);
     if (GetParam() != &test::emulated_backend()) {
-      if (!at::hasCUDA()) GTEST_SKIP() << "no GPU";
+      if (!at::hasCUDA()) GTEST_SKIP() << "missing: a GPU";
       device_ = at::Device(at::kCUDA, 0);
     }
     AttentionCall call;
     call.q = at::zeros({1, 1, 1, 128}, at::device(device_).dtype(at::kHalf));
-    if (const auto reason = GetParam()->why_not(call)) GTEST_SKIP() << *reason;
+    if (const auto reason = GetParam()->why_not(call)) {
+      GTEST_SKIP() << "missing: a GPU for " << GetParam()->name << ", which " << *reason;
+    }
     executor_ = std::make_unique<CudaExecutor>(*GetParam());
   }
   at::Tensor on(const at::Tensor& x) const { return x.defined() ? x.to(device_) : x; }

@@ -14,10 +14,6 @@
 #include "tests/support/emulated_cuda.h"
 
 namespace fovea {
-
-// Found by GoogleTest, which otherwise prints an address.
-inline void PrintTo(const CudaBackend* backend, std::ostream* out) { *out << backend->name; }
-
 namespace {
 
 using test::selection_of;

@@ -2,7 +2,7 @@
 #include <string>
 #include <vector>
 
-#include "tests/kernels/sm90/device_array.h"
+#include "tests/kernels/gpu_test.h"
 #include "tests/kernels/sm90/eight_bit_case.h"
 
 namespace fovea::kernels {

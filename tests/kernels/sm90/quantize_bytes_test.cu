@@ -6,7 +6,7 @@
 
 #include "kernels/attention/quantize_bytes.h"
 #include "tests/kernels/attention_problem.h"
-#include "tests/kernels/sm90/device_array.h"
+#include "tests/kernels/gpu_test.h"
 
 namespace fovea::kernels {
 namespace {
