@@ -219,20 +219,20 @@ struct BytesComputer : TileWorker<Shape, kOut> {
     }
     const float* const of_keys = memory.of_step[slot];
     if constexpr (Shape::kByKey) {
+      int thread = this->thread;
+      asm volatile("" : "+r"(thread));  // see amend()
 #pragma unroll
       for (int i = 0; i < Shape::kKeys / 2; i += 4) {
         const float2 both = *reinterpret_cast<const float2*>(of_keys + fragment::column(thread, i));
         s[i] = (s[i] - kBase) * both.x, s[i + 1] = (s[i + 1] - kBase) * both.y;
         s[i + 2] = (s[i + 2] - kBase) * both.x, s[i + 3] = (s[i + 3] - kBase) * both.y;
       }
-      unit[0] = scale[0], unit[1] = scale[1];
-    } else {
-      const float of_all = of_keys[0];
+    }
+    const float of_all = Shape::kByKey ? 1 : of_keys[0];
 #pragma unroll
-      for (int row = 0; row < 2; ++row) {
-        const float own = scale[row] * of_all;
-        unit[row] = own < 1e-37f ? 1e-37f : own;  // hidden logits stay -inf, NaN is one
-      }
+    for (int row = 0; row < 2; ++row) {
+      const float own = scale[row] * of_all;
+      unit[row] = own < 1e-37f ? 1e-37f : own;  // hidden logits stay -inf, NaN is one
     }
     if constexpr (Shape::kListed) {
       const StepNotes<1>& notes = memory.steps[slot];
