@@ -1,13 +1,11 @@
 #include "apps/fovea/bench_run.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <functional>
 
 #include <ATen/ATen.h>
-#include <ATen/CPUGeneratorImpl.h>
 #include <c10/core/InferenceMode.h>
 
 #include "apps/fovea/comparison.h"
@@ -18,13 +16,15 @@
 #include "core/check.h"
 #include "core/device.h"
 #include "core/guard.h"
-#include "core/interrupt.h"
+#include "core/timing.h"
 #include "core/version.h"
 
 namespace fovea::apps {
 namespace {
 
 constexpr int64_t kMaxSide = 1 << 20;
+constexpr int64_t kMaxHeads = 4096;       // and channels
+constexpr double kMaxDuration = 600'000;  // ms
 
 // Milliseconds of the repeats of one thing.
 struct Times {
@@ -38,7 +38,7 @@ struct Times {
     const size_t high = std::min(low + 1, sorted.size() - 1);
     return sorted[low] + (place - std::floor(place)) * (sorted[high] - sorted[low]);
   }
-  double median() const { return at(0.5); }
+  double median() const { return median_of(ms); }
 };
 
 // Frames, height and width of a length: the factors that are closest to each other, so that methods
@@ -55,54 +55,50 @@ std::array<int64_t, 3> grid_of_length(int64_t length) {
   return best;
 }
 
-// Device time of a call.
-double milliseconds(at::Device device, const std::function<void()>& call) {
-  synchronize(device);
-  const auto start = std::chrono::steady_clock::now();
-  call();
-  synchronize(device);
-  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start)
-      .count();
-}
-
 // A method on one problem: planned and lowered anew each time, and run.
 class Contestant {
  public:
-  Contestant(const Method& method, const AttentionCall& call)
+  Contestant(const Method& method, const std::string& executor, const AttentionCall& call)
       : method_(method),
+        wanted_(method.executor.empty() ? executor : method.executor),
+        call_(call),
         planner_(make_planner(method.attention.planner, method.attention.options)),
         executors_(make_executors()) {
-    plan(call);
-    executor_->run(plan_, call, lowered_.get());  // starts threads and libraries
+    make_plan();
+    executor_ = &pick_executor(executors_, plan_, call, wanted_.empty() ? "auto" : wanted_);
+    make_lists();
+    run();  // starts threads and libraries
     density = plan_density(plan_, call);
     // Plans that the data does not decide are made once for a whole run.
     planned_once = plan_.is_dense() || !planner_->cache_key(call).empty();
+    peak_bytes = peak_bytes_of(call.q.device(), [&] {
+      plan_ = {}, lowered_ = nullptr;
+      make_plan();
+      make_lists();
+      run();
+    });
   }
 
-  void measure(const AttentionCall& call) {
-    const at::Device device = call.q.device();
-    planning.ms.push_back(milliseconds(device, [&] { plan(call); }));
-    running.ms.push_back(
-        milliseconds(device, [&] { executor_->run(plan_, call, lowered_.get()); }));
-  }
+  void make_plan() { plan_ = planner_->plan(call_); }
+  void make_lists() { lowered_ = executor_->lower(plan_, call_); }
+  void run() { executor_->run(plan_, call_, lowered_.get()); }
+
   std::string executor() const { return executor_->name(); }
   const Method& method() const { return method_; }
   /// What a call takes of a run: with its plan, unless all calls share one.
-  double call_ms() const { return running.median() + (planned_once ? 0 : planning.median()); }
-
-  Times planning, running;
-  std::optional<double> density;
-  bool planned_once = false;
-
- private:
-  void plan(const AttentionCall& call) {
-    plan_ = planner_->plan(call);
-    const std::string& executor = method_.executor;
-    executor_ = &pick_executor(executors_, plan_, call, executor.empty() ? "auto" : executor);
-    lowered_ = executor_->lower(plan_, call);
+  double call_ms() const {
+    return running.median() + (planned_once ? 0 : planning.median() + lowering.median());
   }
 
+  Times planning, lowering, running;
+  std::optional<double> density;
+  bool planned_once = false;
+  int64_t peak_bytes = 0;
+
+ private:
   const Method& method_;
+  std::string wanted_;
+  const AttentionCall& call_;
   std::unique_ptr<Planner> planner_;
   std::vector<std::unique_ptr<Executor>> executors_;
   AttentionPlan plan_;
@@ -112,34 +108,55 @@ class Contestant {
 
 struct Problem {
   std::array<int64_t, 3> grid;
+  int64_t heads, head_dim;
   std::string dtype;
+
+  int64_t tokens() const { return grid[0] * grid[1] * grid[2]; }
 };
 
 AttentionCall make_call(const BenchOptions& options, const Problem& problem, at::Device device) {
   AttentionCall call;
   call.q_layout = TokenLayout::grid(problem.grid[0], problem.grid[1], problem.grid[2]);
   call.kv_layout = call.q_layout;
-  auto generator = at::detail::createCPUGenerator(options.seed);
+  at::manual_seed(options.seed);
   for (at::Tensor* x : {&call.q, &call.k, &call.v}) {
-    *x = at::randn({options.batch, options.heads, call.q_layout.seq_len(), options.head_dim},
-                   generator, at::TensorOptions().dtype(at::kFloat))
-             .to(device, parse_dtype(problem.dtype));
+    *x = at::randn({options.batch, problem.heads, call.q_layout.seq_len(), problem.head_dim},
+                   at::device(device).dtype(at::kFloat))
+             .to(parse_dtype(problem.dtype));
   }
   return call;
 }
 
+// LibTorch's attention, of a GPU its kernels by name.
+struct Baseline {
+  SdpaExecutor executor;
+  Times times = {};
+  int64_t peak_bytes = 0;
+};
+
+std::vector<Baseline> baselines_of(const AttentionCall& call) {
+  const AttentionPlan dense = AttentionPlan::dense("dense");
+  std::vector<Baseline> out;
+  for (const SdpaKernel kernel : {SdpaKernel::cudnn, SdpaKernel::flash}) {
+    const SdpaExecutor executor(kernel);
+    if (!executor.why_not(dense, call)) out.push_back({executor});
+  }
+  if (out.empty()) out.push_back({SdpaExecutor()});
+  return out;
+}
+
 Json record(const BenchOptions& options, const Problem& problem, const Contestant& contestant,
-            const Times& sdpa) {
-  const int64_t tokens = problem.grid[0] * problem.grid[1] * problem.grid[2];
+            const std::vector<Baseline>& baselines) {
   const Times& times = contestant.running;
+  const Times& sdpa = baselines[0].times;
   Json out;
   out["method"] = contestant.method().label;
   out["dtype"] = problem.dtype;
-  out["tokens"] = tokens;
+  out["tokens"] = problem.tokens();
   out["grid"] = str(problem.grid[0], "x", problem.grid[1], "x", problem.grid[2]);
   out["batch"] = options.batch;
-  out["heads"] = options.heads;
-  out["head_dim"] = options.head_dim;
+  out["heads"] = problem.heads;
+  out["head_dim"] = problem.head_dim;
   out["executor"] = contestant.executor();
   out["density"] = contestant.density ? Json(*contestant.density) : Json(nullptr);
   out["repeats"] = options.repeats;
@@ -149,62 +166,89 @@ Json record(const BenchOptions& options, const Problem& problem, const Contestan
   out["min_ms"] = times.at(0);
   out["max_ms"] = times.at(1);
   out["plan_ms"] = contestant.planning.median();
+  out["lower_ms"] = contestant.lowering.median();
   out["planned_once"] = contestant.planned_once;
+  const auto megabytes = [](int64_t bytes) {
+    return bytes > 0 ? Json(static_cast<double>(bytes) * 1e-6) : Json(nullptr);
+  };
+  out["peak_mb"] = megabytes(contestant.peak_bytes);
+  out["sdpa"] = baselines[0].executor.name();
   out["sdpa_ms"] = sdpa.median();
   out["sdpa_min_ms"] = sdpa.at(0);
   out["sdpa_max_ms"] = sdpa.at(1);
+  out["sdpa_peak_mb"] = megabytes(baselines[0].peak_bytes);
+  out["flash_ms"] = nullptr;
+  for (const Baseline& baseline : baselines) {
+    if (baseline.executor.name() == "sdpa_flash") out["flash_ms"] = baseline.times.median();
+  }
   out["speedup"] = sdpa.median() / contestant.call_ms();
-  const double products = 4.0 * static_cast<double>(options.batch * options.heads) *
-                          static_cast<double>(tokens) * static_cast<double>(tokens) *
-                          static_cast<double>(options.head_dim);
-  out["dense_gflops"] = products * 1e-6 / times.median();
-  out["executed_gflops"] = contestant.density
-                               ? Json(products * *contestant.density * 1e-6 / times.median())
+  const auto tokens = static_cast<double>(problem.tokens());
+  const double products = 4.0 * static_cast<double>(options.batch * problem.heads) * tokens *
+                          tokens * static_cast<double>(problem.head_dim);
+  out["dense_tflops"] = products * 1e-9 / times.median();
+  out["executed_tflops"] = contestant.density
+                               ? Json(products * *contestant.density * 1e-9 / times.median())
                                : Json(nullptr);
+  out["sdpa_tflops"] = products * 1e-9 / sdpa.median();
   return out;
 }
 
-// All methods on one problem; in turns with the comparator, so that what else the machine does
+// All methods on one problem; in turns with the comparators, so that what else the machine does
 // meets them all.
 std::vector<Json> measure(const BenchOptions& options, const Problem& problem,
                           const std::vector<Method>& methods, at::Device device) {
   const AttentionCall call = make_call(options, problem, device);
   const AttentionPlan dense = AttentionPlan::dense("dense");
-  SdpaExecutor sdpa;
-  sdpa.run(dense, call);
+  std::vector<Baseline> baselines = baselines_of(call);
   std::vector<Contestant> contestants;
-  for (const Method& method : methods) contestants.emplace_back(method, call);
-  Times baseline;
-  for (int64_t i = 0; i < options.repeats; ++i) {
-    throw_if_interrupted();
-    baseline.ms.push_back(milliseconds(device, [&] { sdpa.run(dense, call); }));
-    for (Contestant& contestant : contestants) contestant.measure(call);
+  contestants.reserve(methods.size());  // calls below point at them
+  for (const Method& method : methods) contestants.emplace_back(method, options.executor, call);
+  std::vector<std::function<void()>> calls;
+  std::vector<Times*> times;
+  for (Baseline& baseline : baselines) {
+    calls.emplace_back([&] { baseline.executor.run(dense, call); });
+    times.push_back(&baseline.times);
+    calls.back()();  // starts threads and libraries
+    baseline.peak_bytes = peak_bytes_of(device, calls.back());
   }
+  for (Contestant& contestant : contestants) {
+    calls.emplace_back([&] { contestant.make_plan(); });
+    calls.emplace_back([&] { contestant.make_lists(); });
+    calls.emplace_back([&] { contestant.run(); });
+    times.insert(times.end(), {&contestant.planning, &contestant.lowering, &contestant.running});
+  }
+  const double duration = options.duration >= 0 ? options.duration : device.is_cuda() ? 50 : 0;
+  const auto measured = time_in_turns(device, calls, options.repeats, duration);
+  for (size_t i = 0; i < calls.size(); ++i) times[i]->ms = measured[i];
   std::vector<Json> out;
   for (const Contestant& contestant : contestants) {
-    out.push_back(record(options, problem, contestant, baseline));
+    out.push_back(record(options, problem, contestant, baselines));
   }
   return out;
 }
 
 std::string markdown_of(const std::vector<Json>& records, const std::string& head) {
-  std::string out =
-      head +
-      "\n\n| method | dtype | tokens | grid | executor | density | plan ms | median ms "
-      "| quartiles | SDPA ms | speed-up | GF/s executed |\n| --- | --- | ---: | --- | "
-      "--- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n";
-  const auto value = [](const Json& json) {
-    return json.is_null() ? std::nullopt : std::optional(json.get<double>());
+  std::string out = head +
+                    "\n\n| method | dtype | tokens | grid | heads x dim | executor | density | "
+                    "plan ms | lower ms | median ms | quartiles | SDPA ms | flash ms | speed-up | "
+                    "TF/s executed | TF/s dense | MB |\n| --- | --- | ---: | --- | --- | --- ";
+  for (int i = 0; i < 11; ++i) out += "| ---: ";
+  out += "|\n";
+  const auto shown = [](const Json& json, int digits) {
+    return number(json.is_null() ? std::nullopt : std::optional(json.get<double>()), digits);
   };
   for (const Json& r : records) {
-    out +=
-        str("| ", r["method"].get<std::string>(), " | ", r["dtype"].get<std::string>(), " | ",
-            r["tokens"].get<int64_t>(), " | ", r["grid"].get<std::string>(), " | ",
-            r["executor"].get<std::string>(), " | ", number(value(r["density"]), 3), " | ",
-            number(value(r["plan_ms"]), 2), r["planned_once"].get<bool>() ? " once" : "", " | ",
-            number(value(r["median_ms"]), 2), " | ", number(value(r["quartile1_ms"]), 2), "–",
-            number(value(r["quartile3_ms"]), 2), " | ", number(value(r["sdpa_ms"]), 2), " | ",
-            number(value(r["speedup"]), 2), " | ", number(value(r["executed_gflops"]), 0), " |\n");
+    out += str("| ", r["method"].get<std::string>(), " | ", r["dtype"].get<std::string>(), " | ",
+               r["tokens"].get<int64_t>(), " | ", r["grid"].get<std::string>(), " | ",
+               r["heads"].get<int64_t>(), "x", r["head_dim"].get<int64_t>(), " | ",
+               r["executor"].get<std::string>());
+    const std::string once = r["planned_once"].get<bool>() ? " once" : "";
+    out += str(" | ", shown(r["density"], 3), " | ", shown(r["plan_ms"], 3), once, " | ",
+               shown(r["lower_ms"], 3), once, " | ", shown(r["median_ms"], 3), " | ",
+               shown(r["quartile1_ms"], 3), "–", shown(r["quartile3_ms"], 3));
+    out += str(" | ", shown(r["sdpa_ms"], 3), " | ", shown(r["flash_ms"], 3), " | ",
+               shown(r["speedup"], 2), " | ", shown(r["executed_tflops"], 3), " | ",
+               shown(r["dense_tflops"], 3), " | ", shown(r["peak_mb"], 0), " |\n");
   }
   return out;
 }
@@ -224,28 +268,51 @@ std::string csv_of(const std::vector<Json>& records) {
   return out;
 }
 
+// "12x32760x128": heads, tokens, channels of a head.
+Problem problem_of_shape(const std::string& text) {
+  const std::array<int64_t, 3> sizes = parse_grid(text, "--shape");
+  require(sizes[1] <= kMaxSide, ErrorCode::resource, "--shape", sizes[1], " tokens, at most ",
+          kMaxSide, " are taken");
+  require(sizes[0] <= kMaxHeads && sizes[2] <= kMaxHeads, ErrorCode::usage, "--shape",
+          "expected up to ", kMaxHeads, " heads and channels, got '", text, "'");
+  return {grid_of_length(sizes[1]), sizes[0], sizes[2], ""};
+}
+
 std::vector<Problem> problems_of(const BenchOptions& options) {
-  std::vector<std::array<int64_t, 3>> grids;
-  for (const std::string& text : options.grids) {
-    for (const std::string& grid : parse_words(text, "--grid")) {
-      grids.push_back(parse_grid(grid, "--grid"));
+  std::vector<Problem> shapes;
+  const bool is_shaped = !options.shapes.empty();
+  require(!is_shaped || (options.lengths.empty() && options.grids.empty()), ErrorCode::usage,
+          "--shape", "says the tokens too: give it without --len and --grid");
+  if (is_shaped) {
+    for (const std::string& text : parse_words(options.shapes, "--shape")) {
+      shapes.push_back(problem_of_shape(text));
     }
   }
-  const bool none = options.lengths.empty() && grids.empty();
+  const auto add = [&](const std::array<int64_t, 3>& grid) {
+    shapes.push_back({grid, options.heads, options.head_dim, ""});
+  };
+  for (const std::string& text : options.grids) {
+    for (const std::string& words : parse_words(text, "--grid")) {
+      const std::array<int64_t, 3> grid = parse_grid(words, "--grid");
+      require(grid[0] * grid[1] <= kMaxSide && grid[0] * grid[1] * grid[2] <= kMaxSide,
+              ErrorCode::resource, "--grid", "more than ", kMaxSide, " tokens");
+      add(grid);
+    }
+  }
+  const bool none = options.lengths.empty() && shapes.empty();
   if (none || !options.lengths.empty()) {
     for (const int64_t length : parse_numbers(none ? "1024,4096" : options.lengths, "--len")) {
       require(length <= kMaxSide, ErrorCode::resource, "--len", length, " tokens, at most ",
               kMaxSide, " are taken");
-      grids.push_back(grid_of_length(length));
+      add(grid_of_length(length));
     }
   }
   std::vector<Problem> out;
   for (const std::string& dtype : parse_words(options.dtypes, "--dtype")) {
     parse_dtype(dtype);  // throws
-    for (const auto& grid : grids) {
-      require(grid[0] * grid[1] <= kMaxSide && grid[0] * grid[1] * grid[2] <= kMaxSide,
-              ErrorCode::resource, "--grid", "more than ", kMaxSide, " tokens");
-      out.push_back({grid, dtype});
+    for (Problem& shape : shapes) {
+      shape.dtype = dtype;
+      out.push_back(shape);
     }
   }
   return out;
@@ -257,9 +324,12 @@ void check_options(const BenchOptions& options) {
             value);
   };
   within("--batch", options.batch, 4096);
-  within("--heads", options.heads, 4096);
-  within("--head-dim", options.head_dim, 4096);
+  within("--heads", options.heads, kMaxHeads);
+  within("--head-dim", options.head_dim, kMaxHeads);
   within("--repeats", options.repeats, 100'000);
+  require(options.duration <= kMaxDuration, ErrorCode::usage, "--duration", "expected up to ",
+          kMaxDuration, " ms, got ", options.duration);
+  if (!options.executor.empty()) check_executor_name(make_executors(), options.executor);
   const bool known = options.format == "md" || options.format == "csv" || options.format == "json";
   require(known, ErrorCode::usage, "--format", "expected md, csv or json, got '", options.format,
           "'");
@@ -277,9 +347,9 @@ int run_bench_attention(const BenchOptions& options) {
   const c10::InferenceMode inference;
   std::vector<Json> records;
   for (const Problem& problem : problems) {
-    const int64_t tokens = problem.grid[0] * problem.grid[1] * problem.grid[2];
     if (!options.quiet) {
-      std::fprintf(stderr, "%s, %ld tokens\n", problem.dtype.c_str(), tokens);
+      std::fprintf(stderr, "%s, %ld heads, %ld tokens\n", problem.dtype.c_str(), problem.heads,
+                   problem.tokens());
     }
     const auto made = guarded("bench", [&] { return measure(options, problem, methods, device); });
     for (Json r : made) {
@@ -291,8 +361,7 @@ int run_bench_attention(const BenchOptions& options) {
   std::string text;
   if (options.format == "md") {
     text = markdown_of(records, str("fovea ", kVersion, ", ", device_name(device), ", batch ",
-                                    options.batch, ", ", options.heads, " heads of ",
-                                    options.head_dim, ", ", options.repeats, " repeats"));
+                                    options.batch, ", ", options.repeats, " repeats"));
   } else {
     text = options.format == "csv" ? csv_of(records) : json_text(Json(records), 1) + "\n";
   }

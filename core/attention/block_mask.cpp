@@ -95,11 +95,7 @@ int64_t BlockAxis::num_blocks() const {
 
 at::Tensor BlockAxis::offsets(at::Device device) const {
   if (device_offsets_.defined()) return device_offsets_.to(device, at::kLong);
-  const auto* bytes = reinterpret_cast<const char*>(host_.data());
-  const std::string key = "blocks " + std::string(bytes, host_.size() * sizeof(int64_t));
-  return device_constant(key, device, [&] {
-    return at::tensor(host_, at::kLong).view({1, 1, -1});
-  });
+  return device_numbers(host_, device).view({1, 1, -1});
 }
 
 at::Tensor BlockAxis::block_of_position(int64_t seq_len, at::Device device) const {

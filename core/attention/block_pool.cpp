@@ -5,7 +5,7 @@
 
 #include <ATen/ATen.h>
 
-#include "core/ops/block_scores.h"
+#include "core/attention/device_constants.h"
 #include "core/ops/widened.h"
 
 namespace fovea {
@@ -29,6 +29,19 @@ std::vector<Run> runs_of(const BlockAxis& axis) {
     ++out.back().blocks;
   }
   return out;
+}
+
+bool is_of_all_heads(const TokenOrder& order) {
+  return order.kind() != TokenOrder::Kind::index && order.kind() != TokenOrder::Kind::axes;
+}
+
+// fp32 [blocks] of tokens in each, as much as 1 at least where it is to divide.
+at::Tensor sizes_of(const BlockAxis& axis, at::Device device, bool divides) {
+  const std::vector<int64_t>& offsets = axis.host_offsets();
+  return device_constant((divides ? "divisors of " : "sizes of ") + key_of(offsets), device, [&] {
+    const at::Tensor sizes = at::tensor(offsets, at::kLong).diff().to(at::kFloat);
+    return divides ? sizes.clamp_min(1) : sizes;
+  });
 }
 
 }  // namespace
@@ -56,6 +69,43 @@ PooledTokens pool_tokens(const at::Tensor& x, const at::Tensor& group, int64_t n
 at::Tensor per_head(const at::Tensor& x, int64_t heads) {
   const int64_t own = x.size(1);
   return own == 1 || own == heads ? x : x.repeat_interleave(heads / own, 1);
+}
+
+at::Tensor int_offsets(const BlockAxis& axis, at::Device device) {
+  if (axis.device_offsets().defined()) return axis.device_offsets().to(device, at::kInt);
+  const std::vector<int64_t>& offsets = axis.host_offsets();
+  return device_constant("int " + key_of(offsets), device, [&] {
+    return at::tensor(offsets, at::kInt).view({1, 1, -1});
+  });
+}
+
+bool has_sums_of_blocks(const at::Tensor& x, const BlockAxis& axis, const TokenOrder& order,
+                        const TokenLayout& layout) {
+  return is_of_all_heads(order) && !axis.host_offsets().empty() && !layout.valid_mask().defined() &&
+         ops::has_block_sums(x);
+}
+
+ops::BlockPositions positions_of_blocks(const BlockAxis& axis, const TokenOrder& order,
+                                        const TokenLayout& layout, at::Device device) {
+  ops::BlockPositions out{int_offsets(axis, device), {}, {}};
+  if (!order.is_identity()) out.rows = order.rows(layout, device).to(at::kInt);
+  return out;
+}
+
+PooledTokens pooled_sums(const at::Tensor& sums, const BlockAxis& axis) {
+  const at::Device device = sums.device();
+  const std::vector<int64_t>& offsets = axis.host_offsets();
+  PooledTokens out;
+  out.count = sizes_of(axis, device, false).expand({sums.size(0), sums.size(1), sums.size(2)});
+  out.mean = sums / sizes_of(axis, device, true).unsqueeze(1);
+  bool is_full = true;
+  for (size_t i = 1; i < offsets.size(); ++i) is_full = is_full && offsets[i] > offsets[i - 1];
+  if (!is_full) return out;
+  out.share = device_constant("shares of " + key_of(offsets), device, [&] {
+    const at::Tensor sizes = at::tensor(offsets, at::kLong).diff().to(at::kFloat);
+    return (sizes / sizes.sum()).unsqueeze(1);
+  });
+  return out;
 }
 
 at::Tensor positions_of_rows(const at::Tensor& rows) {
@@ -112,22 +162,12 @@ PooledTokens pool_blocks(const at::Tensor& x, const BlockAxis& axis, const Token
                          const TokenLayout& layout) {
   at::Tensor valid = layout.valid_mask();
   if (valid.defined()) valid = valid.squeeze(1).squeeze(1);
-  const bool is_shared = order.kind() != TokenOrder::Kind::index &&
-                         order.kind() != TokenOrder::Kind::axes;  // one order for all heads
-  if (is_shared && !valid.defined() && !axis.host_offsets().empty() && ops::has_block_scores(x)) {
-    const std::vector<int64_t>& offsets = axis.host_offsets();
-    PooledTokens out;
-    out.count = at::tensor(offsets, at::kLong).diff().to(at::kFloat);
-    out.count = out.count.expand({x.size(0), x.size(1), axis.num_blocks()});
-    const at::Tensor rows =
-        order.is_identity() ? at::Tensor() : order.rows(layout, x.device())[0][0];
-    const at::Tensor sum =
-        ops::block_sums(x, {offsets, rows}, /*centre=*/{}, ops::SumsOf::rows).rows;
-    out.mean = sum / out.count.clamp_min(1).unsqueeze(3);
-    return out;
+  if (has_sums_of_blocks(x, axis, order, layout)) {
+    const ops::BlockPositions positions = positions_of_blocks(axis, order, layout, x.device());
+    return pooled_sums(ops::block_sums(x, positions).rows, axis);
   }
   const std::vector<Run> runs = runs_of(axis);
-  if (runs.empty() || runs.size() > kMaxRuns || !is_shared) {
+  if (runs.empty() || runs.size() > kMaxRuns || !is_of_all_heads(order)) {
     return pool_tokens(x, block_of_row(axis, order, layout, x.device()), axis.num_blocks(), valid);
   }
   at::Tensor sorted = x;

@@ -4,6 +4,7 @@
 
 #include "core/attention/block_mask.h"
 #include "core/attention/token_order.h"
+#include "core/ops/block_scores.h"
 #include "core/token_layout.h"
 
 namespace fovea {
@@ -12,6 +13,9 @@ namespace fovea {
 struct PooledTokens {
   at::Tensor mean;   ///< [batch, heads, groups, dim], fp32 at least; 0 for an empty group
   at::Tensor count;  ///< [batch, heads, groups]: tokens in each, of mean's type
+  /// [.., groups, 1]: the share of all tokens that is in each, where it is known without counting;
+  /// then none is empty.
+  at::Tensor share;
 };
 
 /// x       [batch, heads, seq_len, dim]
@@ -25,6 +29,19 @@ at::Tensor per_head(const at::Tensor& x, int64_t heads);
 
 /// The inverse of an order's rows: int64, the position of each row.
 at::Tensor positions_of_rows(const at::Tensor& rows);
+
+/// `BlockAxis::offsets` in int32.
+at::Tensor int_offsets(const BlockAxis& axis, at::Device device);
+
+/// Whether `block_sums` can add up x block by block: all heads and items have the same blocks, and
+/// the host knows them.
+bool has_sums_of_blocks(const at::Tensor& x, const BlockAxis& axis, const TokenOrder& order,
+                        const TokenLayout& layout);
+/// What it is given then.
+ops::BlockPositions positions_of_blocks(const BlockAxis& axis, const TokenOrder& order,
+                                        const TokenLayout& layout, at::Device device);
+/// Means and counts of what it gives.
+PooledTokens pooled_sums(const at::Tensor& sums, const BlockAxis& axis);
 
 /// int64 [batch or 1, heads or 1, seq_len]: the block of each row, by the positions of the order.
 at::Tensor block_of_row(const BlockAxis& axis, const TokenOrder& order, const TokenLayout& layout,

@@ -38,4 +38,13 @@ at::Tensor device_constant(const std::string& key, at::Device device,
   return made;
 }
 
+at::Tensor device_numbers(const std::vector<int64_t>& numbers, at::Device device) {
+  return device_constant("numbers " + key_of(numbers), device,
+                         [&] { return at::tensor(numbers, at::kLong); });
+}
+
+std::string key_of(const std::vector<int64_t>& numbers) {
+  return {reinterpret_cast<const char*>(numbers.data()), numbers.size() * sizeof(int64_t)};
+}
+
 }  // namespace fovea

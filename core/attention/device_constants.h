@@ -1,7 +1,9 @@
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <string>
+#include <vector>
 
 #include <ATen/core/Tensor.h>
 
@@ -16,5 +18,9 @@ namespace fovea {
 /// returns  not to be written to
 at::Tensor device_constant(const std::string& key, at::Device device,
                            const std::function<at::Tensor()>& make);
+/// The same of numbers: int64 [n].
+at::Tensor device_numbers(const std::vector<int64_t>& numbers, at::Device device);
+/// Numbers as a part of a key.
+std::string key_of(const std::vector<int64_t>& numbers);
 
 }  // namespace fovea

@@ -8,7 +8,10 @@
 
 #include <ATen/ATen.h>
 
+#include "core/attention/device_constants.h"
+#include "core/ops/device_kernel.h"
 #include "core/parallel.h"
+#include "kernels/attention/select_blocks.h"
 
 namespace fovea {
 namespace {
@@ -18,6 +21,29 @@ at::Tensor ranks(const at::Tensor& scores) {
   const at::Tensor order = std::get<1>(at::sort(scores, /*stable=*/true, -1, /*descending=*/true));
   const at::Tensor rank = at::arange(scores.size(-1), order.options()).expand_as(order);
   return at::empty_like(order).scatter_(-1, order, rank);
+}
+
+// Whether a kernel chooses where the scores are.
+bool has_kernel(const at::Tensor& scores) {
+  return ops::kHasCudaKernels && scores.is_cuda() && scores.scalar_type() == at::kFloat &&
+         scores.size(-1) <= std::numeric_limits<int32_t>::max();
+}
+
+at::Tensor choose(const at::Tensor& scores, kernels::SelectBlocksArgs args) {
+  const at::Tensor whole = scores.contiguous();
+  const at::Tensor out = at::empty(scores.sizes(), scores.options().dtype(at::kBool));
+  args.scores = whole.const_data_ptr<float>();
+  args.blocks = static_cast<int32_t>(scores.size(-1));
+  args.rows = args.blocks == 0 ? 0 : scores.numel() / args.blocks;
+  args.chosen = out.mutable_data_ptr<bool>();
+  ops::run_on("select_blocks", scores.device(), args, &kernels::select_blocks_cpu,
+              FOVEA_CUDA_LAUNCHER(select_blocks_cuda));
+  return out;
+}
+
+// As many as there are at most.
+int32_t count_of(int64_t count, const at::Tensor& scores) {
+  return static_cast<int32_t>(std::clamp<int64_t>(count, 0, scores.size(-1)));
 }
 
 // Calls f(values, kept) for each row of scores on the CPU, where sorting whole rows of tensors
@@ -97,6 +123,9 @@ at::Tensor keep_top_k(const at::Tensor& scores, int64_t count) {
       }
     });
   }
+  if (has_kernel(scores)) {
+    return choose(scores, {.least = count_of(count, scores), .takes_lowest = false});
+  }
   return ranks(scores).lt(count).logical_and(scores.ne(lowest));
 }
 
@@ -117,6 +146,12 @@ at::Tensor keep_top_p(const at::Tensor& probabilities, double p, Crossing crossi
       }
     });
   }
+  if (has_kernel(probabilities)) {
+    return choose(probabilities, {.least = count_of(min_count, probabilities),
+                                  .sums = true,
+                                  .mass = p,
+                                  .takes_crossing = crossing == Crossing::kept});
+  }
   const at::Tensor rank = ranks(probabilities);
   const auto [sorted, order] = at::sort(probabilities, /*stable=*/true, -1, /*descending=*/true);
   const at::Tensor sum = sorted.cumsum(-1);
@@ -128,8 +163,7 @@ at::Tensor keep_top_p(const at::Tensor& probabilities, double p, Crossing crossi
 void set_classes(Selection& selection, at::Tensor classes, const AttentionCall& call) {
   const auto mark = [&](int64_t axis, const std::vector<int64_t>& blocks) {
     if (blocks.empty()) return;
-    const at::Tensor index = at::tensor(blocks, at::kLong).to(classes.device());
-    classes.index_fill_(axis, index, block_class::exact);
+    classes.index_fill_(axis, device_numbers(blocks, classes.device()), block_class::exact);
   };
   mark(2, other_blocks(selection.q_blocks, call.q_layout));
   mark(3, other_blocks(selection.kv_blocks, call.kv_layout));

@@ -4,12 +4,16 @@
 #include <c10/core/GradMode.h>
 
 #include "core/check.h"
+#include "core/ops/device_kernel.h"
 #include "core/ops/kernel_threads.h"
-#include "core/ops/launch.h"
+#include "core/ops/widened.h"
 #include "kernels/attention/block_scores.h"
 
 namespace fovea::ops {
 namespace {
+
+constexpr int64_t kPack = 8;           // channels that a GPU reads at a time
+constexpr int64_t kMostHeads = 65535;  // of all items, on a GPU
 
 at::Tensor with_whole_channels(const at::Tensor& x) {
   return x.stride(-1) == 1 || x.size(-1) == 1 ? x : x.contiguous();
@@ -26,77 +30,86 @@ kernels::HeadRows view(const at::Tensor& x) {
   return out;
 }
 
+// With 16-byte packs of channels.
+at::Tensor with_packs(const at::Tensor& x) {
+  const auto is_whole = [&](int64_t axis) {
+    return x.size(axis) == 1 || x.stride(axis) % kPack == 0;
+  };
+  const bool fits = with_whole_channels(x).is_same(x) && is_whole(0) && is_whole(1) && is_whole(2);
+  const bool is_aligned = reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0;
+  return fits && is_aligned ? x : x.clone(at::MemoryFormat::Contiguous);
+}
+
+int64_t stride_of(const at::Tensor& x, int64_t axis) {
+  return x.size(axis) == 1 ? 0 : x.stride(axis);
+}
+
+bool is_taken(const at::Tensor& x) {
+  const at::ScalarType type = x.scalar_type();
+  const bool graph = c10::GradMode::is_enabled() && x.requires_grad();
+  return !graph && x.numel() > 0 &&
+         (type == at::kFloat || type == at::kHalf || type == at::kBFloat16);
+}
+
 void run(const char* op, const kernels::Status& status) {
   FOVEA_ASSERT(status.ok(), op, ": ", status.message);
 }
 
+void sum_on_cpu(const kernels::BlockSumsArgs& args) {
+  run("block_sums", kernels::block_sums_cpu(args, all_threads(), kernels::best_isa()));
+}
+
 }  // namespace
 
-bool has_block_scores(const at::Tensor& x) {
-  const at::ScalarType type = x.scalar_type();
-  const bool graph = c10::GradMode::is_enabled() && x.requires_grad();
-  return x.is_cpu() && !graph && x.numel() > 0 &&
-         (type == at::kFloat || type == at::kHalf || type == at::kBFloat16);
+bool has_block_scores(const at::Tensor& x) { return x.is_cpu() && is_taken(x); }
+
+bool has_block_sums(const at::Tensor& x) {
+  if (!x.is_cuda()) return has_block_scores(x);
+  return kHasCudaKernels && is_taken(x) && x.size(3) % kPack == 0 &&
+         x.size(3) <= kMaxScoreChannels && x.size(0) * x.size(1) <= kMostHeads;
 }
 
 BlockSums block_sums(const at::Tensor& x, const BlockPositions& positions, const at::Tensor& centre,
                      SumsOf wanted) {
-  const at::Tensor whole = with_whole_channels(x);
-  const std::vector<int32_t> offsets(positions.offsets.begin(), positions.offsets.end());
-  const auto blocks = static_cast<int64_t>(offsets.size()) - 1;
-  BlockSums out;
+  const at::Tensor whole = x.is_cuda() ? with_packs(x) : with_whole_channels(x);
   kernels::BlockSumsArgs args;
   args.batch = x.size(0), args.heads = x.size(1), args.rows = x.size(2), args.dim = x.size(3);
   args.x = view(whole);
-  at::Tensor order, middle;
+  const at::Tensor ends = positions.offsets.contiguous();
+  args.offsets = ends.const_data_ptr<int32_t>();
+  args.offsets_batch_stride = stride_of(ends, 0), args.offsets_head_stride = stride_of(ends, 1);
+  args.blocks = ends.size(2) - 1;
+  at::Tensor order, mask, middle;
   if (positions.rows.defined()) {
-    order = positions.rows.to(at::kInt).contiguous();
-    FOVEA_ASSERT(order.numel() == args.rows);
-    args.order.rows = order.const_data_ptr<int32_t>();
+    order = positions.rows.contiguous();
+    args.order = {order.const_data_ptr<int32_t>(), stride_of(order, 0), stride_of(order, 1)};
+  }
+  if (positions.valid.defined()) {
+    mask = positions.valid.expand({args.batch, args.rows}).contiguous();
+    args.valid = mask.const_data_ptr<bool>();
   }
   if (centre.defined()) {
     middle = centre.to(at::kFloat).expand({args.batch, args.heads, 1, args.dim}).contiguous();
     args.centre = middle.const_data_ptr<float>();
   }
-  args.offsets = offsets.data();
-  args.blocks = blocks;
+  BlockSums out;
   const auto make = [&](at::Tensor& sums) {
-    sums = at::empty({args.batch, args.heads, blocks, args.dim}, x.options().dtype(at::kFloat));
+    sums =
+        at::empty({args.batch, args.heads, args.blocks, args.dim}, x.options().dtype(at::kFloat));
     return sums.mutable_data_ptr<float>();
   };
   if (wanted != SumsOf::directions) args.sum = make(out.rows);
   if (wanted != SumsOf::rows) args.directions = make(out.directions);
-  run("block_sums", kernels::block_sums_cpu(args, all_threads(), kernels::best_isa()));
+  run_on("block_sums", x.device(), args, &sum_on_cpu, FOVEA_CUDA_LAUNCHER(block_sums_cuda));
   return out;
 }
 
-at::Tensor piece_sums(const at::Tensor& x, const at::Tensor& rows, const at::Tensor& offsets,
-                      const at::Tensor& valid) {
-  const at::Tensor whole = with_whole_channels(x);
-  const auto stride = [](const at::Tensor& t, int64_t dim) {
-    return t.size(dim) == 1 ? 0 : t.stride(dim);
-  };
-  kernels::BlockSumsArgs args;
-  args.batch = x.size(0), args.heads = x.size(1), args.rows = x.size(2), args.dim = x.size(3);
-  args.x = view(whole);
-  const at::Tensor ends = offsets.contiguous();
-  args.offsets = ends.const_data_ptr<int32_t>();
-  args.offsets_batch_stride = stride(ends, 0), args.offsets_head_stride = stride(ends, 1);
-  args.blocks = ends.size(2) - 1;
-  at::Tensor order, mask;
-  if (rows.defined()) {
-    order = rows.contiguous();
-    args.order = {order.const_data_ptr<int32_t>(), stride(order, 0), stride(order, 1)};
-  }
-  if (valid.defined()) {
-    mask = valid.expand({args.batch, args.rows}).contiguous();
-    args.valid = mask.const_data_ptr<bool>();
-  }
-  const at::Tensor out =
-      at::empty({args.batch, args.heads, args.blocks, args.dim}, x.options().dtype(at::kFloat));
-  args.sum = out.mutable_data_ptr<float>();
-  run("piece_sums", kernels::block_sums_cpu(args, all_threads(), kernels::best_isa()));
-  return out;
+at::Tensor wide_product(const at::Tensor& a, const at::Tensor& b) {
+  const bool is_half = a.element_size() == 2 && a.scalar_type() == b.scalar_type();
+  if (!a.is_cuda() || !is_half) return at::matmul(widened(a), widened(b));
+  // LibTorch has no gradient of it.
+  const at::Tensor left = a.detach().flatten(0, 1), right = b.detach().flatten(0, 1);
+  return at::bmm(left, right, at::kFloat).unflatten(0, {a.size(0), a.size(1)});
 }
 
 at::Tensor block_shares(const at::Tensor& q, const TokenGroups& q_groups, const at::Tensor& k,

@@ -5,17 +5,22 @@
 
 #include <ATen/core/Tensor.h>
 
-// What planners look at, in one pass over the tokens on the CPU. Without gradients.
+// What planners look at, in one pass over the tokens. Without gradients.
 
 namespace fovea::ops {
 
-/// Whether the functions below take x: fp32, fp16 or bf16 on the CPU, and no gradient is wanted.
+/// Whether `block_shares` takes x: fp32, fp16 or bf16 on the CPU, and no gradient is wanted.
 bool has_block_scores(const at::Tensor& x);
+/// Whether `block_sums` takes x: the same, and on GPUs up to 256 channels, a multiple of 8.
+bool has_block_sums(const at::Tensor& x);
 
-/// One side of an attention cut into blocks of consecutive positions, for all heads alike.
+/// One side of an attention cut into blocks of consecutive positions; on x's device.
 struct BlockPositions {
-  const std::vector<int64_t>& offsets;  ///< [blocks + 1]
-  at::Tensor rows;                      ///< int64 [seq_len], undefined: positions are rows
+  /// int32 [batch or 1, heads or 1, blocks + 1] positions; a block may end before it begins, and is
+  /// empty then
+  at::Tensor offsets;
+  at::Tensor rows;   ///< int32 [batch or 1, heads or 1, len] of each position, or undefined
+  at::Tensor valid;  ///< bool [batch or 1, len]: rows that count, or undefined
 };
 
 /// Sums of rows minus a centre: of the rows, or of the rows divided by their lengths.
@@ -25,21 +30,14 @@ struct BlockSums {
 };
 enum class SumsOf { rows, directions, both };
 
-/// x       [batch, heads, seq_len, dim], any strides
+/// x       [batch, heads, len, dim], any strides
 /// centre  [batch, heads, 1, dim], or undefined: 0
-BlockSums block_sums(const at::Tensor& x, const BlockPositions& positions, const at::Tensor& centre,
-                     SumsOf wanted);
+BlockSums block_sums(const at::Tensor& x, const BlockPositions& positions,
+                     const at::Tensor& centre = {}, SumsOf wanted = SumsOf::rows);
 
-/// Sums of the rows of pieces, which may be those of one item and head.
-///
-/// x        [batch, heads, len, dim] fp32, fp16 or bf16, any strides
-/// rows     int32 [batch or 1, heads or 1, len] the row of each position, or undefined
-/// offsets  int32 [batch or 1, heads or 1, pieces + 1] positions; a piece may end before
-///          it begins, and is empty then
-/// valid    bool [batch or 1, len]: the rows that count, or undefined
-/// returns  fp32 [batch, heads, pieces, dim]
-at::Tensor piece_sums(const at::Tensor& x, const at::Tensor& rows, const at::Tensor& offsets,
-                      const at::Tensor& valid);
+/// a · b in fp32 at least, of [batch, heads, ..] each; half types are multiplied as they are on
+/// GPUs, where that is many times as fast, and their sums are fp32 too.
+at::Tensor wide_product(const at::Tensor& a, const at::Tensor& b);
 
 /// Tokens of one side in groups of `phases` each, and groups in blocks.
 struct TokenGroups {

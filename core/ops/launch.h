@@ -15,8 +15,14 @@
 
 #if FOVEA_HAS_CUDA
 #define FOVEA_CUDA_LAUNCHER(name) (&kernels::name)
+namespace fovea::ops {
+constexpr bool kHasCudaKernels = true;
+}
 #else
 #define FOVEA_CUDA_LAUNCHER(name) nullptr
+namespace fovea::ops {
+constexpr bool kHasCudaKernels = false;
+}
 #endif
 
 namespace fovea::ops {

@@ -40,17 +40,10 @@ Status launch_backward(const CudaAttentionBackwardArgs& args, CudaTarget target)
   if (params.slots == 0) {
     return {StatusCode::unsupported, "takes 99 KB of shared memory a block"};
   }
-  const int bytes = kFixed + params.slots * Shape::kSlotBytes;
-  const auto kernel = sm80::backward_kernel<Shape, kType>;
-  cudaError_t code =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  if (code == cudaSuccess) {
-    kernel<<<static_cast<unsigned>(num_tiles), Shape::kThreads, bytes,
-             static_cast<cudaStream_t>(target.stream)>>>(params);
-    code = cudaGetLastError();
-  }
-  if (code != cudaSuccess) return {StatusCode::device, cudaGetErrorString(code)};
-  return {};
+  const size_t bytes = kFixed + params.slots * Shape::kSlotBytes;
+  return launch_kernel(sm80::backward_kernel<Shape, kType>,
+                       {static_cast<unsigned>(num_tiles), Shape::kThreads, bytes, target.stream},
+                       params);
 }
 
 template <bool kColumns, int kDim, Type kType>

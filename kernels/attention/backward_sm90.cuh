@@ -572,7 +572,7 @@ struct Differentiator {
   __device__ void copy_rows(const char* box, char* to, int64_t stride, int rows) const {
     constexpr int kUnits = Shape::kDim / 8;  // of 8 columns
     int begin = thread;
-    asm volatile("" : "+r"(begin));  // or its places are found, and kept, long before
+    ptx::opaque(begin);  // or its places are found, and kept, long before
 #pragma unroll 1
     for (int i = begin; i < rows * kUnits; i += 128) {
       const int row = i / kUnits, unit = i % kUnits;

@@ -53,6 +53,9 @@ Status check(const BlockSharesArgs& args);
 /// Computes everything in fp32; `isa` must be available. The number of threads changes no bit;
 /// instruction sets differ in the last bits.
 Status block_sums_cpu(const BlockSumsArgs& args, const Parallel& parallel, Isa isa);
+/// The same on a GPU but for the last bits, the same ones in every run; rows that are not there do
+/// not count. Unsupported where rows are no 16-byte packs of up to 256 channels.
+Status block_sums_cuda(const BlockSumsArgs& args, CudaTarget target);
 
 /// What block_shares_cpu needs with that many threads; `args` must have passed check().
 int64_t block_shares_workspace_bytes(const BlockSharesArgs& args, int threads);

@@ -241,6 +241,7 @@ struct BytesComputer : TileWorker<Shape, kOut> {
       const int len = params.kv_len - (params.kv_len - 1) / Shape::kKeys * Shape::kKeys;
       if (len < Shape::kKeys) this->cut(thread, s, 0, len);
     }
+    __syncwarp();  // all lanes have read notes and scales before one says so
     release(&memory.k_empty[slot]);
     ++keys_taken;
   }

@@ -129,6 +129,7 @@ struct Computer : TileWorker<Shape, kType> {
       const StepNotes<kPieces>& notes = memory.steps[k_place.slot];
       lens = 0;
       if (!notes.is_plain) amend(notes);
+      __syncwarp();  // all lanes have read the notes before one says so
     } else if (is_first) {
       const int len = params.kv_len - (params.kv_len - 1) / Shape::kKeys * Shape::kKeys;
       if (len < Shape::kKeys) this->cut(thread, s, 0, len);

@@ -115,22 +115,11 @@ Status launch_backward(const CudaAttentionBackwardArgs& args, CudaTarget target)
   // Shared memory begins at a multiple of 16; the struct is moved to one of 1024.
   constexpr int kBytes = sizeof(BackwardMemory<Shape>) + 1024;
   static_assert(kBytes <= 227 * 1024 / Shape::kBlocks - (Shape::kBlocks - 1) * 1024);
-  const auto kernel = backward_kernel<Shape, kType>;
-  int processors = 0;
-  cudaError_t code =
-      cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, target.device);
-  if (code == cudaSuccess) {
-    code = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-  }
-  if (code == cudaSuccess) {
-    const auto blocks =
-        static_cast<unsigned>(std::min<int64_t>(processors * Shape::kBlocks, num_tiles));
-    kernel<<<blocks, Shape::kThreads, kBytes, static_cast<cudaStream_t>(target.stream)>>>(maps,
-                                                                                          params);
-    code = cudaGetLastError();
-  }
-  if (code != cudaSuccess) return {StatusCode::device, cudaGetErrorString(code)};
-  return {};
+  unsigned blocks = 0;
+  const Status status = resident_blocks(target.device, Shape::kBlocks, num_tiles, &blocks);
+  if (!status.ok()) return status;
+  return launch_kernel(backward_kernel<Shape, kType>,
+                       {blocks, Shape::kThreads, kBytes, target.stream}, maps, params);
 }
 
 /// Writes the numbers of each query into the workspace.
@@ -148,11 +137,8 @@ Status prepare_backward(const CudaAttentionBackwardArgs& args, CudaTarget target
   if (blocks > std::numeric_limits<int32_t>::max()) {
     return {StatusCode::unsupported, "more than 2^35 rows"};
   }
-  prepare_backward_kernel<kDim, kType>
-      <<<static_cast<unsigned>(blocks), 256, 0, static_cast<cudaStream_t>(target.stream)>>>(params);
-  const cudaError_t code = cudaGetLastError();
-  if (code != cudaSuccess) return {StatusCode::device, cudaGetErrorString(code)};
-  return {};
+  return launch_kernel(prepare_backward_kernel<kDim, kType>,
+                       {static_cast<unsigned>(blocks), 256, 0, target.stream}, params);
 }
 
 }  // namespace fovea::kernels::sm90

@@ -3,9 +3,8 @@
 #include <algorithm>
 #include <limits>
 
-#include <cuda_runtime.h>
-
 #include "kernels/attention/forward_sm80.cuh"
+#include "kernels/common/launch.cuh"
 
 // How a shape of the forward kernel is started; for one source a number of channels or a few.
 
@@ -63,18 +62,10 @@ Status launch(const CudaAttentionArgs& args, CudaTarget target) {
   params.scale_log2 = static_cast<float>(args.sm_scale * kLog2e);
   params.bias_scale = static_cast<float>(1 / args.sm_scale);
   if (params.slots == 0) return {StatusCode::unsupported, "takes 99 KB of shared memory a block"};
-  const int bytes =
-      static_cast<int>(sizeof(ForwardMemory<Shape>)) + params.slots * Shape::kSlotBytes;
-  const auto kernel = forward_kernel<Shape, kType>;
-  cudaError_t code =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  if (code == cudaSuccess) {
-    kernel<<<static_cast<unsigned>(num_tiles), Shape::kThreads, bytes,
-             static_cast<cudaStream_t>(target.stream)>>>(params);
-    code = cudaGetLastError();
-  }
-  if (code != cudaSuccess) return {StatusCode::device, cudaGetErrorString(code)};
-  return {};
+  const size_t bytes = sizeof(ForwardMemory<Shape>) + params.slots * Shape::kSlotBytes;
+  return launch_kernel(forward_kernel<Shape, kType>,
+                       {static_cast<unsigned>(num_tiles), Shape::kThreads, bytes, target.stream},
+                       params);
 }
 
 /// With so many channels a head; integers are q_int8 and k_int8.

@@ -1,12 +1,10 @@
 #pragma once
 
-#include <algorithm>
 #include <array>
 #include <limits>
 
-#include <cuda_runtime.h>
-
 #include "kernels/attention/forward_sm90.cuh"
+#include "kernels/common/launch.cuh"
 #include "kernels/common/tma.h"
 
 // How a shape of the forward kernel is started; for one source a shape or a few of them.
@@ -98,22 +96,11 @@ Status start(const ForwardMaps& maps, const ForwardParams& params, CudaTarget ta
   constexpr int kBytes = sizeof(ForwardMemory<Shape>);
   // A multiprocessor has 228 KiB, of which each block takes one more.
   static_assert(Shape::kBlocks * (kBytes + 1024) <= 228 * 1024, "fewer blocks would run at a time");
-  const auto kernel = forward_kernel<Shape, kType>;
-  int processors = 0;
-  cudaError_t code =
-      cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, target.device);
-  if (code == cudaSuccess) {
-    code = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-  }
-  if (code == cudaSuccess) {
-    const auto blocks =
-        static_cast<unsigned>(std::min(processors * Shape::kBlocks, params.num_tiles));
-    kernel<<<blocks, Shape::kThreads, kBytes, static_cast<cudaStream_t>(target.stream)>>>(maps,
-                                                                                          params);
-    code = cudaGetLastError();
-  }
-  if (code != cudaSuccess) return {StatusCode::device, cudaGetErrorString(code)};
-  return {};
+  unsigned blocks = 0;
+  const Status status = resident_blocks(target.device, Shape::kBlocks, params.num_tiles, &blocks);
+  if (!status.ok()) return status;
+  return launch_kernel(forward_kernel<Shape, kType>,
+                       {blocks, Shape::kThreads, kBytes, target.stream}, maps, params);
 }
 
 template <typename Shape, Type kType>

@@ -1,6 +1,7 @@
 #include <cuda_runtime.h>
 
 #include "kernels/attention/pair_seen.h"
+#include "kernels/common/launch.cuh"
 
 namespace fovea::kernels {
 namespace {
@@ -103,30 +104,23 @@ __global__ void __launch_bounds__(kSpan) fill_masks_kernel(PairMasksArgs args) {
   }
 }
 
-Status launched() {
-  const cudaError_t code = cudaGetLastError();
-  if (code != cudaSuccess) return {StatusCode::device, cudaGetErrorString(code)};
-  return {};
-}
-
 }  // namespace
 
 Status find_pairs_cuda(const PairMasksArgs& args, CudaTarget target) {
   const int64_t rows = args.maps * args.rows;
   if (rows == 0) return {};
-  const auto stream = static_cast<cudaStream_t>(target.stream);
-  look_at_pairs_kernel<<<static_cast<unsigned>(rows), kSpan, 0, stream>>>(args);
+  const Status status = launch_kernel(look_at_pairs_kernel,
+                                      {static_cast<unsigned>(rows), kSpan, 0, target.stream}, args);
+  if (!status.ok()) return status;
   const auto blocks = static_cast<unsigned>((rows + kWarps - 1) / kWarps);
-  take_out_kernel<<<blocks, 32 * kWarps, 0, stream>>>(args);
-  return launched();
+  return launch_kernel(take_out_kernel, {blocks, 32 * kWarps, 0, target.stream}, args);
 }
 
 Status fill_masks_cuda(const PairMasksArgs& args, CudaTarget target) {
   const int64_t rows = args.maps * args.rows;
   if (rows == 0) return {};
-  fill_masks_kernel<<<static_cast<unsigned>(rows), kSpan, 0,
-                      static_cast<cudaStream_t>(target.stream)>>>(args);
-  return launched();
+  return launch_kernel(fill_masks_kernel, {static_cast<unsigned>(rows), kSpan, 0, target.stream},
+                       args);
 }
 
 }  // namespace fovea::kernels

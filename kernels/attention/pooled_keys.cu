@@ -7,6 +7,7 @@
 #include <cuda_runtime.h>
 
 #include "kernels/attention/listed_keys.h"
+#include "kernels/common/launch.cuh"
 
 namespace fovea::kernels {
 namespace {
@@ -66,23 +67,18 @@ Status pooled_keys_cuda(const PooledKeysArgs& args, CudaTarget target) {
   if (means > std::numeric_limits<int32_t>::max() || heads > 65535) {
     return {StatusCode::unsupported, "more than 2^31 means or 65535 heads"};
   }
-  const dim3 grid(static_cast<unsigned>(means), static_cast<unsigned>(heads),
-                  static_cast<unsigned>(args.count));
+  const dim3 blocks(static_cast<unsigned>(means), static_cast<unsigned>(heads),
+                    static_cast<unsigned>(args.count));
   const auto threads = static_cast<unsigned>(args.dim < kMaxThreads ? args.dim : kMaxThreads);
-  const auto stream = static_cast<cudaStream_t>(target.stream);
+  const Grid grid{blocks, threads, 0, target.stream};
   switch (args.in[0].dtype) {
     case DType::f32:
-      pooled_keys_kernel<float><<<grid, threads, 0, stream>>>(args);
-      break;
+      return launch_kernel(pooled_keys_kernel<float>, grid, args);
     case DType::f16:
-      pooled_keys_kernel<__half><<<grid, threads, 0, stream>>>(args);
-      break;
+      return launch_kernel(pooled_keys_kernel<__half>, grid, args);
     case DType::bf16:
-      pooled_keys_kernel<__nv_bfloat16><<<grid, threads, 0, stream>>>(args);
-      break;
+      return launch_kernel(pooled_keys_kernel<__nv_bfloat16>, grid, args);
   }
-  const cudaError_t code = cudaGetLastError();
-  if (code != cudaSuccess) return {StatusCode::device, cudaGetErrorString(code)};
   return {};
 }
 

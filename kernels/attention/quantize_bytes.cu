@@ -7,6 +7,8 @@
 #include <cuda_fp8.h>
 #include <cuda_runtime.h>
 
+#include "kernels/common/launch.cuh"
+
 namespace fovea::kernels {
 namespace {
 
@@ -382,11 +384,6 @@ __global__ void __launch_bounds__(kThreads) byte_columns_kernel(ByteColumnsArgs 
   }
 }
 
-Status answer(cudaError_t code) {
-  if (code != cudaSuccess) return {StatusCode::device, cudaGetErrorString(code)};
-  return {};
-}
-
 dim3 grid_of(const BytesFrom& from, int64_t blocks) {
   return {static_cast<unsigned>(blocks), static_cast<unsigned>(from.heads),
           static_cast<unsigned>(from.batch)};
@@ -402,53 +399,55 @@ Status check_grid(const BytesFrom& from) {
   return {};
 }
 
-template <int kLanes>
-Status run(const ColumnStatsArgs& args, cudaStream_t stream) {
-  const int64_t chunks = column_chunks(args.from.len);
-  const int64_t numbers = args.from.batch * args.from.heads * args.from.dim;
-  cudaError_t code = cudaMemsetAsync(args.largest, 0, numbers * sizeof(float), stream);
-  if (code != cudaSuccess) return answer(code);
-  column_stats_kernel<kLanes><<<grid_of(args.from, chunks), kThreads, 0, stream>>>(args);
-  if (args.mean != nullptr) {
-    const dim3 grid(static_cast<unsigned>(args.from.heads), static_cast<unsigned>(args.from.batch));
-    mean_kernel<<<grid, static_cast<unsigned>(args.from.dim), 0, stream>>>(args, chunks);
-  }
-  return answer(cudaGetLastError());
+Status fill_zeros(float* data, int64_t count, CudaTarget target) {
+  const auto stream = static_cast<cudaStream_t>(target.stream);
+  return status_of(cudaMemsetAsync(data, 0, static_cast<size_t>(count) * sizeof(float), stream));
 }
 
 template <int kLanes>
-Status run(const ByteRowsArgs& args, cudaStream_t stream) {
+Status run(const ColumnStatsArgs& args, CudaTarget target) {
   const BytesFrom& from = args.from;
-  const int64_t heads = from.batch * from.heads;
+  const int64_t chunks = column_chunks(from.len);
+  const int64_t numbers = from.batch * from.heads * from.dim;
+  if (const Status status = fill_zeros(args.largest, numbers, target); !status.ok()) return status;
+  const Status status = launch_kernel(column_stats_kernel<kLanes>,
+                                      {grid_of(from, chunks), kThreads, 0, target.stream}, args);
+  if (!status.ok() || args.mean == nullptr) return status;
+  const dim3 heads(static_cast<unsigned>(from.heads), static_cast<unsigned>(from.batch));
+  return launch_kernel(mean_kernel, {heads, static_cast<unsigned>(from.dim), 0, target.stream},
+                       args, chunks);
+}
+
+template <int kLanes>
+Status run(const ByteRowsArgs& args, CudaTarget target) {
+  const BytesFrom& from = args.from;
   if (args.offsets != nullptr) {
     if (args.num_pieces == 0) return {};
-    byte_pieces_kernel<kLanes><<<grid_of(from, args.num_pieces), kThreads, 0, stream>>>(args);
-    return answer(cudaGetLastError());
+    return launch_kernel(byte_pieces_kernel<kLanes>,
+                         {grid_of(from, args.num_pieces), kThreads, 0, target.stream}, args);
   }
   constexpr int64_t kRows = kThreads / kLanes * kRowTurns;
-  const dim3 grid = grid_of(from, (from.len + kRows - 1) / kRows);
+  const Grid grid = {grid_of(from, (from.len + kRows - 1) / kRows), kThreads, 0, target.stream};
   if (args.largest != nullptr) {
-    const cudaError_t code = cudaMemsetAsync(args.largest, 0, heads * sizeof(float), stream);
-    if (code != cudaSuccess) return answer(code);
-    largest_of_heads_kernel<kLanes><<<grid, kThreads, 0, stream>>>(args);
+    Status status = fill_zeros(args.largest, from.batch * from.heads, target);
+    if (status.ok()) status = launch_kernel(largest_of_heads_kernel<kLanes>, grid, args);
+    if (!status.ok()) return status;
   }
-  byte_rows_kernel<kLanes><<<grid, kThreads, 0, stream>>>(args);
-  return answer(cudaGetLastError());
+  return launch_kernel(byte_rows_kernel<kLanes>, grid, args);
 }
 
 template <int kLanes>
-Status run(const ByteColumnsArgs& args, cudaStream_t stream) {
+Status run(const ByteColumnsArgs& args, CudaTarget target) {
   const int64_t tiles = (byte_places(args.from.len) + kTileKeys - 1) / kTileKeys;
-  byte_columns_kernel<kLanes><<<grid_of(args.from, tiles), kThreads, 0, stream>>>(args);
-  return answer(cudaGetLastError());
+  return launch_kernel(byte_columns_kernel<kLanes>,
+                       {grid_of(args.from, tiles), kThreads, 0, target.stream}, args);
 }
 
 template <typename Args>
 Status dispatch(const Args& args, CudaTarget target) {
   if (const Status status = check_grid(args.from); !status.ok()) return status;
   if (is_nothing(args.from)) return {};
-  const auto stream = static_cast<cudaStream_t>(target.stream);
-  return args.from.dim == 128 ? run<16>(args, stream) : run<8>(args, stream);
+  return args.from.dim == 128 ? run<16>(args, target) : run<8>(args, target);
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 #include <cuda_runtime.h>
 
 #include "kernels/attention/listed_keys.h"
+#include "kernels/common/launch.cuh"
 
 namespace fovea::kernels {
 namespace {
@@ -80,15 +81,11 @@ __global__ void __launch_bounds__(32 * kWarps) list_keys_kernel(TileListsArgs ar
 Status tile_lists_cuda(const TileListsArgs& args, CudaTarget target) {
   const int64_t rows = args.maps * args.num_q_blocks;
   if (args.maps == 0) return {};
-  const auto stream = static_cast<cudaStream_t>(target.stream);
-  cut_queries_kernel<<<static_cast<unsigned>(args.maps), 32, 0, stream>>>(args);
-  if (rows > 0) {
-    const auto blocks = static_cast<unsigned>((rows + kWarps - 1) / kWarps);
-    list_keys_kernel<<<blocks, 32 * kWarps, 0, stream>>>(args);
-  }
-  const cudaError_t code = cudaGetLastError();
-  if (code != cudaSuccess) return {StatusCode::device, cudaGetErrorString(code)};
-  return {};
+  const Status status = launch_kernel(
+      cut_queries_kernel, {static_cast<unsigned>(args.maps), 32, 0, target.stream}, args);
+  if (rows == 0 || !status.ok()) return status;
+  const auto blocks = static_cast<unsigned>((rows + kWarps - 1) / kWarps);
+  return launch_kernel(list_keys_kernel, {blocks, 32 * kWarps, 0, target.stream}, args);
 }
 
 }  // namespace fovea::kernels

@@ -21,28 +21,8 @@ __device__ inline int column(int thread, int i) { return i / 4 * 8 + thread % 4 
 /// Two numbers, the first in the low half.
 template <wgmma::Type kType>
 __device__ inline uint32_t pack(float low, float high) {
-  uint32_t bits;
-  if constexpr (kType == wgmma::Type::bf16) {
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
-  } else {
-    static_assert(kType == wgmma::Type::f16);
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
-  }
-  return bits;
-}
-
-/// Four numbers as e4m3, the first in the lowest byte; what is too large becomes 448.
-__device__ inline uint32_t pack_e4m3(float x0, float x1, float x2, float x3) {
-  uint32_t bits;
-  asm("{\n"
-      ".reg .b16 low, high;\n"
-      "cvt.rn.satfinite.e4m3x2.f32 low, %2, %1;\n"
-      "cvt.rn.satfinite.e4m3x2.f32 high, %4, %3;\n"
-      "mov.b32 %0, {low, high};\n"
-      "}\n"
-      : "=r"(bits)
-      : "f"(x0), "f"(x1), "f"(x2), "f"(x3));
-  return bits;
+  static_assert(kType == wgmma::Type::bf16 || kType == wgmma::Type::f16);
+  return kType == wgmma::Type::bf16 ? ptx::pack_bf16(low, high) : ptx::pack_f16(low, high);
 }
 
 /// A result [64, 2 kCount] as the A of step `step`, 16 of its columns: exact for what the type
@@ -65,7 +45,7 @@ __device__ inline void to_operand_e4m3(const float (&c)[kCount], int step, uint3
 #pragma unroll
   for (int r = 0; r < 4; ++r) {
     const int i = 16 * step + 8 * (r / 2) + 2 * (r % 2);
-    a[r] = pack_e4m3(c[i], c[i + 1], c[i + 4], c[i + 5]);
+    a[r] = ptx::pack_e4m3(c[i], c[i + 1], c[i + 4], c[i + 5]);
   }
 }
 

@@ -106,6 +106,38 @@ __device__ inline float exp2_approx(float x) {
   return y;
 }
 
+/// Two numbers in 16 bits each, the first in the low half.
+__device__ inline uint32_t pack_bf16(float low, float high) {
+  uint32_t bits;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+  return bits;
+}
+__device__ inline uint32_t pack_f16(float low, float high) {
+  uint32_t bits;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+  return bits;
+}
+
+/// Four numbers as e4m3, the first in the lowest byte; what is too large becomes 448.
+__device__ inline uint32_t pack_e4m3(float x0, float x1, float x2, float x3) {
+  uint32_t bits;
+  asm("{\n"
+      ".reg .b16 low, high;\n"
+      "cvt.rn.satfinite.e4m3x2.f32 low, %2, %1;\n"
+      "cvt.rn.satfinite.e4m3x2.f32 high, %4, %3;\n"
+      "mov.b32 %0, {low, high};\n"
+      "}\n"
+      : "=r"(bits)
+      : "f"(x0), "f"(x1), "f"(x2), "f"(x3));
+  return bits;
+}
+
+/// The compiler knows nothing of what the register holds behind this place: it is kept, not made
+/// anew, and not moved.
+__device__ inline void opaque(uint32_t& x) { asm volatile("" : "+r"(x)); }
+__device__ inline void opaque(int& x) { asm volatile("" : "+r"(x)); }
+__device__ inline void opaque(float& x) { asm volatile("" : "+f"(x)::"memory"); }
+
 /// Four 8x8 matrices of 16-bit numbers: lane l gives the address of row l % 8 of matrix l / 8, and
 /// holds of each matrix entries 2 (l % 4) and + 1 of row l / 4.
 __device__ inline void store_matrices(uint32_t row_address, const uint32_t (&value)[4]) {

@@ -2,7 +2,7 @@
 
 #include <limits>
 
-#include <cuda_runtime.h>
+#include "kernels/common/launch.cuh"
 
 namespace fovea::kernels {
 namespace {
@@ -81,11 +81,8 @@ Status gather_rows_cuda(const GatherRowsArgs& args, CudaTarget target) {
   }
   shares.second = first[1], shares.third = first[2];
   if (blocks == 0) return {};
-  gather_rows_kernel<<<static_cast<unsigned>(blocks), kThreads, 0,
-                       static_cast<cudaStream_t>(target.stream)>>>(args, shares);
-  const cudaError_t code = cudaGetLastError();
-  if (code != cudaSuccess) return {StatusCode::device, cudaGetErrorString(code)};
-  return {};
+  return launch_kernel(gather_rows_kernel,
+                       {static_cast<unsigned>(blocks), kThreads, 0, target.stream}, args, shares);
 }
 
 }  // namespace fovea::kernels

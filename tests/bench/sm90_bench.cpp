@@ -9,7 +9,6 @@
 // kernel before decides the clock. The last column is the mean over the first one's mean. TEXT is a
 // part of the names to measure.
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <functional>
@@ -20,6 +19,7 @@
 #include <ATen/ATen.h>
 #include <c10/core/InferenceMode.h>
 
+#include "core/timing.h"
 #include "kernels/attention/block_sparse_cuda.h"
 #include "kernels/attention/eight_bit_cuda.h"
 #include "kernels/attention/quantize_bytes.h"
@@ -43,30 +43,6 @@ struct Contestant {
   double products;  // floating-point operations of a call
   std::function<void()> run;
 };
-
-// Waits for the device: a copy to the host does, without CUDA's headers.
-void synchronize(const at::Tensor& x) { x.flatten().slice(0, 0, 1).cpu(); }
-
-double seconds_of(const Contestant& contestant, const at::Tensor& x, double duration) {
-  using Clock = std::chrono::steady_clock;
-  const auto since = [](Clock::time_point start) {
-    return std::chrono::duration<double>(Clock::now() - start).count();
-  };
-  contestant.run();
-  synchronize(x);
-  auto start = Clock::now();
-  contestant.run();
-  synchronize(x);
-  const int runs = std::max(1, static_cast<int>(duration / since(start)));
-  double best = 0;
-  for (int pass = 0; pass < 2; ++pass) {  // the first warms up
-    start = Clock::now();
-    for (int i = 0; i < runs; ++i) contestant.run();
-    synchronize(x);
-    best = since(start) / runs;
-  }
-  return best;
-}
 
 HeadRows view(const at::Tensor& x) {
   return {x.const_data_ptr(), DType::bf16, x.stride(0), x.stride(1), x.stride(2)};
@@ -201,7 +177,8 @@ std::vector<std::vector<double>> rates_of(const std::vector<Contestant>& contest
   for (int pass = 0; pass < 2; ++pass) {
     for (size_t i = 0; i < contestants.size(); ++i) {
       const size_t now = pass == 0 ? i : contestants.size() - 1 - i;
-      const double seconds = seconds_of(contestants[now], out, duration);
+      const double seconds =
+          1e-3 * fovea::milliseconds_of(out.device(), contestants[now].run, 1e3 * duration);
       rates[now].push_back(contestants[now].products / seconds * 1e-12);
     }
   }
@@ -292,10 +269,10 @@ struct Field {
       add(name, listed, own.density);
       if (own.tile == kEightBitTile) add_eight_bit(std::string(", ") + name, listed, own.density);
     }
-    if (lists.empty()) return;  // with pairs of blocks in the place of products
+    if (lists.empty()) return;  // with thousands of pairs of blocks in the place of products
     const Lists& own = lists.back();
-    contestants.push_back({"lists, 1e12 pairs of blocks / s",
-                           static_cast<double>(own.classes.numel()), [&own] { own.make(); }});
+    contestants.push_back({"lists, 1e9 pairs / s", 1e3 * static_cast<double>(own.classes.numel()),
+                           [&own] { own.make(); }});
   }
 };
 

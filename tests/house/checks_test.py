@@ -319,7 +319,8 @@ class Summary(unittest.TestCase):
         self.assertIn("FAILED: d: Unable to find it", lines)
 
     def test_says_why_tests_were_skipped(self):
-        printed = "[ RUN      ] Gpu.Adds\n/a/b.cpp:3: Skipped\nmissing: a GPU\n\n[  SKIPPED ] Gpu.Adds"
+        printed = ("[ RUN      ] Gpu.Adds\n/a/b.cpp:3: Skipped\nmissing: a GPU\n\n"
+                   "[  SKIPPED ] Gpu.Adds")
         skipped = '<skipped message="SKIP_REGULAR_EXPRESSION_MATCHED"/><system-out>{}</system-out>'
         cases = [self.CASE.format("a", "run", ""),
                  self.CASE.format("b", "notrun", skipped.format(printed)),

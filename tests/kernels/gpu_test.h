@@ -4,6 +4,15 @@
 
 namespace fovea::kernels {
 
+/// How many times, or how large: on a GPU, and emulated by the CPU (tests/emulator).
+constexpr int64_t on_gpu(int64_t full, [[maybe_unused]] int64_t emulated) {
+#if FOVEA_EMULATED
+  return emulated;
+#else
+  return full;
+#endif
+}
+
 /// Skips where there is no GPU of a compute capability from kFrom, below kTo.
 template <int kFrom, int kTo>
 class GpuTest : public testing::Test {

@@ -4,6 +4,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "core/attention/block_pool.h"
+#include "core/attention/executors/cuda_linear.h"
 #include "core/check.h"
 #include "core/ops/product.h"
 #include "core/ops/widened.h"
@@ -212,6 +213,9 @@ std::optional<std::string> why_not_linear_on_device(const AttentionPlan& plan,
 
 Partial run_linear_on_device(const AttentionPlan& plan, const LinearBranch& branch,
                              const AttentionCall& call) {
+  if (has_linear_kernel(plan, branch, call)) {
+    return {run_linear_kernel(plan, branch, call, /*added=*/{}), {}};
+  }
   const int64_t heads = call.q.size(1);
   const at::Tensor q = features(widened(call.q), branch.feature_map);
   at::Tensor invalid = call.kv_layout.valid_mask();

@@ -34,8 +34,9 @@ std::optional<std::string> why_not_linear_on_device(const AttentionPlan& plan,
                                                     const LinearBranch& branch,
                                                     const AttentionCall& call);
 
-/// The same as `run_block_linear` by LibTorch's products where the tensors are, without waiting for
-/// a GPU. Blocks are padded to the size of the largest. Differentiable.
+/// The same as `run_block_linear` where the tensors are, without waiting for a GPU: by the kernels
+/// of `cuda_linear.h` where those take it, else by LibTorch's products, with blocks padded to the
+/// size of the largest. Differentiable.
 Partial run_linear_on_device(const AttentionPlan& plan, const LinearBranch& branch,
                              const AttentionCall& call);
 

@@ -43,7 +43,7 @@ class SumOfPieces : public torch::autograd::Function<SumOfPieces> {
                             const PieceRows& pieces) {
     context->save_for_backward(saved_with({}, pieces));
     context->saved_data["type"] = static_cast<int64_t>(x.scalar_type());
-    return ops::piece_sums(x, pieces.rows, pieces.offsets, pieces.valid);
+    return ops::block_sums(x, {pieces.offsets, pieces.rows, pieces.valid}).rows;
   }
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     const at::Tensor rows =
@@ -61,7 +61,7 @@ class MeanOfPieces : public torch::autograd::Function<MeanOfPieces> {
     const at::Tensor divisor = count.clamp_min(1).unsqueeze(3);
     context->save_for_backward(saved_with({divisor}, pieces));
     context->saved_data["type"] = static_cast<int64_t>(x.scalar_type());
-    return ops::piece_sums(x, pieces.rows, pieces.offsets, pieces.valid).div_(divisor);
+    return ops::block_sums(x, {pieces.offsets, pieces.rows, pieces.valid}).rows.div_(divisor);
   }
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     const variable_list saved = context->get_saved_variables();
@@ -93,7 +93,7 @@ at::Tensor count_of_pieces(const PieceRows& pieces, int64_t heads) {
   const at::Tensor valid = pieces.valid.to(at::kFloat).unsqueeze(1).unsqueeze(3);
   const int64_t own = pieces.offsets.size(1) == 1 && pieces.piece[0].size(1) == 1 ? 1 : heads;
   const at::Tensor each = valid.expand({valid.size(0), own, valid.size(2), 1}).contiguous();
-  return ops::piece_sums(each, pieces.rows, pieces.offsets, pieces.valid).squeeze(3);
+  return ops::block_sums(each, {pieces.offsets, pieces.rows, pieces.valid}).rows.squeeze(3);
 }
 
 at::Tensor mean_of_pieces(const at::Tensor& x, const PieceRows& pieces, const at::Tensor& count) {

@@ -12,6 +12,7 @@
 #include "core/attention/executors/block_linear.h"
 #include "core/attention/executors/cuda_bytes.h"
 #include "core/attention/executors/cuda_keys.h"
+#include "core/attention/executors/cuda_linear.h"
 #include "core/attention/lower.h"
 #include "core/check.h"
 #include "core/ops/gather_rows.h"
@@ -479,6 +480,11 @@ AttentionResult CudaExecutor::run(const AttentionPlan& plan, const AttentionCall
   fault_.begin(call.q.device());
   std::shared_ptr<const LoweredPlan> own;
   if (lowered == nullptr) lowered = (own = lower(plan, call)).get();
+  if (const LinearBranch* linear = linear_to_add(plan, call)) {
+    const Partial softmax = run_branch(plan, 0, call, dynamic_cast<const Lowered&>(*lowered));
+    fault_.send();
+    return {run_linear_kernel(plan, *linear, call, softmax.out), softmax.lse};
+  }
   std::vector<Partial> parts;
   for (size_t i = 0; i < plan.branches.size(); ++i) {
     parts.push_back(run_branch(plan, i, call, dynamic_cast<const Lowered&>(*lowered)));

@@ -74,9 +74,7 @@ at::Tensor valid_of_blocks(const BlockAxis& blocks, const TokenLayout& layout, a
     const at::Tensor& own = layout.valid_len()[i];
     lengths.push_back(own.defined() ? own : at::full_like(any, layout.segments()[i].capacity));
   }
-  const auto* bytes = reinterpret_cast<const char*>(blocks.host_offsets().data());
-  const std::string key = "segments of " + layout.describe() + " " +
-                          std::string(bytes, blocks.host_offsets().size() * sizeof(int64_t));
+  const std::string key = "segments of " + layout.describe() + " " + key_of(blocks.host_offsets());
   const at::Tensor segment =
       device_constant(key, device, [&] { return segments_of(blocks, layout); });
   const at::Tensor length = at::stack(lengths, 1).index_select(1, segment[0]);  // [batch, blocks]
@@ -114,8 +112,7 @@ DevicePools pool_on_device(const PooledOf& of, const at::Tensor& fault) {
                            from.stride(0), from.stride(1), from.stride(2)};
     args.mean[args.count++] = out.mean.back().mutable_data_ptr<float>();
   }
-  const at::Tensor offsets =
-      per_head(of.blocks.offsets(x.device()).to(at::kInt), of.heads).contiguous();
+  const at::Tensor offsets = per_head(int_offsets(of.blocks, x.device()), of.heads).contiguous();
   const at::Tensor rows = of.rows.defined() ? per_head(of.rows, of.heads).contiguous() : of.rows;
   args.batch = batch, args.heads = of.heads, args.in_heads = x.size(1);
   args.dim = x.size(3), args.len = x.size(2), args.places = of.places;

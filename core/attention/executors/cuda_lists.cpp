@@ -35,7 +35,7 @@ int64_t maps_of(const at::Tensor& x) { return x.size(0) * x.size(1); }
 
 // int32 [batch or 1, heads or 1, blocks + 1] for heads of queries
 at::Tensor offsets_of(const BlockAxis& axis, const ListsOf& of) {
-  return per_head(axis.offsets(of.call.q.device()).to(at::kInt), of.call.q.size(1));
+  return per_head(int_offsets(axis, of.call.q.device()), of.call.q.size(1));
 }
 
 // Pieces of at most `most` positions that blocks of `len` positions are cut into, at most.

@@ -37,6 +37,7 @@ double sm_scale_of(const AttentionCall& call) {
 }
 
 at::Tensor mean_of_all(const PooledTokens& blocks) {
+  if (blocks.share.defined()) return (blocks.mean * blocks.share).sum(2, /*keepdim=*/true);
   const at::Tensor all = blocks.count.sum(2, /*keepdim=*/true).clamp_min(1).unsqueeze(3);
   return (blocks.mean * blocks.count.unsqueeze(3)).sum(2, /*keepdim=*/true) / all;
 }
@@ -48,10 +49,12 @@ at::Tensor mean_scores(const AttentionCall& call, const AttentionPlan& plan,
 }
 
 at::Tensor mean_scores(const AttentionCall& call, const PooledTokens& q, const PooledTokens& k) {
+  const at::Tensor scores =
+      at::matmul(q.mean, per_head(k.mean - mean_of_all(k), call.q.size(1)).transpose(2, 3))
+          .mul(sm_scale_of(call));
+  if (k.share.defined()) return scores;  // no block is empty
   const at::Tensor empty = per_head(k.count.eq(0), call.q.size(1)).unsqueeze(2);
-  return at::matmul(q.mean, per_head(k.mean - mean_of_all(k), call.q.size(1)).transpose(2, 3))
-      .mul(sm_scale_of(call))
-      .masked_fill(empty, -std::numeric_limits<double>::infinity());
+  return scores.masked_fill(empty, -std::numeric_limits<double>::infinity());
 }
 
 at::Tensor shares_of(const at::Tensor& scores) { return at::softmax(scores, -1).nan_to_num(0); }

@@ -35,5 +35,9 @@ at::Tensor first_centroids(const at::Tensor& x, int64_t clusters, int64_t seed,
 /// valid_len   as of first_centroids
 Clusters k_means(const at::Tensor& x, const at::Tensor& centroid, int64_t iterations,
                  const at::Tensor& valid_len = {});
+/// The same of bf16 by products of bf16 with fp32 sums, as GPUs are fast at: tokens whose two
+/// nearest centroids are equally far to 16 bits may join either.
+Clusters k_means_by_products(const at::Tensor& x, const at::Tensor& centroid, int64_t iterations,
+                             const at::Tensor& valid_len = {});
 
 }  // namespace fovea

@@ -7,10 +7,10 @@
 
 #include "core/attention/block_pool.h"
 #include "core/attention/class_sets.h"
+#include "core/attention/device_constants.h"
 #include "core/attention/planners/sampling.h"
 #include "core/attention/select.h"
 #include "core/ops/block_scores.h"
-#include "core/ops/widened.h"
 
 namespace fovea {
 namespace {
@@ -39,9 +39,9 @@ Sample sample(const BlockAxis& blocks, const TokenOrder& order, const TokenLayou
     }
   }
   out.first_run.push_back(static_cast<int64_t>(first.size()));
-  const at::Tensor start = at::tensor(first, at::kLong).to(device).unsqueeze(0);
+  const at::Tensor start = device_numbers(first, device).unsqueeze(0);
   const at::Tensor rows = order.rows(layout, device)[0][0];
-  at::Tensor bound = at::tensor(length, at::kLong).to(device).unsqueeze(0);
+  at::Tensor bound = device_numbers(length, device).unsqueeze(0);
   const at::Tensor mask = layout.valid_mask();
   if (mask.defined()) {
     // Padding comes last in a segment, so the tokens of a run that count are its first ones.
@@ -59,13 +59,13 @@ Sample sample(const BlockAxis& blocks, const TokenOrder& order, const TokenLayou
 
 at::Tensor of_item(const at::Tensor& x, int64_t item) { return x[x.size(0) == 1 ? 0 : item]; }
 
-// [batch, heads, runs, dim], wide
+// [batch, heads, runs, dim]
 at::Tensor tokens_of(const at::Tensor& x, const Sample& sample) {
   std::vector<at::Tensor> items;
   for (int64_t item = 0; item < x.size(0); ++item) {
     items.push_back(x[item].index_select(1, of_item(sample.rows, item)));
   }
-  const at::Tensor tokens = ops::widened(at::stack(items));
+  const at::Tensor tokens = items.size() == 1 ? items[0].unsqueeze(0) : at::stack(items);
   if (!sample.valid.defined()) return tokens;
   return tokens.masked_fill(sample.valid.logical_not().unsqueeze(1).unsqueeze(3), 0);
 }
@@ -83,16 +83,14 @@ at::Tensor block_max(const at::Tensor& x, const std::vector<int64_t>& first_run,
     }
   }
   const bool is_whole = static_cast<int64_t>(run.size()) == first_run.back();
-  const at::Tensor padded =
-      is_whole ? x : x.index_select(axis, at::tensor(run, at::kLong).to(x.device()));
+  const at::Tensor padded = is_whole ? x : x.index_select(axis, device_numbers(run, x.device()));
   return padded.unflatten(axis, {-1, longest}).amax(axis + 1);
 }
 
 // [batch, heads, q blocks, kv blocks], a few blocks of queries after the others.
 at::Tensor largest_shares(const Sample& q, const Sample& k, const AttentionCall& call) {
   const at::Tensor queries = tokens_of(call.q, q);
-  const at::Tensor keys =
-      per_head(tokens_of(call.k, k), call.q.size(1)).transpose(2, 3) * sm_scale_of(call);
+  const at::Tensor keys = per_head(tokens_of(call.k, k), call.q.size(1)).transpose(2, 3);
   const int64_t row = queries.size(0) * queries.size(1) * std::max<int64_t>(keys.size(3), 1);
   std::vector<at::Tensor> parts;
   for (size_t begin = 0; begin + 1 < q.first_run.size();) {
@@ -102,11 +100,12 @@ at::Tensor largest_shares(const Sample& q, const Sample& k, const AttentionCall&
       ++end;
     }
     const int64_t first = q.first_run[begin], last = q.first_run[end];
-    at::Tensor logits = at::matmul(queries.slice(2, first, last), keys);
+    at::Tensor logits = ops::wide_product(queries.slice(2, first, last), keys) * sm_scale_of(call);
     if (k.valid.defined()) {
       logits = logits.masked_fill(k.valid.logical_not().unsqueeze(1).unsqueeze(2), -kInfinity);
     }
-    at::Tensor shares = shares_of(logits);
+    // Rows that see nothing are NaN.
+    at::Tensor shares = k.valid.defined() ? shares_of(logits) : at::softmax(logits, -1);
     if (q.valid.defined()) {
       shares = shares * q.valid.slice(1, first, last).unsqueeze(1).unsqueeze(3);
     }

@@ -7,7 +7,6 @@
 #include "core/attention/block_pool.h"
 #include "core/attention/class_sets.h"
 #include "core/attention/select.h"
-#include "core/ops/block_scores.h"
 #include "core/ops/widened.h"
 
 namespace fovea {
@@ -24,19 +23,15 @@ struct Blocks {
 Blocks pool(const at::Tensor& x, const BlockAxis& axis, const TokenOrder& order,
             const TokenLayout& layout, bool centred) {
   Blocks out;
-  if (ops::has_block_scores(x) && !layout.valid_mask().defined()) {
-    at::Tensor rows;
-    if (!order.is_identity()) rows = order.rows(layout, x.device())[0][0];
-    const ops::BlockPositions positions{axis.host_offsets(), rows};
+  if (has_sums_of_blocks(x, axis, order, layout)) {
+    const ops::BlockPositions positions = positions_of_blocks(axis, order, layout, x.device());
     ops::BlockSums sums =
         ops::block_sums(x, positions, {}, centred ? ops::SumsOf::rows : ops::SumsOf::both);
-    const at::Tensor sizes = at::tensor(axis.host_offsets(), at::kLong).diff().to(at::kFloat);
-    out.tokens.count = sizes.expand({x.size(0), x.size(1), axis.num_blocks()});
-    const at::Tensor counted = out.tokens.count.clamp_min(1).unsqueeze(3);
-    out.tokens.mean = sums.rows / counted;
+    out.tokens = pooled_sums(sums.rows, axis);
     if (centred) {
       sums = ops::block_sums(x, positions, mean_of_all(out.tokens), ops::SumsOf::directions);
     }
+    const at::Tensor counted = out.tokens.count.clamp_min(1).unsqueeze(3);
     out.likeness = (sums.directions / counted).square().sum(3);
     return out;
   }

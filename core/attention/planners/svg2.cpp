@@ -6,6 +6,7 @@
 #include <c10/core/GradMode.h>
 
 #include "core/attention/block_pool.h"
+#include "core/attention/device_constants.h"
 #include "core/attention/planners/blocks.h"
 #include "core/attention/select.h"
 
@@ -111,7 +112,7 @@ AttentionPlan Svg2Planner::plan(const AttentionCall& call) {
   const at::Tensor kept =
       keep_top_p(shares_of(logits + weights), top_p_, Crossing::kept, least).to(at::kByte);
   const auto index = [&](const std::vector<int64_t>& numbers) {
-    return at::tensor(numbers, at::kLong).to(call.q.device());
+    return device_numbers(numbers, call.q.device());
   };
   const int64_t batch = call.q.size(0), heads = call.q.size(1);
   const int64_t nq = q.blocks.num_blocks(), nk = k.blocks.num_blocks();

@@ -7,9 +7,9 @@
 #include <ATen/ATen.h>
 
 #include "core/attention/block_pool.h"
+#include "core/attention/device_constants.h"
 #include "core/attention/select.h"
 #include "core/ops/block_scores.h"
-#include "core/ops/widened.h"
 
 namespace fovea {
 namespace {
@@ -20,6 +20,7 @@ struct Pieces {
                      // the piece is shorter
   at::Tensor count;  // [batch or 1, pieces]: tokens that are not padding
   std::vector<int64_t> first;  // piece of each block, and the number of pieces
+  bool is_even = false;        // whether all have as many tokens, none of them padding
 };
 
 Pieces cut(const BlockAxis& blocks, const TokenOrder& order, const TokenLayout& layout,
@@ -35,8 +36,11 @@ Pieces cut(const BlockAxis& blocks, const TokenOrder& order, const TokenLayout& 
     }
   }
   out.first.push_back(static_cast<int64_t>(start.size()));
+  out.is_even = !layout.valid_mask().defined() && !length.empty() &&
+                std::all_of(length.begin(), length.end(),
+                            [&](int64_t tokens) { return tokens == length[0]; });
   const auto tensor = [&](const std::vector<int64_t>& values) {
-    return at::tensor(values, at::kLong).to(device).view({1, -1, 1});
+    return device_numbers(values, device).view({1, -1, 1});
   };
   const at::Tensor begin = tensor(start), size = tensor(length);
   const at::Tensor phase = at::arange(stride, at::device(device).dtype(at::kLong)).view({1, 1, -1});
@@ -56,7 +60,7 @@ Pieces cut(const BlockAxis& blocks, const TokenOrder& order, const TokenLayout& 
   return out;
 }
 
-// [batch, heads, pieces, stride · dim], wide; 0 for a piece of padding
+// [batch, heads, pieces, stride · dim]; 0 for a piece of padding
 at::Tensor tokens_of(const at::Tensor& x, const Pieces& pieces) {
   std::vector<at::Tensor> items;
   for (int64_t item = 0; item < x.size(0); ++item) {
@@ -66,20 +70,30 @@ at::Tensor tokens_of(const at::Tensor& x, const Pieces& pieces) {
                         .unflatten(1, {rows.size(0), rows.size(1)})
                         .flatten(2));
   }
-  const at::Tensor padding = pieces.count.eq(0).unsqueeze(1).unsqueeze(3);
-  return ops::widened(at::stack(items)).masked_fill(padding, 0);
+  const at::Tensor all = items.size() == 1 ? items[0].unsqueeze(0) : at::stack(items);
+  if (pieces.is_even) return all;
+  return all.masked_fill(pieces.count.eq(0).unsqueeze(1).unsqueeze(3), 0);
 }
 
-// A tensor [batch, heads, .., pieces, ..] added up over the pieces of each block.
+// A tensor [batch, heads, .., pieces, ..] added up over the pieces of each block, in one order on
+// every device: consecutive blocks of as many pieces at a time.
 at::Tensor sum_blocks(const at::Tensor& x, const Pieces& pieces, int64_t axis) {
-  const at::Tensor sizes = at::tensor(pieces.first, at::kLong).diff();
-  const at::Tensor block = at::arange(sizes.size(0), at::kLong).repeat_interleave(sizes);
-  std::vector<int64_t> shape = x.sizes().vec();
-  shape[static_cast<size_t>(axis)] = sizes.size(0);
-  return at::zeros(shape, x.options()).index_add(axis, block.to(x.device()), x);
+  const std::vector<int64_t>& first = pieces.first;
+  std::vector<at::Tensor> parts;
+  for (size_t begin = 0; begin + 1 < first.size();) {
+    const int64_t size = first[begin + 1] - first[begin];
+    size_t end = begin + 1;
+    while (end + 1 < first.size() && first[end + 1] - first[end] == size) ++end;
+    const auto blocks = static_cast<int64_t>(end - begin);
+    parts.push_back(
+        x.slice(axis, first[begin], first[end]).unflatten(axis, {blocks, size}).sum(axis + 1));
+    begin = end;
+  }
+  return parts.size() == 1 ? parts[0] : at::cat(parts, axis);
 }
 
-// [batch, heads, q blocks, kv blocks]: per pair of blocks the sum of the softmax between pieces.
+// [batch, heads, q blocks, kv blocks]: per pair of blocks the sum of the softmax between pieces, up
+// to one factor for all.
 at::Tensor shares_between(const AttentionCall& call, Pieces q, const Pieces& k, double scale) {
   q.rows = q.rows.flip(2);  // antidiagonals
   if (ops::has_block_scores(call.q) && call.q.size(3) <= ops::kMaxScoreChannels) {
@@ -94,14 +108,20 @@ at::Tensor shares_between(const AttentionCall& call, Pieces q, const Pieces& k, 
     }
     return at::stack(items);
   }
-  const at::Tensor scores =
-      at::matmul(tokens_of(call.q, q),
-                 per_head(tokens_of(call.k, k), call.q.size(1)).transpose(2, 3))
-          .mul(scale);
-  // ln 0 = -inf keeps pieces of padding out.
-  const at::Tensor weight = k.count.to(scores.scalar_type()).log().unsqueeze(1).unsqueeze(2);
-  const at::Tensor count = q.count.to(scores.scalar_type()).unsqueeze(1).unsqueeze(3);
-  return sum_blocks(sum_blocks(shares_of(scores + weight) * count, k, 3), q, 2);
+  at::Tensor scores =
+      ops::wide_product(tokens_of(call.q, q),
+                        per_head(tokens_of(call.k, k), call.q.size(1)).transpose(2, 3)) *
+      scale;
+  if (!k.is_even) {
+    // ln 0 = -inf keeps pieces of padding out.
+    scores = scores + k.count.to(scores.scalar_type()).log().unsqueeze(1).unsqueeze(2);
+  }
+  // Rows that see nothing are NaN.
+  at::Tensor shares = k.is_even ? at::softmax(scores, -1) : shares_of(scores);
+  if (!q.is_even) {
+    shares = shares * q.count.to(scores.scalar_type()).unsqueeze(1).unsqueeze(3);
+  }
+  return sum_blocks(sum_blocks(shares, k, 3), q, 2);
 }
 
 }  // namespace

@@ -8,6 +8,8 @@
 
 #include "core/attention/executors/accuracy.h"
 #include "core/attention/executors/checked.h"
+#include "core/attention/executors/cuda_linear.h"
+#include "core/attention/planners/sla.h"
 #include "core/check.h"
 #include "tests/conformance/suite.h"
 #include "tests/core/attention/plan_cases.h"
@@ -238,6 +240,58 @@ TEST_P(CudaExecutorTest, RunsPredicates) {
       expect_rules(plan, call);
     }
   }
+}
+
+TEST_P(CudaExecutorTest, AddsLinearAttentionOfSkippedBlocks) {
+  TokenLayout with_text = TokenLayout::grid(3, 9, 10);
+  with_text.append(TokenLayout::text(21));
+  for (const TokenLayout& layout : {TokenLayout::grid(1, 17, 20), with_text}) {
+    for (const int64_t dim : {64, 128}) {
+      const AttentionCall call = call_of(layout, {.layout = {}, .kv_heads = 4, .dim = dim});
+      for (const FeatureMap map :
+           {FeatureMap::softmax, FeatureMap::elu_plus_one, FeatureMap::relu}) {
+        for (const bool is_projected : {false, true}) {
+          SlaOptions options{.density = 0.3, .feature_map = map};
+          if (is_projected) options.blocks = {.q = 128, .kv = 64, .tile = {{1, 8, 8}}};
+          at::Tensor weight, bias;
+          if (is_projected) {
+            weight = on(at::randn({dim, dim}).div(std::sqrt(static_cast<double>(dim))));
+            bias = on(at::randn({dim}));
+          }
+          AttentionPlan plan = sla_plan(call, options, weight, bias);
+          ASSERT_NE(linear_to_add(plan, call), nullptr) << plan.describe();
+          expect_rules(plan, call);
+          plan.group_weights = {at::Tensor(), on(at::full({1, 4, 1, 1}, 0.5f))};
+          EXPECT_EQ(linear_to_add(plan, call), nullptr);
+          expect_rules(plan, call);
+        }
+      }
+    }
+  }
+}
+
+TEST_P(CudaExecutorTest, LinearAttentionWithGradientsIsThatOfTensors) {
+  AttentionCall call =
+      call_of(TokenLayout::grid(1, 10, 20), {.layout = {}, .kv_heads = 4, .dim = 64});
+  const AttentionPlan plan = sla_plan(call, {.density = 0.3});
+  ASSERT_NE(linear_to_add(plan, call), nullptr);
+  call.bias = on(at::zeros({1, 1, 1, 200})).requires_grad_();
+  EXPECT_EQ(linear_to_add(plan, call), nullptr);
+  call.bias = at::Tensor();
+  call.v = call.v.detach().clone().requires_grad_();
+  EXPECT_EQ(linear_to_add(plan, call), nullptr);
+  const c10::NoGradGuard no_gradients;
+  EXPECT_NE(linear_to_add(plan, call), nullptr);
+}
+
+TEST_P(CudaExecutorTest, LinearAttentionOfNoBlockIsZero) {
+  const AttentionCall call =
+      call_of(TokenLayout::grid(1, 10, 20), {.layout = {}, .kv_heads = 4, .dim = 64});
+  AttentionPlan plan = sla_plan(call, {.density = 1, .blocks = {.q = 64, .kv = 64, .tile = {}}});
+  ASSERT_NE(linear_to_add(plan, call), nullptr);
+  const at::Tensor both = executor_->run(plan, call, nullptr).out;
+  plan.branches.pop_back();
+  test::expect_same_bits(both, executor_->run(plan, call, nullptr).out, "softmax alone");
 }
 
 TEST_P(CudaExecutorTest, RunsPlansMadeByHand) {

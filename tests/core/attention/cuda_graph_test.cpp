@@ -9,7 +9,9 @@
 #include <gtest/gtest.h>
 
 #include "core/attention/executors/cuda.h"
+#include "core/attention/executors/cuda_linear.h"
 #include "core/attention/planner.h"
+#include "core/check.h"
 #include "tests/core/attention/plan_cases.h"
 
 namespace fovea {
@@ -81,6 +83,45 @@ TEST_F(CudaGraph, HoldsAPlannerTooThatLooksAtNumbers) {
   }
 }
 
+TEST_F(CudaGraph, HoldsAllPlannersThatLookAtNumbers) {
+  const std::vector<std::pair<const char*, Json>> planners = {
+      {"topk", {{"top_p", 0.5}}},
+      {"sparge", {{"density", 0.3}}},
+      {"sparge", {{"top_p", 0.5}, {"tile", {1, 8, 8}}}},
+      {"xattention", {{"top_p", 0.5}}},
+      {"psa", Json::object()},
+      {"psa", {{"shares", {0.2, 0.2, 0.3}}}},
+      {"sla", {{"density", 0.3}, {"projection", "identity"}}},
+      {"sla", {{"density", 0.3}, {"projection", "identity"}, {"linear_over", "all"}}}};
+  TokenLayout with_text = TokenLayout::grid(2, 15, 20);
+  with_text.append(TokenLayout::text(40));
+  for (const TokenLayout& layout : {TokenLayout::grid(3, 16, 20), with_text}) {
+    set_call(layout);
+    for (const auto& [name, options] : planners) {
+      SCOPED_TRACE(str(name, " ", options.dump(), ", ", layout.describe()));
+      const auto planner = make_planner(name, options);
+      expect_same([&] { return run(planner->plan(call_)); });
+    }
+  }
+}
+
+TEST_F(CudaGraph, HoldsSparseLinearAttentionByItsKernels) {
+  const test::Case c{
+      .layout = TokenLayout::grid(3, 16, 20), .kv_heads = 4, .dim = 64, .dtype = at::kBFloat16};
+  call_ = test::make_call(c);
+  for (at::Tensor* x : {&call_.q, &call_.k, &call_.v}) *x = x->to(at::kCUDA);
+  const auto planner = make_planner("sla", {{"density", 0.3}, {"projection", "identity"}});
+  ASSERT_NE(linear_to_add(planner->plan(call_), call_), nullptr);
+  expect_same([&] { return run(planner->plan(call_)); });
+}
+
+TEST_F(CudaGraph, HoldsClustersThatGoOnFromTheStepBefore) {
+  const auto planner = make_planner("svg2", {{"top_p", 0.5}, {"iterations", 3}});
+  run(planner->plan(call_));
+  call_.context.step = 1;  // from now on the same centroids to begin with
+  expect_same([&] { return run(planner->plan(call_)); });
+}
+
 TEST_F(CudaGraph, HoldsOrdersBlocksSummariesAndPadding) {
   const at::Tensor valid = at::tensor({90, 17}, at::kLong).to(at::kCUDA);
   set_call(TokenLayout::grid(2, 9, 16).append(TokenLayout::text(100, valid)));
@@ -104,15 +145,18 @@ TEST_F(CudaGraph, HoldsOrdersBlocksSummariesAndPadding) {
 
 TEST_F(CudaGraph, HoldsOtherBranches) {
   AttentionPlan plan = AttentionPlan::dense("branches");
-  Selection& selection = selection_of(plan);
-  selection.q_blocks = BlockAxis::uniform(call_.q_layout, 128);
-  selection.kv_blocks = BlockAxis::uniform(call_.kv_layout, 64);
-  selection.classes = test::random_classes(selection, 1, 4, 2).to(at::kCUDA);
+  const BlockAxis q_blocks = BlockAxis::uniform(call_.q_layout, 128);
+  const BlockAxis kv_blocks = BlockAxis::uniform(call_.kv_layout, 64);
+  {
+    Selection& selection = selection_of(plan);  // until branches are added
+    selection.q_blocks = q_blocks, selection.kv_blocks = kv_blocks;
+    selection.classes = test::random_classes(selection, 1, 4, 2).to(at::kCUDA);
+  }
   LinearBranch linear;
   linear.complement_of = 0;
   plan.branches.push_back({linear, 1});
   PooledValuesBranch pooled;
-  pooled.q_blocks = selection.q_blocks, pooled.kv_blocks = selection.kv_blocks;
+  pooled.q_blocks = q_blocks, pooled.kv_blocks = kv_blocks;
   pooled.weights =
       at::rand({1, 4, pooled.q_blocks.num_blocks(), pooled.kv_blocks.num_blocks()}).to(at::kCUDA);
   plan.branches.push_back({pooled, 2});

@@ -300,5 +300,43 @@ TEST(Selectors, IgnorePadding) {
   }
 }
 
+// The same blocks on a GPU as on the CPU, but for scores that differ in their last bits.
+TEST(Selectors, ChooseOnAGpuWhatTheyChooseOnTheCpu) {
+  if (!at::hasCUDA()) GTEST_SKIP() << "missing: a GPU";
+  at::manual_seed(11);
+  TokenLayout with_text = TokenLayout::grid(2, 15, 20);
+  with_text.append(TokenLayout::text(40));
+  for (const TokenLayout& layout : {TokenLayout::grid(5, 16, 20), with_text}) {
+    AttentionCall call;
+    call.q_layout = call.kv_layout = layout;
+    for (at::Tensor* x : {&call.q, &call.k, &call.v}) {
+      // Blocks that differ: tokens have something of their place.
+      const at::Tensor slow = at::randn({2, 4, 24, 64}).repeat_interleave(80, 2);
+      *x = (at::randn({2, 4, layout.seq_len(), 64}) + slow.slice(2, 0, layout.seq_len()))
+               .to(at::kBFloat16);
+    }
+    AttentionCall there = call;
+    for (at::Tensor* x : {&there.q, &there.k, &there.v}) *x = x->to(at::kCUDA);
+    for (const auto& [name, options] : std::vector<std::pair<std::string, Json>>{
+             {"topk", {{"density", 0.3}}},
+             {"topk", {{"top_p", 0.6}, {"tile", {1, 8, 8}}}},
+             {"sparge", {{"density", 0.3}, {"similarity", 0.2}}},
+             {"sparge", {{"top_p", 0.6}}},
+             {"xattention", {{"top_p", 0.6}, {"block_q", 64}, {"block_kv", 64}}},
+             {"psa", {{"block_q", 64}, {"block_kv", 64}}},
+             {"sla", {{"density", 0.2}, {"projection", "identity"}}}}) {
+      const auto classes = [&](const AttentionCall& it) {
+        const AttentionPlan plan = make_planner(name, options)->plan(it);
+        return std::get<SoftmaxBranch>(plan.branches[0].kind).selection.classes;
+      };
+      const at::Tensor expected = classes(call), got = classes(there);
+      ASSERT_TRUE(got.is_cuda());
+      ASSERT_EQ(got.sizes(), expected.sizes());
+      const double same = got.cpu().eq(expected).to(at::kDouble).mean().item<double>();
+      EXPECT_GE(same, 0.99) << name << " " << options.dump() << ", " << layout.describe();
+    }
+  }
+}
+
 }  // namespace
 }  // namespace fovea

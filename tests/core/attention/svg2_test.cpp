@@ -52,6 +52,38 @@ std::vector<int64_t> nearest(const at::Tensor& x, at::Tensor& centroid, int64_t 
   return label;
 }
 
+// Of a device, which has its own sums.
+void expect_clusters_by_products(at::Device device) {
+  at::manual_seed(8);
+  const at::Tensor x = at::randn({2, 3, 700, 64}).to(device, at::kBFloat16);
+  const at::Tensor valid = at::tensor({700, 433}, at::kLong).to(device);
+  for (const at::Tensor& lengths : {at::Tensor(), valid}) {
+    const at::Tensor begin = first_centroids(x, 21, 3, lengths);
+    const at::Tensor label = k_means_by_products(x, begin, 1, lengths).label.cpu();
+    const at::Tensor expected =
+        k_means(x.cpu(), begin.cpu(), 1, lengths.defined() ? lengths.cpu() : lengths).label;
+    EXPECT_GE(label.eq(expected).to(at::kDouble).mean().item<double>(), 0.999);
+    const Clusters got = k_means_by_products(x, begin, 5, lengths);
+    at::Tensor is_in = got.label.unsqueeze(3).eq(at::arange(21, got.label.options()));
+    EXPECT_TRUE(at::equal(got.count, is_in.sum(2)));
+    if (lengths.defined()) {
+      const at::Tensor counts = at::arange(700, lengths.options()).lt(lengths.unsqueeze(1));
+      is_in = is_in.logical_and(counts.unsqueeze(1).unsqueeze(3));
+    }
+    EXPECT_TRUE(at::equal(got.valid, is_in.sum(2)));
+    EXPECT_GT(got.valid.min().item<int64_t>(), 0);
+    const at::Tensor sums = at::matmul(is_in.to(at::kDouble).transpose(2, 3), x.to(at::kDouble));
+    EXPECT_LE(relative_error(got.centroid.cpu(), (sums / got.valid.unsqueeze(3)).cpu()), 1e-6);
+  }
+}
+
+TEST(KMeans, ByProductsIsTheSame) { expect_clusters_by_products(at::kCPU); }
+
+TEST(KMeans, ByProductsOnAGpuIsTheSame) {
+  if (!at::hasCUDA()) GTEST_SKIP() << "missing: a GPU";
+  expect_clusters_by_products(at::kCUDA);
+}
+
 TEST(KMeans, IsLloydsAlgorithm) {
   at::manual_seed(1);
   const at::Tensor x = at::randn({2, 3, 61, 5}, at::kDouble);

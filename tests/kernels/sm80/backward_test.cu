@@ -117,7 +117,7 @@ TEST_F(Sm80Backward, RepeatsBitForBit) {
     if (listed) p.density = 0.5, p.block_q = p.block_kv = 64;
     const BackwardCase one(p, true, 1);
     std::vector<uint16_t> first;
-    for (int run = 0; run < 50; ++run) {
+    for (int run = 0; run < on_gpu(50, 3); ++run) {
       ASSERT_TRUE(block_sparse_backward_sm80(one.args(), {}).ok());
       const std::vector<uint16_t> now = one.read();
       if (run == 0) first = now;

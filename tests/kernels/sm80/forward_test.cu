@@ -54,8 +54,9 @@ TEST_F(Sm80Forward, HeadsItemsAndLayouts) {
 }
 
 TEST_F(Sm80Forward, ManyTiles) {
-  check({.batch = 3, .heads = 25, .kv_heads = 25, .q_len = 700, .kv_len = 90}, 3);
-  check({.batch = 3, .heads = 25, .kv_heads = 25, .q_len = 60, .kv_len = 700, .dim = 64}, 4);
+  const int64_t heads = on_gpu(25, 2);
+  check({.batch = 3, .heads = heads, .kv_heads = heads, .q_len = 700, .kv_len = 90}, 3);
+  check({.batch = 3, .heads = heads, .kv_heads = heads, .q_len = 60, .kv_len = 700, .dim = 64}, 4);
 }
 
 TEST_F(Sm80Forward, NoKeys) { check({.heads = 2, .q_len = 200, .kv_len = 0, .dim = 64}, 1); }
@@ -198,10 +199,11 @@ TEST_F(Sm80Forward, IntegerQueriesAndKeys) {
 
 TEST_F(Sm80Forward, RepeatsBitForBit) {
   for (const int64_t dim : kDims) {
-    const AttentionCase one({.heads = 4, .kv_heads = 4, .q_len = 1500, .kv_len = 1500, .dim = dim},
+    const int64_t len = on_gpu(1500, 300);
+    const AttentionCase one({.heads = 4, .kv_heads = 4, .q_len = len, .kv_len = len, .dim = dim},
                             {}, 1);
     std::vector<uint16_t> first;
-    for (int run = 0; run < 50; ++run) {
+    for (int run = 0; run < on_gpu(50, 3); ++run) {
       ASSERT_TRUE(block_sparse_sm80(one.args(), {}).ok());
       const std::vector<uint16_t> now = one.out();
       if (run == 0) first = now;

@@ -11,6 +11,7 @@
 
 #include "kernels/attention/launch_sm80.cuh"
 #include "kernels/common/fragment.cuh"
+#include "kernels/common/launch.cuh"
 #include "kernels/common/mma.cuh"
 #include "tests/kernels/gpu_test.h"
 
@@ -188,8 +189,9 @@ void check_two_products(const std::vector<int>& q, const std::vector<int>& k,
   const DeviceArray<uint16_t> g_v(as_halves(v, kType));
   const DeviceArray<float> g_s(std::vector<float>(16 * kKeys, -1e9f));
   const DeviceArray<float> g_o(std::vector<float>(16 * kDim, -1e9f));
-  two_products<kType><<<1, 32>>>(g_q.data(), g_k.data(), g_v.data(), g_s.data(), g_o.data());
-  ASSERT_EQ(cudaGetLastError(), cudaSuccess);
+  ASSERT_TRUE(launch_kernel(two_products<kType>, {1, 32}, g_q.data(), g_k.data(), g_v.data(),
+                            g_s.data(), g_o.data())
+                  .ok());
   const std::vector<float> s = g_s.read(), o = g_o.read();
   for (int r = 0; r < 16; ++r) {
     std::vector<int> exact(kKeys, 0);
@@ -251,8 +253,7 @@ TEST_F(Sm80Layout, ProductsOfBytes) {
   const std::vector<int> q = integers(16 * 128, 127), k = integers(kKeys * 128, 127);
   const DeviceArray<int8_t> g_q(as_bytes(q)), g_k(as_bytes(k));
   const DeviceArray<int32_t> g_s(std::vector<int32_t>(16 * kKeys, -1));
-  product_of_bytes<<<1, 32>>>(g_q.data(), g_k.data(), g_s.data());
-  ASSERT_EQ(cudaGetLastError(), cudaSuccess);
+  ASSERT_TRUE(launch_kernel(product_of_bytes, {1, 32}, g_q.data(), g_k.data(), g_s.data()).ok());
   const std::vector<int32_t> s = g_s.read();
   for (int r = 0; r < 16; ++r) {
     for (int n = 0; n < kKeys; ++n) {
@@ -279,8 +280,7 @@ __global__ void copy_some(const float* from, int begin, float* out) {
 
 TEST_F(Sm80Layout, CopiesOfWordsAreZeroWhereThereIsNone) {
   const DeviceArray<float> from(std::vector<float>(32, 7)), out(std::vector<float>(32, -2));
-  copy_some<<<1, 32>>>(from.data(), 5, out.data());
-  ASSERT_EQ(cudaGetLastError(), cudaSuccess);
+  ASSERT_TRUE(launch_kernel(copy_some, {1, 32}, from.data(), 5, out.data()).ok());
   const std::vector<float> values = out.read();
   for (int i = 0; i < 32; ++i) EXPECT_EQ(values[i], 31 - i >= 5 ? 7 : 0) << i;
 }

@@ -145,8 +145,9 @@ TEST_F(Sm90Backward, HeadsItemsAndLayouts) {
 }
 
 TEST_F(Sm90Backward, MoreTilesThanBlocks) {
-  check({.batch = 3, .heads = 25, .kv_heads = 25, .q_len = 400, .kv_len = 40, .dim = 128}, 3);
-  check({.batch = 3, .heads = 25, .kv_heads = 25, .q_len = 40, .kv_len = 400, .dim = 64}, 4);
+  const int64_t heads = on_gpu(25, 2);
+  check({.batch = 3, .heads = heads, .kv_heads = heads, .q_len = 400, .kv_len = 40, .dim = 128}, 3);
+  check({.batch = 3, .heads = heads, .kv_heads = heads, .q_len = 40, .kv_len = 400, .dim = 64}, 4);
 }
 
 TEST_F(Sm90Backward, BlocksOfManySizes) {
@@ -245,7 +246,7 @@ TEST_F(Sm90Backward, RepeatsBitForBit) {
     if (listed) p.density = 0.5, p.block_q = p.block_kv = 64;
     const BackwardCase one(p, true, 1);
     std::vector<uint16_t> first;
-    for (int run = 0; run < 250; ++run) {
+    for (int run = 0; run < on_gpu(250, 4); ++run) {
       ASSERT_TRUE(block_sparse_backward_sm90(one.args(), {}).ok());
       const std::vector<uint16_t> now = one.read();
       if (run == 0) first = now;

@@ -63,8 +63,9 @@ TEST_F(Sm90Forward, HeadsItemsAndLayouts) {
 }
 
 TEST_F(Sm90Forward, MoreTilesThanBlocks) {
-  check({.batch = 3, .heads = 25, .kv_heads = 25, .q_len = 700, .kv_len = 90, .dim = 128}, 3);
-  check({.batch = 3, .heads = 25, .kv_heads = 25, .q_len = 700, .kv_len = 90, .dim = 64}, 4);
+  const int64_t heads = on_gpu(25, 2);
+  check({.batch = 3, .heads = heads, .kv_heads = heads, .q_len = 700, .kv_len = 90, .dim = 128}, 3);
+  check({.batch = 3, .heads = heads, .kv_heads = heads, .q_len = 700, .kv_len = 90, .dim = 64}, 4);
 }
 
 TEST_F(Sm90Forward, BlocksOfManySizes) {
@@ -84,8 +85,8 @@ TEST_F(Sm90Forward, BlocksOfManySizes) {
         check({.batch = 2,
                .heads = 2,
                .kv_heads = 1,
-               .q_len = 700,
-               .kv_len = 1000,
+               .q_len = on_gpu(700, 300),
+               .kv_len = on_gpu(1000, 400),
                .dim = dim,
                .density = density,
                .block_q = block_q,
@@ -101,10 +102,10 @@ TEST_F(Sm90Forward, MasksMoreKeysBiasesAndOrders) {
   for (const int64_t dim : {64, 128}) {
     for (const int64_t block : {64, 128, 192, 0}) {
       Problem p{.batch = 2,
-                .heads = 4,
-                .kv_heads = 2,
-                .q_len = 400,
-                .kv_len = 500,
+                .heads = on_gpu(4, 2),
+                .kv_heads = on_gpu(2, 1),
+                .q_len = on_gpu(400, 200),
+                .kv_len = on_gpu(500, 300),
                 .dim = dim,
                 .density = 0.5,
                 .block_q = block,
@@ -125,8 +126,8 @@ TEST_F(Sm90Forward, MasksMoreKeysBiasesAndOrders) {
 TEST_F(Sm90Forward, ManyTilesOfLists) {
   for (const int64_t block : {64, 128}) {
     check({.batch = 3,
-           .heads = 25,
-           .kv_heads = 5,
+           .heads = on_gpu(25, 5),
+           .kv_heads = on_gpu(5, 1),
            .q_len = 700,
            .kv_len = 300,
            .dim = 64,
@@ -175,9 +176,10 @@ TEST_F(Sm90Forward, ListsOfTheDeviceAreThoseOfTheHost) {
 }
 
 TEST_F(Sm90Forward, RepeatsBitForBit) {
-  const AttentionCase one({.heads = 4, .kv_heads = 4, .q_len = 1500, .kv_len = 1500}, {}, 1);
+  const int64_t len = on_gpu(1500, 500);
+  const AttentionCase one({.heads = 4, .kv_heads = 4, .q_len = len, .kv_len = len}, {}, 1);
   std::vector<uint16_t> first;
-  for (int run = 0; run < 250; ++run) {
+  for (int run = 0; run < on_gpu(250, 4); ++run) {
     ASSERT_TRUE(block_sparse_sm90(one.args(), {}).ok());
     const std::vector<uint16_t> now = one.out();
     if (run == 0) first = now;

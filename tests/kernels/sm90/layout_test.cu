@@ -9,12 +9,20 @@
 #include <gtest/gtest.h>
 
 #include "kernels/common/fragment.cuh"
+#include "kernels/common/launch.cuh"
 #include "kernels/common/tma.cuh"
 #include "kernels/common/tma.h"
 #include "kernels/common/wgmma.cuh"
 #include "tests/kernels/gpu_test.h"
 
 namespace fovea::kernels {
+
+// Dynamic shared memory begins at a multiple of 1024 only as far as we see to it.
+[[maybe_unused]] static __device__ char* aligned_memory() {
+  extern __shared__ char memory[];
+  return memory + (1024 - ptx::shared_address(memory) % 1024) % 1024;
+}
+
 namespace {
 
 using wgmma::Type;
@@ -50,19 +58,14 @@ CUtensorMap panels(const __nv_bfloat16* data, uint64_t rows, uint64_t columns, u
   return map;
 }
 
-// Dynamic shared memory begins at a multiple of 1024 only as far as we see to it.
-[[maybe_unused]] __device__ char* aligned_memory() {
-  extern __shared__ char memory[];
-  return memory + (1024 - ptx::shared_address(memory) % 1024) % 1024;
-}
 constexpr int kSharedBytes = 200 * 1024;
 
 template <typename Kernel, typename... Arguments>
 void launch(Kernel* kernel, int blocks, int threads, const Arguments&... arguments) {
-  ASSERT_EQ(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes),
-            cudaSuccess);
-  kernel<<<blocks, threads, kSharedBytes>>>(arguments...);
-  ASSERT_EQ(cudaGetLastError(), cudaSuccess);
+  const Status status = launch_kernel(
+      kernel, {static_cast<unsigned>(blocks), static_cast<unsigned>(threads), kSharedBytes},
+      arguments...);
+  ASSERT_TRUE(status.ok()) << status.message;
   ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
 }
 

@@ -1,0 +1,183 @@
+#include "core/attention/executors/cuda_linear.h"
+
+#include <algorithm>
+#include <functional>
+#include <initializer_list>
+
+#include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
+
+#include "core/attention/block_pool.h"
+#include "core/check.h"
+#include "core/ops/device_kernel.h"
+#include "core/ops/gather_rows.h"
+#include "kernels/attention/linear_blocks.h"
+
+namespace fovea {
+namespace {
+
+constexpr int64_t kMostHeads = 65535;  // of all items
+
+kernels::LinearFeature feature_of(FeatureMap map) {
+  if (map == FeatureMap::softmax) return kernels::LinearFeature::softmax;
+  if (map == FeatureMap::relu) return kernels::LinearFeature::relu;
+  return kernels::LinearFeature::elu_plus_one;
+}
+
+// Null too where the selection is of keys that are not the call's.
+const Selection* complemented(const AttentionPlan& plan, const LinearBranch& branch) {
+  if (!branch.complement_of) return nullptr;
+  const auto& softmax = std::get<SoftmaxBranch>(plan.branches[*branch.complement_of].kind);
+  return softmax.keys ? nullptr : &softmax.selection;
+}
+
+bool is_taken(const BlockAxis& blocks, const TokenOrder& order, const TokenLayout& layout) {
+  const bool is_shared =
+      order.kind() != TokenOrder::Kind::index && order.kind() != TokenOrder::Kind::axes;
+  return is_shared && !blocks.host_offsets().empty() && blocks.num_blocks() > 0 &&
+         blocks.max_size() <= kernels::kMostLinearRows && !layout.valid_mask().defined();
+}
+
+// Whether any of them is asked for its gradient.
+bool want_gradient(std::initializer_list<std::reference_wrapper<const at::Tensor>> all) {
+  return c10::GradMode::is_enabled() &&
+         std::any_of(all.begin(), all.end(),
+                     [](const at::Tensor& x) { return x.defined() && x.requires_grad(); });
+}
+
+template <typename View>
+void set_strides(const at::Tensor& x, View& view) {
+  view.dtype = ops::kernel_dtype(x.scalar_type());
+  view.batch_stride = x.stride(0), view.head_stride = x.stride(1), view.row_stride = x.stride(2);
+}
+
+kernels::HeadRows view_of(const at::Tensor& x) {
+  kernels::HeadRows out;
+  out.data = x.const_data_ptr();
+  set_strides(x, out);
+  return out;
+}
+
+// Blocks of one side; keeps what they point at.
+struct Side {
+  ops::BlockPositions positions;
+  kernels::LinearBlocks blocks;
+
+  Side(const BlockAxis& axis, const TokenOrder& order, const TokenLayout& layout, at::Device device)
+      : positions(positions_of_blocks(axis, order, layout, device)) {
+    blocks.offsets = positions.offsets.const_data_ptr<int32_t>();
+    blocks.blocks = axis.num_blocks(), blocks.len = layout.seq_len();
+    blocks.most_rows = static_cast<int32_t>(axis.max_size());
+    if (positions.rows.defined()) {
+      positions.rows = positions.rows.contiguous();
+      blocks.order.rows = positions.rows.const_data_ptr<int32_t>();  // of all heads
+    }
+  }
+};
+
+// States of blocks, or sums of them.
+struct States {
+  at::Tensor states;  // bf16 [batch, heads, blocks, dim * dim]
+  at::Tensor totals;  // fp32 [batch, heads, blocks, dim]
+};
+
+States states_of_keys(const Side& side, const LinearBranch& branch, const AttentionCall& call) {
+  const at::Tensor k = ops::with_aligned_rows(call.k), v = ops::with_aligned_rows(call.v);
+  const int64_t batch = k.size(0), heads = k.size(1), dim = k.size(3);
+  States out;
+  out.states = at::empty({batch, heads, side.blocks.blocks, dim * dim}, k.options());
+  out.totals = at::empty({batch, heads, side.blocks.blocks, dim}, k.options().dtype(at::kFloat));
+  kernels::LinearStatesArgs args;
+  args.batch = batch, args.heads = heads, args.dim = dim;
+  args.k = view_of(k), args.v = view_of(v);
+  args.keys = side.blocks;
+  args.feature = feature_of(branch.feature_map);
+  args.states = out.states.mutable_data_ptr();
+  args.totals = out.totals.mutable_data_ptr<float>();
+  ops::run_on("linear_states", k.device(), args, &kernels::linear_states_cpu,
+              FOVEA_CUDA_LAUNCHER(linear_states_cuda));
+  return out;
+}
+
+// Of each block of queries those of the keys that it skips.
+States taken(const States& keys, const at::Tensor& classes) {
+  const std::vector<int64_t> sizes = {keys.states.size(0), keys.states.size(1), classes.size(2),
+                                      classes.size(3)};
+  const at::Tensor skipped = classes.eq(block_class::skip).expand(sizes);
+  // Ones and zeros are exact, and sums are fp32 until they are stored.
+  return {at::matmul(skipped.to(keys.states.scalar_type()), keys.states),
+          at::matmul(skipped.to(at::kFloat), keys.totals)};
+}
+
+}  // namespace
+
+bool has_linear_kernel(const AttentionPlan& plan, const LinearBranch& branch,
+                       const AttentionCall& call) {
+  const Selection* selection = complemented(plan, branch);
+  if (selection == nullptr || !selection->classes.defined() || !selection->predicates.empty()) {
+    return false;
+  }
+  const int64_t dim = call.q.size(3);
+  const auto is_bf16 = [](const at::Tensor& x) { return x.scalar_type() == at::kBFloat16; };
+  const bool fits = is_bf16(call.q) && is_bf16(call.k) && is_bf16(call.v) &&
+                    (dim == 64 || dim == 128) && call.v.size(3) == dim &&
+                    call.k.size(1) == call.q.size(1) && call.q.numel() > 0 && call.k.numel() > 0 &&
+                    call.q.size(0) * call.q.size(1) <= kMostHeads;
+  return fits && (call.q.is_cpu() || (call.q.is_cuda() && ops::kHasCudaKernels)) &&
+         is_taken(selection->q_blocks, plan.q_order, call.q_layout) &&
+         is_taken(selection->kv_blocks, plan.kv_order, call.kv_layout) &&
+         !want_gradient({call.q, call.k, call.v, branch.proj_weight, branch.proj_bias});
+}
+
+at::Tensor run_linear_kernel(const AttentionPlan& plan, const LinearBranch& branch,
+                             const AttentionCall& call, const at::Tensor& added) {
+  const Selection* selection = complemented(plan, branch);
+  FOVEA_ASSERT(selection != nullptr, "a linear branch of all keys");
+  const at::Device device = call.q.device();
+  const Side keys(selection->kv_blocks, plan.kv_order, call.kv_layout, device);
+  const Side queries(selection->q_blocks, plan.q_order, call.q_layout, device);
+  const States sums = taken(states_of_keys(keys, branch, call), selection->classes);
+  const at::Tensor states = sums.states.contiguous(), totals = sums.totals.contiguous();
+  const at::Tensor q = ops::with_aligned_rows(call.q);
+  const at::Tensor out =
+      at::empty({q.size(0), q.size(2), q.size(1), q.size(3)}, q.options()).transpose(1, 2);
+  kernels::LinearOutArgs args;
+  args.batch = q.size(0), args.heads = q.size(1), args.dim = q.size(3);
+  args.q = view_of(q);
+  args.queries = queries.blocks;
+  args.feature = feature_of(branch.feature_map);
+  args.states = states.const_data_ptr();
+  args.totals = totals.const_data_ptr<float>();
+  args.epsilon = static_cast<float>(branch.epsilon);
+  at::Tensor weight, bias, more;
+  if (branch.proj_weight.defined()) {
+    weight = branch.proj_weight.to(q.scalar_type()).contiguous();
+    args.weight = weight.const_data_ptr();
+  }
+  if (branch.proj_bias.defined()) {
+    bias = branch.proj_bias.to(at::kFloat).contiguous();
+    args.bias = bias.const_data_ptr<float>();
+  }
+  if (added.defined()) {
+    more = ops::with_aligned_rows(added);
+    args.added = view_of(more);
+  }
+  args.out.data = out.mutable_data_ptr();
+  set_strides(out, args.out);
+  ops::run_on("linear_out", device, args, &kernels::linear_out_cpu,
+              FOVEA_CUDA_LAUNCHER(linear_out_cuda));
+  return out;
+}
+
+const LinearBranch* linear_to_add(const AttentionPlan& plan, const AttentionCall& call) {
+  const auto has_weight = [](const at::Tensor& weight) { return weight.defined(); };
+  if (plan.branches.size() != 2 || plan.num_groups() != 2 ||
+      std::any_of(plan.group_weights.begin(), plan.group_weights.end(), has_weight) ||
+      !std::holds_alternative<SoftmaxBranch>(plan.branches[0].kind) || want_gradient({call.bias})) {
+    return nullptr;
+  }
+  const auto* linear = std::get_if<LinearBranch>(&plan.branches[1].kind);
+  return linear != nullptr && has_linear_kernel(plan, *linear, call) ? linear : nullptr;
+}
+
+}  // namespace fovea

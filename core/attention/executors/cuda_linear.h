@@ -1,0 +1,29 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "core/attention/call.h"
+#include "core/attention/plan.h"
+
+// Linear branches by kernels/attention/linear_blocks.h, where the call's tensors are: on a GPU, or
+// on the CPU in tests. Nothing waits for a GPU, and the same bits come in every run.
+
+namespace fovea {
+
+/// Whether the kernels compute a branch: bf16, 64 or 128 channels, as many heads of keys as of
+/// queries, no padding, a complement of blocks of up to 128 tokens that the host knows and all
+/// heads share, no gradients.
+bool has_linear_kernel(const AttentionPlan& plan, const LinearBranch& branch,
+                       const AttentionCall& call);
+
+/// added + what the branch gives, bf16 [batch, heads, q_len, dim], tokens before heads in memory.
+///
+/// added  such a tensor, any strides, or undefined: 0
+at::Tensor run_linear_kernel(const AttentionPlan& plan, const LinearBranch& branch,
+                             const AttentionCall& call, const at::Tensor& added);
+
+/// The linear branch of a plan that is nothing but a softmax and such a one, each in a group
+/// without a weight: its kernel adds the softmax's result. Else null.
+const LinearBranch* linear_to_add(const AttentionPlan& plan, const AttentionCall& call);
+
+}  // namespace fovea

@@ -1,0 +1,48 @@
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include <cuda_runtime.h>
+
+#include "kernels/common/status.h"
+
+namespace fovea::kernels {
+
+/// Blocks and their threads, dynamic shared memory of a block, and the CUDA stream.
+struct Grid {
+  dim3 blocks, threads;
+  size_t shared_bytes = 0;
+  void* stream = nullptr;
+};
+
+inline Status status_of(cudaError_t code) {
+  if (code != cudaSuccess) return {StatusCode::device, cudaGetErrorString(code)};
+  return {};
+}
+
+/// Starts a kernel; answers `device` with what the runtime says.
+template <typename... Parameters, typename... Arguments>
+Status launch_kernel(void (*kernel)(Parameters...), const Grid& grid,
+                     const Arguments&... arguments) {
+  constexpr size_t kAlways = 48 * 1024;  // more is to be asked for
+  if (grid.shared_bytes > kAlways) {
+    const cudaError_t code = cudaFuncSetAttribute(
+        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(grid.shared_bytes));
+    if (code != cudaSuccess) return status_of(code);
+  }
+  kernel<<<grid.blocks, grid.threads, grid.shared_bytes, static_cast<cudaStream_t>(grid.stream)>>>(
+      arguments...);
+  return status_of(cudaGetLastError());
+}
+
+/// How many of `blocks` blocks a device runs at a time, with so many on a multiprocessor.
+inline Status resident_blocks(int device, int per_processor, int64_t blocks, unsigned* out) {
+  int processors = 0;
+  const cudaError_t code =
+      cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  *out = static_cast<unsigned>(std::min<int64_t>(processors * per_processor, blocks));
+  return status_of(code);
+}
+
+}  // namespace fovea::kernels
