@@ -136,10 +136,10 @@ int64_t pieces_per_block(const BlockAxis& axis, int64_t pool) {
   return pool == 0 ? 1 : std::max<int64_t>(1, (axis.max_size() + pool - 1) / pool);
 }
 
-at::Tensor piece_offsets(const BlockAxis& axis, int64_t pool) {
-  const at::Tensor blocks = axis.offsets(at::kCPU);
+at::Tensor piece_offsets(const BlockAxis& axis, int64_t pool, at::Device device) {
+  const at::Tensor blocks = axis.offsets(device);
   if (pool == 0) return blocks.to(at::kInt).contiguous();
-  const at::Tensor inside = at::arange(pieces_per_block(axis, pool), at::kLong) * pool;
+  const at::Tensor inside = at::arange(pieces_per_block(axis, pool), blocks.options()) * pool;
   const at::Tensor begins = blocks.slice(2, 0, -1).unsqueeze(3) + inside;
   const at::Tensor all = at::minimum(begins, blocks.slice(2, 1).unsqueeze(3));
   return at::cat({all.flatten(2), blocks.slice(2, -1)}, 2).to(at::kInt).contiguous();

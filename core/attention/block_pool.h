@@ -57,9 +57,9 @@ at::Tensor at_blocks(const at::Tensor& map, const at::Tensor& q_block, const at:
 /// where that is 0.
 int64_t pieces_per_block(const BlockAxis& axis, int64_t pool);
 
-/// int32 [batch or 1, heads or 1, pieces + 1] on the CPU: the first position of each piece, and the
-/// number of positions; of a shorter block the last pieces are empty.
-at::Tensor piece_offsets(const BlockAxis& axis, int64_t pool);
+/// int32 [batch or 1, heads or 1, pieces + 1]: the first position of each piece, and the number of
+/// positions; of a shorter block the last pieces are empty.
+at::Tensor piece_offsets(const BlockAxis& axis, int64_t pool, at::Device device = at::kCPU);
 
 /// int64 [batch or 1, heads or 1, seq_len]: the piece of each row: pieces are `pool` consecutive
 /// positions of a block, or all of it where pool is 0, and `pieces_per_block` of them are counted

@@ -13,9 +13,11 @@ namespace fovea::kernels::sm90 {
 
 using wgmma::Type;
 
-/// The shape of a kernel; without pieces it is for dense attention, with one or two for lists.
+/// The shape of a kernel of 16-bit numbers; without pieces it is for dense attention, with one or
+/// two for lists.
 template <int kDim_, int kGroups_, int kKeys_, int kStages_, int kPieces_ = 0, bool kHold_ = false>
 struct ForwardShape {
+  static constexpr bool kIsBytes = false, kTwice = false;
   static constexpr int kDim = kDim_;        // channels of a head
   static constexpr int kGroups = kGroups_;  // computing warpgroups
   static constexpr int kKeys = kKeys_;      // of a step
@@ -29,6 +31,7 @@ struct ForwardShape {
   static constexpr int kSpan = kKeys / kPieces;  // most keys of a span
   static constexpr int kPanels = kDim / 64;      // of 64 columns
   static constexpr int kQueryBytes = kQueries * kDim * 2;
+  static constexpr int kLoadedQueryBytes = kQueryBytes;
   static constexpr int kStepBytes = kKeys * kDim * 2;
   // Small blocks share a multiprocessor: one works while others wait. They have a warp that loads,
   // and registers enough for all; the others a warpgroup, as registers move between such.
@@ -42,6 +45,39 @@ struct ForwardShape {
   static constexpr int kRings = 2 * kStages * kStepBytes;
   static constexpr int kSlots = 2 * kQueryBytes + kRings <= kRoom ? 2 : 1;
   static constexpr int kValueStages = kQueryBytes + kRings <= kRoom ? kStages : kStages - 1;
+};
+
+/// The shape of a kernel of 8-bit numbers, in two warpgroups and steps of 128 keys, one span each.
+/// Rows are 128 bytes; O is twice as large as Q and written into the same slot.
+///
+/// kLogits_  numbers of q and k: e4m3 or s8
+/// kListed_  for lists
+/// kByKey_   keys of a span differ in their scale
+/// kOnline_  weights are quantized relative to the largest logit so far; else all logits are looked
+///           at before
+template <int kDim_, Type kLogits_, bool kListed_, bool kByKey_, bool kOnline_>
+struct BytesShape {
+  static constexpr bool kTwice = !kOnline_;  // keys come twice
+  static constexpr bool kIsBytes = true;
+  static constexpr Type kLogits = kLogits_;
+  static constexpr bool kByKey = kByKey_;
+  static constexpr int kDim = kDim_, kGroups = 2, kKeys = 128, kStages = 4;
+  static constexpr bool kListed = kListed_;
+  static constexpr int kPieces = 1;
+  static constexpr int kQueries = 64 * kGroups;
+  static constexpr int kSpan = kKeys;
+  static constexpr int kPanels = kDim / 128;  // of 128 columns
+  static constexpr int kQueryBytes = kQueries * kDim * 2;
+  static constexpr int kLoadedQueryBytes = kQueries * kDim;
+  static constexpr int kStepBytes = kKeys * kDim;
+  static constexpr int kScales = kByKey ? kKeys : 4;  // loaded of a step; of 4 the first is used
+  static constexpr bool kSmall = false;
+  static constexpr int kBlocks = 1;
+  static constexpr int kThreads = 128 * kGroups + 128;
+  static constexpr int kLoadRegisters = 72;
+  static constexpr int kComputeRegisters = 216;
+  static constexpr int kSlots = 2;
+  static constexpr int kValueStages = kStages;
 };
 
 /// What a tile of queries has to do; `steps` below 0: there are no more tiles.
@@ -59,8 +95,16 @@ struct StepNotes {
   int32_t bias_from[kPieces];  // the first key that has one
 };
 
+/// Scales of the keys of steps, where numbers have 8 bits.
+template <typename Shape, bool kIsBytes = Shape::kIsBytes>
+struct KeyScales {
+  alignas(16) float of_step[Shape::kStages][Shape::kScales];
+};
 template <typename Shape>
-struct ForwardMemory {
+struct KeyScales<Shape, false> {};
+
+template <typename Shape>
+struct ForwardMemory : KeyScales<Shape> {
   // (panels, queries, 64), then O in the same places
   alignas(1024) char q[Shape::kSlots][Shape::kQueryBytes];
   alignas(1024) char k[Shape::kStages][Shape::kStepBytes];       // (panels, keys, 64)
@@ -71,6 +115,15 @@ struct ForwardMemory {
   TileNotes tiles[Shape::kSlots];
   StepNotes<Shape::kPieces> steps[Shape::kListed ? Shape::kStages : 1];
   volatile float held[4 * Shape::kGroups];  // by warps; written, never read
+};
+
+/// What makes 8-bit numbers values; see `EightBitOperands`.
+struct ForwardScales {
+  const float* q = nullptr;    // [batch, heads, q_len]
+  const float* k = nullptr;    // [batch, kv_heads, places]
+  const float* v = nullptr;    // [batch, kv_heads, dim]
+  const float* lse = nullptr;  // [batch, heads, q_len] to be added to lse, or null
+  int places = 0;
 };
 
 struct ForwardParams {
@@ -85,6 +138,7 @@ struct ForwardParams {
   float* lse;
   float scale_log2;  // sm_scale * log2(e)
   float inverse_scale;
+  ForwardScales scales;
 };
 
 /// Tensor maps of the copy engine, in the kernel's parameters.
@@ -283,7 +337,11 @@ struct Loader {
     ptx::wait(&memory.k_empty[slot], parity ^ 1);
     if (lane != 0) return;
     if constexpr (Shape::kListed) memory.steps[slot] = notes_of(step);
-    ptx::arrive_expect(full, Shape::kStepBytes);
+    if constexpr (Shape::kIsBytes) {
+      load_scales(step.spans[0].begin, slot);
+    } else {
+      ptx::arrive_expect(full, Shape::kStepBytes);
+    }
 #pragma unroll
     for (int piece = 0; piece < kPieces; ++piece) {
       const auto [map, begin] = place_of(step.spans[piece], maps.k, maps.more_k);
@@ -299,6 +357,16 @@ struct Loader {
     }
   }
 
+  /// Announces a step of keys, and loads their scales: as many as there are.
+  __device__ void load_scales(int begin, int slot) {
+    const int bytes = min(Shape::kScales, params.scales.places - begin) * 4;
+    ptx::arrive_expect(&memory.k_full[slot], Shape::kStepBytes + bytes);
+    const int64_t row =
+        static_cast<int64_t>(tile.item) * (params.heads / params.heads_per_kv) + kv_head;
+    ptx::bulk_load(memory.of_step[slot], params.scales.k + row * params.scales.places + begin,
+                   bytes, &memory.k_full[slot]);
+  }
+
   __device__ void load_v(const Step& step) {
     const auto [slot, parity] = v_place;
     v_place.next();
@@ -308,8 +376,11 @@ struct Loader {
 #pragma unroll
     for (int piece = 0; piece < kPieces; ++piece) {
       const auto [map, begin] = place_of(step.spans[piece], maps.v, maps.more_v);
-      tma::load(memory.v[slot] + piece * (Shape::kStepBytes / kPieces), *map,
-                {0, begin, 0, kv_head, tile.item}, &memory.v_full[slot], often);
+      // Transposed where numbers have 8 bits.
+      const tma::Corner at = Shape::kIsBytes ? tma::Corner{begin, 0, 0, kv_head, tile.item}
+                                             : tma::Corner{0, begin, 0, kv_head, tile.item};
+      tma::load(memory.v[slot] + piece * (Shape::kStepBytes / kPieces), *map, at,
+                &memory.v_full[slot], often);
     }
   }
 
@@ -319,7 +390,8 @@ struct Loader {
   };
   __device__ Place place_of(const KeySpan& span, const CUtensorMap& own,
                             const CUtensorMap& more) const {
-    if (!Shape::kListed || span.begin < params.more_begin) return {&own, span.begin};
+    if (!Shape::kListed || Shape::kIsBytes || span.begin < params.more_begin)
+      return {&own, span.begin};
     return {&more, span.begin - params.more_begin};
   }
 
@@ -337,11 +409,22 @@ struct Loader {
       ptx::arrive(full);
       return;
     }
-    ptx::arrive_expect(full, Shape::kQueryBytes);
+    ptx::arrive_expect(full, Shape::kLoadedQueryBytes);
     tma::load(memory.q[slot], maps.q, {0, notes.begin, 0, notes.head, notes.item}, full, once);
   }
 
+  /// All keys of the tile, ahead of those that come with values.
+  __device__ void load_all_keys() {
+#pragma unroll 1
+    for (int i = 0; i < tile.steps; ++i) {
+      load_k(step(i));
+      __syncwarp();
+    }
+    if constexpr (Shape::kListed) kept_next = kept_of(list, spans, 0);
+  }
+
   __device__ void load_tile() {
+    if constexpr (Shape::kTwice) load_all_keys();
     Step before = {};
 #pragma unroll 1
     for (int i = 0; i < tile.steps; ++i) {

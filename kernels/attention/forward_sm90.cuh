@@ -1,12 +1,10 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
-#include "kernels/attention/forward_loader_sm90.cuh"
-#include "kernels/attention/online_softmax.cuh"
-#include "kernels/common/fragment.cuh"
-#include "kernels/common/tma.cuh"
-#include "kernels/common/wgmma.cuh"
+#include "kernels/attention/forward_bytes_sm90.cuh"
+#include "kernels/attention/forward_tile_sm90.cuh"
 
 // The forward pass of softmax attention on compute capability 9.0a.
 //
@@ -20,32 +18,21 @@
 
 namespace fovea::kernels::sm90 {
 
-/// One of the computing warpgroups.
+/// One of the computing warpgroups, in 16-bit numbers.
 template <typename Shape, Type kType>
-struct Computer {
-  static constexpr int kPieces = Shape::kPieces;
+struct Computer : TileWorker<Shape, kType> {
+  using Base = TileWorker<Shape, kType>;
+  using Base::group, Base::k_place, Base::kPieces, Base::maps, Base::memory, Base::params,
+      Base::q_place, Base::release, Base::release_stored, Base::thread, Base::v_place;
 
-  const ForwardParams& params;
-  const ForwardMaps& maps;
-  ForwardMemory<Shape>& memory;
-  int group, thread;
   // Matrices of this warpgroup's queries, and of the first slots.
   wgmma::Matrix q = wgmma::k_major(ptx::shared_address(memory.q) + group * 64 * 128);
   wgmma::Matrix k = wgmma::k_major(ptx::shared_address(memory.k));
   wgmma::Matrix v = wgmma::n_major(ptx::shared_address(memory.v), Shape::kSpan * 128);
-  RingPlace<Shape::kStages> k_place = {};
-  RingPlace<Shape::kValueStages> v_place = {};
-  RingPlace<Shape::kSlots> q_place = {};
-  bool stores = false;  // of the tile before, from the other slot
   int lens = 0;  // of the spans whose weights P has, 8 bits each, where one is not full; or 0
   float o[Shape::kDim / 2];
   float s[Shape::kKeys / 2];
   uint32_t p[Shape::kKeys / 16][4];
-
-  /// One thread a warp says that it has read a slot.
-  __device__ void release(uint64_t* empty) const {
-    if (thread % 32 == 0) ptx::arrive(empty);
-  }
 
   /// S = Q Kᵀ of the ring's next step, as a group of its own.
   __device__ void start_logits() {
@@ -76,14 +63,6 @@ struct Computer {
     wgmma::commit();
   }
 
-  /// Keys from column `len` of a piece on count nothing.
-  __device__ void cut(int piece, int len) {
-#pragma unroll
-    for (int i = 0; i < Shape::kSpan / 2; ++i) {
-      if (fragment::column(thread, i) >= len) s[piece * (Shape::kSpan / 2) + i] = -INFINITY;
-    }
-  }
-
   /// What a step's notes ask for.
   __device__ void amend(const StepNotes<kPieces>& notes) {
 #pragma unroll
@@ -99,17 +78,8 @@ struct Computer {
           own[i] = biased(own[i], bias[key], params.inverse_scale);
         }
       }
-      if (notes.mask[piece] != 0) {
-        const int64_t row = static_cast<int64_t>(notes.mask[piece] - 1) * Shape::kQueries +
-                            group * 64 + fragment::first_row(thread);
-        const uint32_t* const words = params.lists.masks + row * kMaskWords + thread % 4;
-        const uint32_t seen[2] = {words[0], words[8 * kMaskWords]};
-#pragma unroll
-        for (int i = 0; i < kCount; ++i) {
-          if ((seen[i / 2 % 2] >> (i / 4 * 2 + i % 2) & 1) == 0) own[i] = -INFINITY;
-        }
-      }
-      if (len < Shape::kSpan) cut(piece, len);
+      if (notes.mask[piece] != 0) this->mask(thread, s, piece, notes.mask[piece]);
+      if (len < Shape::kSpan) this->cut(thread, s, piece, len);
       lens |= len << 8 * piece;
     }
   }
@@ -162,7 +132,7 @@ struct Computer {
       __syncwarp();  // all lanes have read the notes before one says so
     } else if (is_first) {
       const int len = params.kv_len - (params.kv_len - 1) / Shape::kKeys * Shape::kKeys;
-      if (len < Shape::kKeys) cut(0, len);
+      if (len < Shape::kKeys) this->cut(thread, s, 0, len);
     }
     release(&memory.k_empty[k_place.slot]);
     k_place.next();
@@ -230,77 +200,20 @@ struct Computer {
     } while (--steps > 0);
   }
 
-  /// Divides, writes O into the place of this warpgroup's queries, and from there away.
+  /// Divides and writes.
   __device__ void write(const TileNotes& tile, OnlineSoftmax& softmax) {
     softmax.join();
-    const int first = tile.begin + group * 64;
-    const int rows = min(64, tile.len - group * 64);  // below 1: none
-    const RowOrder& order = params.out_order;
-    const int32_t* const places =
-        order.rows == nullptr
-            ? nullptr
-            : order.rows + tile.item * order.batch_stride + tile.head * order.head_stride + first;
+    const int32_t* const places = this->places_of(tile);
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
       const float share = softmax.sum[row] == 0 ? 0 : 1 / softmax.sum[row];
 #pragma unroll
       for (int i = 2 * row; i < Shape::kDim / 2; i += 4) o[i] *= share, o[i + 1] *= share;
-      const int own = fragment::first_row(thread) + 8 * row;
-      if (params.lse != nullptr && thread % 4 == 0 && own < rows) {
-        const int64_t of_head = static_cast<int64_t>(tile.item) * params.heads + tile.head;
-        const int place = places == nullptr ? first + own : places[own];
-        params.lse[of_head * params.q_len + place] = softmax.lse(params.scale_log2, row);
+      if (this->writes_lse(tile, row)) {
+        this->write_lse(tile, places, row, softmax.lse(params.scale_log2, row));
       }
     }
-    char* const box = memory.q[q_place.slot] + group * 64 * 128;
-    fragment::store<kType>(o, ptx::shared_address(box), Shape::kQueries * 128, thread);
-    ptx::fence_async_proxy();
-    ptx::named_sync(1 + group, 128);
-    // The copy engine leaves out rows behind the end of the sequence, but not those of another
-    // tile, and knows no orders.
-    if (places == nullptr && (!Shape::kListed || rows == 64 || first + rows == params.q_len)) {
-      if (thread == 0 && rows > 0) {
-#pragma unroll
-        for (int panel = 0; panel < Shape::kPanels; ++panel) {
-          tma::store(maps.out, {0, first, panel, tile.head, tile.item},
-                     box + panel * Shape::kQueries * 128);
-        }
-        ptx::bulk_commit();
-      }
-    } else {
-      copy_rows(tile, places, box, rows);
-      ptx::named_sync(1 + group, 128);
-    }
-    stores = true;
-    if constexpr (Shape::kSlots == 1) release_stored();
-    q_place.next();
-  }
-
-  /// The slot of the queries whose O was written last is free when that has been read. Where there
-  /// is another slot this is asked in the middle of the next tile, when it has.
-  __device__ void release_stored() {
-    if (!stores) return;
-    stores = false;
-    if (thread != 0) return;
-    ptx::bulk_wait_read<0>();
-    ptx::arrive(&memory.q_empty[q_place.slot ^ (Shape::kSlots - 1)]);
-  }
-
-  /// The first rows of `box` to their places, 16 bytes at a time.
-  __device__ void copy_rows(const TileNotes& tile, const int32_t* places, const char* box,
-                            int rows) const {
-    const MutableHeadRows& out = params.out;
-    char* const head = static_cast<char*>(out.data) +
-                       2 * (tile.item * out.batch_stride + tile.head * out.head_stride);
-    constexpr int kUnits = Shape::kDim / 8;  // of 8 columns
-    for (int i = thread; i < rows * kUnits; i += 128) {
-      const int row = i / kUnits, unit = i % kUnits;
-      const char* from =
-          box + unit / 8 * Shape::kQueries * 128 + row * 128 + ((unit % 8 ^ row % 8) * 16);
-      const int64_t place = places == nullptr ? tile.begin + group * 64 + row : places[row];
-      *reinterpret_cast<uint4*>(head + 2 * place * out.row_stride + unit * 16) =
-          *reinterpret_cast<const uint4*>(from);
-    }
+    this->store(tile, places, o);
   }
 
   __device__ void compute_all() {
@@ -356,7 +269,9 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     if (thread / 32 % 4 == 0) Loader<Shape>{params, maps, memory, thread % 32}.load_all();
   } else {
     if constexpr (!Shape::kSmall) ptx::take_registers<Shape::kComputeRegisters>();
-    Computer<Shape, kType>{params, maps, memory, warpgroup, thread % 128}.compute_all();
+    using Worker =
+        std::conditional_t<Shape::kIsBytes, BytesComputer<Shape, kType>, Computer<Shape, kType>>;
+    Worker{{params, maps, memory, warpgroup, thread % 128}}.compute_all();
   }
 #endif
 }

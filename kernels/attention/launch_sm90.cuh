@@ -11,6 +11,8 @@
 
 namespace fovea::kernels::sm90 {
 
+constexpr Status kTooManyTiles = {StatusCode::unsupported, "more than 2^31 tiles of queries"};
+
 /// What one copy brings of a head: rows, and panels of 64 columns.
 struct Box {
   int rows, panels;
@@ -82,25 +84,32 @@ inline ForwardParams params_of(const CudaAttentionArgs& args, int64_t tiles) {
   return params;
 }
 
+/// Tiles of queries of a head.
+template <typename Shape>
+int64_t tiles_of(const CudaAttentionArgs& args) {
+  return Shape::kListed ? args.lists.tiles_per_map
+                        : (args.q_len + Shape::kQueries - 1) / Shape::kQueries;
+}
+
 template <typename Shape, Type kType>
-Status launch(const CudaAttentionArgs& args, CudaTarget target) {
-  ForwardMaps maps;
-  if (const Status status = maps_for<Shape>(args, &maps); !status.ok()) return status;
-  const int64_t tiles = Shape::kListed ? args.lists.tiles_per_map
-                                       : (args.q_len + Shape::kQueries - 1) / Shape::kQueries;
-  const int64_t num_tiles = tiles * args.heads * args.batch;
-  if (num_tiles > std::numeric_limits<int32_t>::max()) {
-    return {StatusCode::unsupported, "more than 2^31 tiles of queries"};
-  }
-  const ForwardParams params = params_of(args, tiles);
+Status start(const ForwardMaps& maps, const ForwardParams& params, CudaTarget target) {
   constexpr int kBytes = sizeof(ForwardMemory<Shape>);
   // A multiprocessor has 228 KiB, of which each block takes one more.
   static_assert(Shape::kBlocks * (kBytes + 1024) <= 228 * 1024, "fewer blocks would run at a time");
   unsigned blocks = 0;
-  const Status status = resident_blocks(target.device, Shape::kBlocks, num_tiles, &blocks);
+  const Status status = resident_blocks(target.device, Shape::kBlocks, params.num_tiles, &blocks);
   if (!status.ok()) return status;
   return launch_kernel(forward_kernel<Shape, kType>,
                        {blocks, Shape::kThreads, kBytes, target.stream}, maps, params);
+}
+
+template <typename Shape, Type kType>
+Status launch(const CudaAttentionArgs& args, CudaTarget target) {
+  ForwardMaps maps;
+  if (const Status status = maps_for<Shape>(args, &maps); !status.ok()) return status;
+  const int64_t tiles = tiles_of<Shape>(args);
+  if (tiles * args.heads * args.batch > std::numeric_limits<int32_t>::max()) return kTooManyTiles;
+  return start<Shape, kType>(maps, params_of(args, tiles), target);
 }
 
 }  // namespace fovea::kernels::sm90

@@ -26,6 +26,11 @@ __device__ inline void pin(float (&c)[kCount]) {
 #pragma unroll
   for (float& x : c) ptx::opaque(x);
 }
+template <int kCount>
+__device__ inline void pin(int32_t (&c)[kCount]) {
+#pragma unroll
+  for (int32_t& x : c) asm volatile("" : "+r"(x)::"memory");
+}
 
 /// One whose rows along K are contiguous. Its pattern begins at a multiple of 1024; a step along K
 /// is `kStepBytes` further, and 64 16-bit numbers further begins another such matrix.

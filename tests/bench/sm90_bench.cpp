@@ -22,6 +22,8 @@
 
 #include "core/timing.h"
 #include "kernels/attention/block_sparse_backward_cuda.h"
+#include "kernels/attention/eight_bit_cuda.h"
+#include "kernels/attention/quantize_bytes.h"
 
 namespace {
 
@@ -109,6 +111,86 @@ struct Lists {
   }
 };
 
+void report(const Status& status) {
+  if (!status.ok()) std::printf("FAILED: %s\n", status.message);
+}
+
+// Random operands in 8-bit numbers.
+struct EightBit {
+  at::Tensor q, k, v, q_scale, k_scale, v_scale;
+  at::Tensor k_largest, k_mean, v_largest, sums, lse_more, offsets, fault;
+  ByteFormat format;
+
+  EightBit(const Case& c, ByteFormat of, at::Device device) : format(of) {
+    const auto floats = at::TensorOptions().device(device).dtype(at::kFloat);
+    const int64_t places = byte_places(c.len);
+    const auto bytes = [&](std::vector<int64_t> sizes, bool integers) {
+      const at::Tensor x = at::randn(sizes, floats.dtype(at::kHalf));
+      return integers ? x.mul(32).clamp(-127, 127).to(at::kChar) : x.mul(64).to(at::kFloat8_e4m3fn);
+    };
+    const bool integers = of == ByteFormat::int8;
+    q = bytes({c.batch, c.heads, c.len, c.dim}, integers);
+    k = bytes({c.batch, c.heads, c.len, c.dim}, integers);
+    v = bytes({c.batch, c.heads, c.dim, places}, false);
+    q_scale = at::full({c.batch, c.heads, c.len}, integers ? 1.0 / 32 : 1.0 / 64, floats);
+    k_scale = at::full({c.batch, c.heads, places}, integers ? 1.0 / 32 : 1.0 / 64, floats);
+    v_scale = at::full({c.batch, c.heads, c.dim}, 1.0 / 64, floats);
+    k_largest = at::empty_like(v_scale), v_largest = at::empty_like(v_scale);
+    k_mean = at::empty_like(v_scale), lse_more = at::empty_like(q_scale);
+    sums = at::empty({c.batch, c.heads, column_chunks(c.len), c.dim + 1}, floats);
+    const auto ints = floats.dtype(at::kInt);
+    offsets = at::arange((c.len + 127) / 128 + 1, ints).mul(128).clamp_max(c.len);
+    fault = at::zeros({1}, ints);
+  }
+
+  EightBitOperands operands() const {
+    EightBitOperands out;
+    out.format = format;
+    out.q = q.const_data_ptr(), out.k = k.const_data_ptr(), out.v = v.const_data_ptr();
+    out.q_scale = q_scale.const_data_ptr<float>();
+    out.k_scale = k_scale.const_data_ptr<float>();
+    out.v_scale = v_scale.const_data_ptr<float>();
+    return out;
+  }
+  // The same of bf16 tensors: rows by blocks of 128, keys without their mean, values by channel.
+  void quantize(const at::Tensor& q_from, const at::Tensor& k_from,
+                const at::Tensor& v_from) const {
+    const auto from = [&](const at::Tensor& x) {
+      BytesFrom out;
+      out.x = view(x);
+      out.batch = x.size(0), out.heads = out.in_heads = x.size(1);
+      out.len = out.in_rows = x.size(2), out.dim = x.size(3);
+      out.fault = fault.mutable_data_ptr<int32_t>();
+      return out;
+    };
+    ColumnStatsArgs stats;
+    stats.from = from(k_from);
+    stats.largest = k_largest.mutable_data_ptr<float>();
+    stats.mean = k_mean.mutable_data_ptr<float>(), stats.sums = sums.mutable_data_ptr<float>();
+    report(column_stats_cuda(stats, {}));
+    stats.from = from(v_from), stats.mean = nullptr;
+    stats.largest = v_largest.mutable_data_ptr<float>();
+    report(column_stats_cuda(stats, {}));
+    ByteRowsArgs rows;
+    rows.format = format;
+    rows.offsets = offsets.const_data_ptr<int32_t>(), rows.num_pieces = offsets.size(0) - 1;
+    rows.mean = k_mean.const_data_ptr<float>(), rows.mean_heads = k_from.size(1);
+    rows.from = from(k_from), rows.out = k.mutable_data_ptr();
+    rows.scale = k_scale.mutable_data_ptr<float>(), rows.scale_len = k_scale.size(2);
+    report(byte_rows_cuda(rows, {}));
+    rows.dot = lse_more.mutable_data_ptr<float>();
+    rows.from = from(q_from), rows.out = q.mutable_data_ptr();
+    rows.scale = q_scale.mutable_data_ptr<float>(), rows.scale_len = q_scale.size(2);
+    report(byte_rows_cuda(rows, {}));
+    ByteColumnsArgs columns;
+    columns.from = from(v_from), columns.largest = v_largest.const_data_ptr<float>();
+    columns.out = v.mutable_data_ptr(), columns.scale = v_scale.mutable_data_ptr<float>();
+    report(byte_columns_cuda(columns, {}));
+  }
+
+  std::string name() const { return format == ByteFormat::int8 ? "8-bit int8" : "8-bit e4m3"; }
+};
+
 // TFLOP/s of each, in this order and in the opposite one.
 std::vector<std::vector<double>> rates_of(const std::vector<Contestant>& contestants,
                                           const at::Tensor& out, double duration) {
@@ -128,7 +210,7 @@ void print(const Case& c, const std::vector<Contestant>& contestants,
            const std::vector<std::vector<double>>& rates) {
   const double baseline = (rates[0][0] + rates[0][1]) / 2;
   for (size_t i = 0; i < contestants.size(); ++i) {
-    std::printf("%lld x %lld x %lld x %lld | %-22s | %6.1f %6.1f | %.3f\n",
+    std::printf("%lld x %lld x %lld x %lld | %-44s | %6.1f %6.1f | %.3f\n",
                 static_cast<long long>(c.batch), static_cast<long long>(c.heads),
                 static_cast<long long>(c.len), static_cast<long long>(c.dim),
                 contestants[i].name.c_str(), rates[i][0], rates[i][1],
@@ -136,10 +218,12 @@ void print(const Case& c, const std::vector<Contestant>& contestants,
   }
 }
 
+using Kernel = Status (*)(const CudaAttentionArgs& args, CudaTarget target);
+
 struct Wish {
   double duration = 0.4;
   std::string only = {};
-  Status (*kernel)(const CudaAttentionArgs& args, CudaTarget target) = block_sparse_sm90;
+  Kernel kernel = block_sparse_sm90;
   Status (*backward)(const CudaAttentionBackwardArgs& args,
                      CudaTarget target) = block_sparse_backward_sm90;
 };
@@ -187,39 +271,82 @@ double apart(const at::Tensor& x, const at::Tensor& exact) {
          exact.to(at::kFloat).norm().item<double>();
 }
 
-void measure(const Case& c, const Wish& wish) {
-  const Tensors tensors(c);
-  const auto& [q, k, v, out, args] = tensors;
-  const auto run = [kernel = wish.kernel](const CudaAttentionArgs& a) {
-    const Status status = kernel(a, {});
-    if (!status.ok()) std::printf("FAILED: %s\n", status.message);
-  };
-  const double products = 2 * product_of(c);
-  std::vector<Contestant> contestants;
-  contestants.push_back(
-      {"cuDNN", products, [&] { at::_scaled_dot_product_cudnn_attention(q, k, v, {}, false); }});
-  contestants.push_back(
-      {"flash", products, [&] { at::_scaled_dot_product_flash_attention(q, k, v); }});
-  contestants.push_back({"dense", products, [&] { run(args); }});
-  std::vector<Lists> lists;
-  lists.reserve(c.maps.size());
-  for (const Sparse& map : c.maps) {
-    const Lists& own = lists.emplace_back(c, map, q.device());
-    CudaAttentionArgs listed = args;
-    listed.tile = own.tile;
-    listed.next_tile = own.next_tile.mutable_data_ptr<int32_t>();
-    listed.lists = own.view();
-    contestants.push_back({name_of(map), products * own.density, [run, listed] { run(listed); }});
+// What runs on the operands of a case.
+struct Field {
+  const Case& c;
+  const Tensors& tensors;
+  Kernel kernel;
+  double products = 2 * product_of(c);  // of dense attention
+  std::vector<EightBit> eight_bit = {};
+  std::vector<Lists> lists = {};
+  std::vector<Contestant> contestants = {};
+
+  void add(const std::string& name, const CudaAttentionArgs& a, double density) {
+    contestants.push_back(
+        {name, products * density, [kernel = kernel, a] { report(kernel(a, {})); }});
   }
-  if (!lists.empty()) {  // with thousands of pairs of blocks in the place of products
+  void add_eight_bit(const std::string& what, const CudaAttentionArgs& a, double density) {
+    for (const EightBit& own : eight_bit) {
+      for (const bool online : {true, false}) {
+        EightBitOperands operands = own.operands();
+        operands.online = online;
+        contestants.push_back(
+            {own.name() + (online ? " online" : " twice") + what, products * density,
+             [a, operands] { report(eight_bit_attention_sm90(a, operands, {})); }});
+        contestants.push_back({own.name() + (online ? " online" : " twice") + " quantized" + what,
+                               products * density, [this, a, operands, &own] {
+                                 own.quantize(tensors.q, tensors.k, tensors.v);
+                                 report(eight_bit_attention_sm90(a, operands, {}));
+                               }});
+      }
+    }
+  }
+
+  void add_dense(at::Device device) {
+    if (c.dim == 128 && kernel == block_sparse_sm90) {
+      eight_bit.reserve(2);
+      for (const ByteFormat format : {ByteFormat::e4m3, ByteFormat::int8}) {
+        eight_bit.emplace_back(c, format, device);
+      }
+    }
+    add("dense", tensors.args, 1);
+    add_eight_bit(", dense", tensors.args, 1);
+  }
+
+  void add_lists(at::Device device) {
+    lists.reserve(c.maps.size());
+    for (const Sparse& map : c.maps) {
+      const Lists& own = lists.emplace_back(c, map, device);
+      CudaAttentionArgs listed = tensors.args;
+      listed.tile = own.tile;
+      listed.next_tile = own.next_tile.mutable_data_ptr<int32_t>();
+      listed.lists = own.view();
+      add(name_of(map), listed, own.density);
+      if (own.tile == kEightBitTile) add_eight_bit(", " + name_of(map), listed, own.density);
+    }
+    if (lists.empty()) return;  // with thousands of pairs of blocks in the place of products
     const Lists& own = lists.back();
     contestants.push_back({"lists, 1e9 pairs / s", 1e3 * static_cast<double>(own.classes.numel()),
                            [&own] { own.make(); }});
   }
+};
+
+void measure(const Case& c, const Wish& wish) {
+  const Tensors tensors(c);
+  const auto& [q, k, v, out, args] = tensors;
+  Field field{c, tensors, wish.kernel};
+  std::vector<Contestant>& contestants = field.contestants;
+  const double products = field.products;
+  contestants.push_back(
+      {"cuDNN", products, [&] { at::_scaled_dot_product_cudnn_attention(q, k, v, {}, false); }});
+  contestants.push_back(
+      {"flash", products, [&] { at::_scaled_dot_product_flash_attention(q, k, v); }});
+  field.add_dense(q.device());
+  field.add_lists(q.device());
   take_only(wish, contestants);
   if (contestants.empty()) return;
   const std::vector<std::vector<double>> rates = rates_of(contestants, out, wish.duration);
-  run(args);
+  report(wish.kernel(args, {}));
   const auto exact = std::get<0>(at::_scaled_dot_product_cudnn_attention(q, k, v, {}, false));
   print(c, contestants, rates);
   std::printf("dense - cuDNN, relative: %.1e\n", apart(out, exact));
@@ -261,13 +388,10 @@ void measure_backward(const Case& c, const Wish& wish) {
   };
   Gradients gradients(tensors);
   const CudaAttentionBackwardArgs args = gradients.args(forward, grad_out);
-  const auto tell = [](const Status& status) {
-    if (!status.ok()) std::printf("FAILED: %s\n", status.message);
-  };
   const double products = 5 * product_of(c);
   std::vector<Contestant> contestants = {
       {"cuDNN backward", products, [&] { cudnn(); }},
-      {"dense backward", products, [&] { tell(wish.backward(args, {})); }}};
+      {"dense backward", products, [&] { report(wish.backward(args, {})); }}};
   std::vector<Lists> rows, columns;
   rows.reserve(c.maps.size()), columns.reserve(c.maps.size());
   for (const Sparse& map : c.maps) {
@@ -278,13 +402,13 @@ void measure_backward(const Case& c, const Wish& wish) {
     listed.column_tile = turned.tile, listed.columns = turned.view();
     // Of other keys' weights, but as many products.
     contestants.push_back({name_of(map) + ", backward", products * own.density,
-                           [&tell, &wish, listed] { tell(wish.backward(listed, {})); }});
+                           [&wish, listed] { report(wish.backward(listed, {})); }});
   }
   take_only(wish, contestants);
   if (contestants.empty()) return;
-  tell(wish.kernel(args.forward, {}));
+  report(wish.kernel(args.forward, {}));
   print(c, contestants, rates_of(contestants, out, wish.duration));
-  tell(wish.backward(args, {}));
+  report(wish.backward(args, {}));
   const auto exact = cudnn();
   std::printf("dense - cuDNN backward, relative: q %.1e, k %.1e, v %.1e\n",
               apart(gradients.q, std::get<0>(exact)), apart(gradients.k, std::get<1>(exact)),

@@ -26,6 +26,7 @@ struct AttentionProblem {
   bool rows_first = false;
   std::optional<double> density = std::nullopt;  ///< random blocks; else all keys
   int64_t block_q = 128, block_kv = 128;         ///< 0: of any size
+  int64_t cut_unit = 1;                          ///< of which blocks of any size begin at multiples
   int64_t more_keys = 0;                         ///< in blocks of 50 keys
   int64_t more_gap = 0;                          ///< positions between kv_len and the first of them
   bool masks = false;                            ///< a third of the spans have random pair masks
@@ -117,8 +118,8 @@ struct Blocks {
     const int64_t own = nk;
     if (p.more_keys > 0) nk += 1 + (p.more_keys + 49) / 50;
     for (int64_t map = 0; map < maps; ++map) {
-      append(q_offsets, nq, p.block_q, p.q_len, random);
-      append(kv_offsets, own, p.block_kv, p.kv_len, random);
+      append(q_offsets, nq, {p.block_q, p.cut_unit}, p.q_len, random);
+      append(kv_offsets, own, {p.block_kv, p.cut_unit}, p.kv_len, random);
       for (int64_t key = 0; key < p.more_keys; key += 50) {
         kv_offsets.push_back(static_cast<int32_t>(p.more_begin() + key));
       }
@@ -143,12 +144,15 @@ struct Blocks {
     if (p.masks) add_masks(random);
   }
 
-  static void append(std::vector<int32_t>& out, int64_t blocks, int64_t size, int64_t len,
+  struct Cuts {
+    int64_t size, unit;
+  };
+  static void append(std::vector<int32_t>& out, int64_t blocks, Cuts of, int64_t len,
                      std::mt19937& random) {
     std::vector<int32_t> cuts;
     for (int64_t i = 1; i < blocks; ++i) {
-      const int64_t at = size > 0 ? i * size : static_cast<int64_t>(random() % (len + 1));
-      cuts.push_back(static_cast<int32_t>(at));
+      const int64_t at = of.size > 0 ? i * of.size : static_cast<int64_t>(random() % (len + 1));
+      cuts.push_back(static_cast<int32_t>(at / of.unit * of.unit));
     }
     std::sort(cuts.begin(), cuts.end());
     out.push_back(0);

@@ -3,16 +3,25 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <ostream>
 #include <vector>
 
 #include "core/attention/executors/cuda.h"
 #include "core/check.h"
 #include "kernels/attention/backward_check.h"
 #include "kernels/common/half.h"
+#include "tests/support/emulated_bytes.h"
 
 // What `CudaAttentionArgs` and `CudaAttentionBackwardArgs` say, number by number on the CPU in
 // fp64, as a backend: executors of GPUs run with tensors on the CPU then. Looks at what the kernels
 // take for granted.
+
+namespace fovea {
+
+// Found by GoogleTest, which otherwise prints an address.
+inline void PrintTo(const CudaBackend* backend, std::ostream* out) { *out << backend->name; }
+
+}  // namespace fovea
 
 namespace fovea::test {
 
@@ -377,7 +386,8 @@ inline const CudaBackend& emulated_backend() {
                                            &emulated_tile,
                                            &run_emulated,
                                            {&why_no_emulated_gradients, &emulated_column_tile,
-                                            &emulated_workspace_bytes, &run_backward_emulated}};
+                                            &emulated_workspace_bytes, &run_backward_emulated},
+                                           &run_emulated_bytes};
   return kBackend;
 }
 

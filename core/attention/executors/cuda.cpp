@@ -10,6 +10,7 @@
 
 #include "core/attention/block_pool.h"
 #include "core/attention/executors/block_linear.h"
+#include "core/attention/executors/cuda_bytes.h"
 #include "core/attention/executors/cuda_gradients.h"
 #include "core/attention/executors/cuda_keys.h"
 #include "core/attention/executors/cuda_linear.h"
@@ -19,7 +20,6 @@
 #include "core/ops/gather_rows.h"
 #include "core/ops/product.h"
 #include "core/ops/widened.h"
-#include "kernels/common/capability.h"
 
 namespace fovea {
 namespace {
@@ -82,9 +82,16 @@ Partial nothing_seen(const SoftmaxBranch& branch, const AttentionCall& call) {
   return out;
 }
 
-std::optional<std::string> why_not_softmax(const SoftmaxBranch& branch) {
-  if (!branch.precision.is_storage()) {
-    return "computes in bf16 or fp16, the plan asks for " + branch.precision.describe();
+bool is_bytes(const SoftmaxBranch& branch) { return !branch.precision.is_storage(); }
+
+std::optional<std::string> why_not_softmax(const SoftmaxBranch& branch, const CudaBackend& backend,
+                                           const AttentionCall& call) {
+  if (is_bytes(branch)) {
+    if (backend.run_bytes == nullptr) {
+      return "computes in bf16 or fp16, the plan asks for " + branch.precision.describe();
+    }
+    if (const auto reason = why_not_bytes(branch.precision, call)) return reason;
+    if (wants_gradient(branch, call)) return "gives no gradients in 8-bit numbers";
   }
   if (branch.selection.summaries.size() > kernels::kMaxSummaries) {
     return str("takes up to ", kernels::kMaxSummaries, " summaries");
@@ -94,90 +101,12 @@ std::optional<std::string> why_not_softmax(const SoftmaxBranch& branch) {
 
 }  // namespace
 
-#if FOVEA_HAS_CUDA
-namespace {
-
-std::optional<std::string> why_not_channels(const AttentionCall& call,
-                                            const std::vector<int64_t>& known) {
-  const int64_t channels = call.q.size(3);
-  if (std::find(known.begin(), known.end(), channels) != known.end()) return std::nullopt;
-  return fovea::str("takes ", at::IntArrayRef(known), " channels a head, not ", channels);
-}
-
-std::string capability_of(const AttentionCall& call) {
-  const int capability = kernels::compute_capability(call.q.device().index());
-  return str(capability / 10, ".", capability % 10);
-}
-
-std::optional<std::string> why_not_sm90(const AttentionCall& call) {
-  if (!call.q.is_cuda()) return "runs on NVIDIA GPUs of compute capability 9.0";
-  if (kernels::compute_capability(call.q.device().index()) != 90) {
-    return "runs on compute capability 9.0, this GPU has " + capability_of(call);
-  }
-  return why_not_channels(call, {64, 128});
-}
-
-std::optional<std::string> why_not_sm80(const AttentionCall& call) {
-  if (!call.q.is_cuda()) return "runs on NVIDIA GPUs of compute capability 8.0 and newer";
-  if (kernels::compute_capability(call.q.device().index()) < 80) {
-    return "runs on compute capability 8.0 and newer, this GPU has " + capability_of(call);
-  }
-  return why_not_channels(call, {32, 64, 96, 128, 256});
-}
-
-std::optional<std::string> why_no_kernel_gradients(const AttentionCall& call) {
-  const int64_t channels = call.q.size(3);
-  if (channels == 64 || channels == 128) return std::nullopt;
-  return fovea::str("gives gradients of 64 or 128 channels a head, not of ", channels);
-}
-
-}  // namespace
-
-const CudaBackend& sm90_backend() {
-  static constexpr CudaBackend kBackend = {
-      "cuda_sm90",
-      &why_not_sm90,
-      &kernels::sm90_tile,
-      &kernels::block_sparse_sm90,
-      {&why_no_kernel_gradients, &kernels::sm90_column_tile,
-       &kernels::attention_backward_workspace_bytes, &kernels::block_sparse_backward_sm90}};
-  return kBackend;
-}
-
-const CudaBackend& sm80_backend() {
-  static constexpr CudaBackend kBackend = {
-      "cuda_sm80",
-      &why_not_sm80,
-      &kernels::sm80_tile,
-      &kernels::block_sparse_sm80,
-      {&why_no_kernel_gradients, &kernels::sm90_column_tile,
-       &kernels::attention_backward_workspace_bytes, &kernels::block_sparse_backward_sm80}};
-  return kBackend;
-}
-#endif
-
-const at::Tensor& FaultWord::begin(at::Device device) {
-  if (!word_.defined() || word_.device() != device) {
-    word_ = at::zeros({1}, at::device(device).dtype(at::kInt));
-    host_ = at::zeros({1}, at::device(at::kCPU).dtype(at::kInt).pinned_memory(device.is_cuda()));
-  }
-  if (*host_.const_data_ptr<int32_t>() != 0) {
-    word_.zero_();
-    host_.zero_();
-    throw Error(ErrorCode::bad_data, "attention",
-                "a plan of an earlier call had blocks that descend or lie outside of the sequence, "
-                "unknown classes, or rows that are not there");
-  }
-  return word_;
-}
-
-void FaultWord::send() { host_.copy_(word_, /*non_blocking=*/true); }
-
 // What of a softmax branch can be made ready.
 struct CudaExecutor::Softmax {
   at::Tensor q_rows, kv_rows;  // int32, the latter of the call's own keys; undefined: as they are
   at::Tensor out_rows;         // q_rows, all of them rows that are there
   BlockAxis q_blocks, kv_blocks;
+  std::optional<PaddedKeys> padded;  // of kv_blocks, kv_rows has its order then
   kernels::AttentionTile tile;
   bool is_trimmed = false;  // padding is at the end of blocks, which it shortens
   bool is_hidden = false;   // padding is hidden key by key
@@ -185,12 +114,13 @@ struct CudaExecutor::Softmax {
   std::optional<DeviceLists> lists, columns;
 
   ListsOf of(const SoftmaxBranch& branch, const AttentionCall& call) const {
+    const int64_t keys = branch.keys ? branch.keys->k.size(2) : call.k.size(2);
     return {call,
             branch.selection,
             q_blocks,
-            kv_blocks,
-            branch.keys ? branch.keys->k.size(2) : call.k.size(2),
-            at::Tensor(),
+            padded ? padded->blocks : kv_blocks,
+            padded && keys > 0 ? padded->len : keys,
+            padded ? padded->valid : at::Tensor(),
             q_rows,
             kv_rows};
   }
@@ -207,6 +137,7 @@ struct CudaExecutor::Inputs {
   int64_t more_begin = 0;
   at::Tensor key_bias;  // fp32 [batch or 1, heads or 1, keys from bias_begin on], or undefined
   int64_t bias_begin = 0;
+  std::optional<ByteOperands> bytes;  // instead of q, k and v
 
   void take_given(const SoftmaxBranch& branch, const AttentionCall& call) {
     const GivenKeys& keys = *branch.keys;
@@ -220,9 +151,12 @@ struct CudaExecutor::Inputs {
                 const at::Tensor& fault);
   void add_summaries(const SoftmaxBranch& branch, const AttentionCall& call, const at::Tensor& rows,
                      const at::Tensor& fault);
+  // The call's own in 8-bit numbers.
+  void take_bytes(const Softmax& softmax, const SoftmaxBranch& branch, const AttentionCall& call,
+                  const at::Tensor& fault);
   bool has_more() const { return more_k.defined() && more_k.size(2) > 0; }
   // All but results and lists; as they point to it, aligned.
-  kernels::CudaAttentionArgs align(const AttentionCall& call);
+  kernels::CudaAttentionArgs align(const AttentionCall& call, int64_t kv_len);
 };
 
 void CudaExecutor::Inputs::take_own(const Softmax& softmax, const SoftmaxBranch& branch,
@@ -248,6 +182,22 @@ void CudaExecutor::Inputs::take_own(const Softmax& softmax, const SoftmaxBranch&
   key_bias =
       bias_of_keys(call.bias, softmax.kv_rows, softmax.is_hidden ? rows : at::Tensor(), call);
   if (!branch.selection.summaries.empty()) add_summaries(branch, call, rows, fault);
+}
+
+void CudaExecutor::Inputs::take_bytes(const Softmax& softmax, const SoftmaxBranch& branch,
+                                      const AttentionCall& call, const at::Tensor& fault) {
+  const auto without_padding = [](const at::Tensor& rows, const TokenLayout& layout) {
+    return has_padding(layout) ? rows_without_padding(rows, layout) : rows;
+  };
+  const at::Tensor rows = without_padding(softmax.kv_rows, call.kv_layout);
+  key_bias =
+      bias_of_keys(call.bias, softmax.kv_rows, softmax.is_hidden ? rows : at::Tensor(), call);
+  const bool is_listed = softmax.lists || softmax.is_trimmed || key_bias.defined();
+  bytes = make_byte_operands(
+      {call, branch.precision, softmax.q_blocks,
+       softmax.padded ? softmax.padded->blocks : softmax.kv_blocks,
+       without_padding(softmax.q_rows, call.q_layout), rows, is_listed, scale_of(call)},
+      fault);
 }
 
 void CudaExecutor::Inputs::add_summaries(const SoftmaxBranch& branch, const AttentionCall& call,
@@ -300,7 +250,7 @@ std::optional<std::string> CudaExecutor::why_not(const AttentionPlan& plan,
   if (!(scale_of(call) > 0)) return "takes scales above 0";
   for (const Branch& branch : plan.branches) {
     if (const auto* softmax = std::get_if<SoftmaxBranch>(&branch.kind)) {
-      if (const auto reason = why_not_softmax(*softmax)) return reason;
+      if (const auto reason = why_not_softmax(*softmax, backend_, call)) return reason;
     } else if (const auto* linear = std::get_if<LinearBranch>(&branch.kind)) {
       if (const auto reason = why_not_linear_on_device(plan, *linear, call)) return reason;
     }
@@ -312,7 +262,7 @@ std::shared_ptr<const CudaExecutor::Softmax> CudaExecutor::lower_softmax(
     const AttentionPlan& plan, const SoftmaxBranch& branch, const AttentionCall& call) const {
   const Selection& selection = branch.selection;
   const at::Device device = call.q.device();
-  const bool in_order = has_positions(selection);
+  const bool in_order = has_positions(selection) || has_block_scales(branch.precision);
   auto out = std::make_shared<Softmax>();
   if (in_order) {
     out->q_rows = rows_of(plan.q_order, call.q_layout, device);
@@ -321,10 +271,17 @@ std::shared_ptr<const CudaExecutor::Softmax> CudaExecutor::lower_softmax(
   if (selection.classes.defined()) {
     out->q_blocks = selection.q_blocks, out->kv_blocks = selection.kv_blocks;
   } else if (in_order) {
-    out->q_blocks = default_blocks(call.q_layout), out->kv_blocks = default_blocks(call.kv_layout);
+    // Scales may be of blocks that nothing else asks for.
+    const bool has_q = selection.q_blocks.num_blocks() > 0;
+    const bool has_kv = selection.kv_blocks.num_blocks() > 0;
+    out->q_blocks = has_q ? selection.q_blocks : default_blocks(call.q_layout);
+    out->kv_blocks = has_kv ? selection.kv_blocks : default_blocks(call.kv_layout);
   } else {
+    const bool is_whole = is_bytes(branch) && !has_padding(call.kv_layout);
     out->q_blocks = whole(call.q.size(2));
-    out->kv_blocks = branch.keys ? whole(branch.keys->k.size(2)) : whole_segments(call.kv_layout);
+    out->kv_blocks = branch.keys ? whole(branch.keys->k.size(2))
+                     : is_whole  ? whole(call.k.size(2))
+                                 : whole_segments(call.kv_layout);
   }
   if (!branch.keys && has_padding(call.kv_layout)) {
     const TokenOrder order = in_order ? plan.kv_order : TokenOrder();
@@ -332,9 +289,13 @@ std::shared_ptr<const CudaExecutor::Softmax> CudaExecutor::lower_softmax(
         selection.predicates.empty() && keeps_padding_last(order, out->kv_blocks, call.kv_layout);
     out->is_hidden = !out->is_trimmed;
   }
+  if (is_bytes(branch)) {
+    out->padded = pad_blocks(out->kv_blocks, out->kv_rows, call);
+    if (out->padded) out->kv_rows = out->padded->rows;
+  }
   const ListsOf of = out->of(branch, call);
-  out->tile = tile_of(of, backend_.tile);
-  if (in_order && !out->is_trimmed && of.kv_len > 0) {
+  out->tile = is_bytes(branch) ? kernels::kEightBitTile : tile_of(of, backend_.tile);
+  if ((in_order || out->padded) && !out->is_trimmed && of.kv_len > 0) {
     out->lists = make_lists(of, out->tile, fault_.begin(device));
     if (!selection.predicates.empty()) cut_pairs(of, *out->lists);
     if (wants_gradient(branch, call)) {
@@ -361,12 +322,15 @@ std::shared_ptr<const LoweredPlan> CudaExecutor::lower(const AttentionPlan& plan
   return out;
 }
 
-kernels::CudaAttentionArgs CudaExecutor::Inputs::align(const AttentionCall& call) {
-  for (at::Tensor* x : {&q, &k, &v}) *x = ops::with_aligned_rows(*x);
+kernels::CudaAttentionArgs CudaExecutor::Inputs::align(const AttentionCall& call, int64_t kv_len) {
   kernels::CudaAttentionArgs args;
-  args.batch = q.size(0), args.heads = q.size(1), args.kv_heads = k.size(1);
-  args.q_len = q.size(2), args.kv_len = k.size(2), args.dim = q.size(3);
-  args.q = view_of(q), args.k = view_of(k), args.v = view_of(v);
+  args.batch = call.q.size(0), args.heads = call.q.size(1), args.q_len = call.q.size(2);
+  args.dim = call.q.size(3), args.kv_len = kv_len;
+  args.kv_heads = (bytes ? bytes->k : k).size(1);
+  if (!bytes) {
+    for (at::Tensor* x : {&q, &k, &v}) *x = ops::with_aligned_rows(*x);
+    args.q = view_of(q), args.k = view_of(k), args.v = view_of(v);
+  }
   if (has_more()) {
     args.more = {view_of(more_k), view_of(more_v), static_cast<int32_t>(more_begin),
                  static_cast<int32_t>(more_k.size(2))};
@@ -386,7 +350,9 @@ Partial CudaExecutor::run_softmax(const Softmax& softmax, const SoftmaxBranch& b
   if (of.kv_len == 0 || call.q.numel() == 0) return nothing_seen(branch, call);
   const at::Tensor& fault = fault_.begin(call.q.device());
   Inputs in;
-  if (branch.keys) {
+  if (is_bytes(branch)) {
+    in.take_bytes(softmax, branch, call, fault);
+  } else if (branch.keys) {
     in.take_given(branch, call);
     in.q = softmax.q_rows.defined()
                ? ops::gather_rows({{call.q, softmax.q_rows, call.q.size(1)}}, fault)[0]
@@ -406,7 +372,7 @@ Partial CudaExecutor::run_softmax(const Softmax& softmax, const SoftmaxBranch& b
     columns = softmax.columns;
     if (!columns) columns = make_columns(of, tile_of(of, backend_.backward.column_tile), fault);
   }
-  kernels::CudaAttentionArgs args = in.align(call);
+  kernels::CudaAttentionArgs args = in.align(call, of.kv_len);
   // Tokens before heads, as projections want it.
   const int64_t step = args.heads * args.dim;
   const at::Tensor out =
@@ -426,7 +392,8 @@ Partial CudaExecutor::run_softmax(const Softmax& softmax, const SoftmaxBranch& b
   }
   const kernels::CudaTarget target =
       call.q.is_cuda() ? ops::cuda_target(call.q.device()) : kernels::CudaTarget{};
-  const kernels::Status status = backend_.run(args, target);
+  const kernels::Status status =
+      in.bytes ? backend_.run_bytes(args, in.bytes->view(), target) : backend_.run(args, target);
   require(ops::accepted(backend_.name, status), ErrorCode::device, backend_.name, status.message);
   if (!differentiates) return {out, lse};
   const bool has_more = in.has_more();

@@ -9,6 +9,7 @@
 #include "core/attention/executors/cuda_lists.h"
 #include "core/attention/executors/partial.h"
 #include "kernels/attention/block_sparse_backward_cuda.h"
+#include "kernels/attention/eight_bit_cuda.h"
 
 namespace fovea {
 
@@ -27,6 +28,10 @@ struct CudaBackend {
     kernels::Status (*run)(const kernels::CudaAttentionBackwardArgs& args,
                            kernels::CudaTarget target);
   } backward;
+  /// In 8-bit numbers, with tiles of `kEightBitTile`; null: not offered.
+  kernels::Status (*run_bytes)(const kernels::CudaAttentionArgs& args,
+                               const kernels::EightBitOperands& operands,
+                               kernels::CudaTarget target) = nullptr;
 };
 
 /// `cuda_sm90`: compute capability 9.0, 64 or 128 channels; `cuda_sm80`: 8.0 and newer, 32, 64, 96,
@@ -49,8 +54,9 @@ class FaultWord {
   at::Tensor word_, host_;  // int32 [1]
 };
 
-/// Plans on a GPU, in bf16 or fp16, with fp32 sums: softmax branches by the kernel of a backend,
-/// others by tensor algebra. Differentiable once, but for biases.
+/// Plans on a GPU, in bf16 or fp16 or the 8-bit numbers that they ask for, with fp32 sums: softmax
+/// branches by the kernel of a backend, others by tensor algebra. Differentiable once, but for
+/// biases and 8-bit numbers.
 ///
 /// Neither `lower` nor `run` nor gradients wait for the GPU or copy from or to it, and their
 /// results are the same bits in every run; all of it, and the plan before it, can be captured in a

@@ -224,10 +224,9 @@ at::Tensor rows_without_padding(const at::Tensor& rows, const TokenLayout& layou
     const at::Tensor all = at::arange(len, valid.options().dtype(at::kInt));
     return all.view({1, 1, len}).expand_as(valid).masked_fill(valid.logical_not(), -1);
   }
-  const std::vector<int64_t> sizes = {valid.size(0), rows.size(1), len};
-  const at::Tensor own = rows.expand(sizes);
-  const at::Tensor seen =
-      valid.expand(sizes).gather(2, own.clamp(0, std::max<int64_t>(len - 1, 0)).to(at::kLong));
+  const at::Tensor own = rows.expand({valid.size(0), rows.size(1), rows.size(2)});
+  const at::Tensor seen = valid.expand({valid.size(0), rows.size(1), len})
+                              .gather(2, own.clamp(0, std::max<int64_t>(len - 1, 0)).to(at::kLong));
   return own.masked_fill(seen.logical_not(), -1);
 }
 
@@ -278,9 +277,9 @@ at::Tensor bias_of_keys(const at::Tensor& bias, const at::Tensor& rows, const at
     if (rows.defined()) {
       const at::Tensor own = per_head(rows, heads);
       const auto lead = [&](int64_t axis) { return std::max(out.size(axis), own.size(axis)); };
-      const std::vector<int64_t> sizes = {lead(0), lead(1), len};
-      const at::Tensor at = own.expand(sizes).clamp(0, std::max<int64_t>(len - 1, 0));
-      out = out.expand(sizes).gather(2, at.to(at::kLong));
+      const at::Tensor at =
+          own.expand({lead(0), lead(1), own.size(2)}).clamp(0, std::max<int64_t>(len - 1, 0));
+      out = out.expand({lead(0), lead(1), len}).gather(2, at.to(at::kLong));
     }
   }
   if (!hidden.defined()) return out;

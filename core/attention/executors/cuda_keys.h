@@ -24,9 +24,9 @@ bool keeps_padding_last(const TokenOrder& order, const BlockAxis& blocks,
 /// int32 [batch, 1, blocks]: valid keys at the begin of each block, where padding is at their ends.
 at::Tensor valid_of_blocks(const BlockAxis& blocks, const TokenLayout& layout, at::Device device);
 
-/// Rows of positions whose padding is -1, int32 [batch, heads or 1, len].
+/// Rows of positions whose padding is -1, int32 [batch, heads or 1, positions].
 ///
-/// rows  int32 [batch or 1, heads or 1, len], or undefined: as they are
+/// rows  int32 [batch or 1, heads or 1, positions], -1: none; or undefined: as they are
 at::Tensor rows_without_padding(const at::Tensor& rows, const TokenLayout& layout);
 
 /// Means of pieces of blocks, the same bits in every run.
@@ -53,8 +53,8 @@ DevicePools pool_on_device(const PooledOf& of, const at::Tensor& fault);
 Partial run_pooled_values_on_device(const AttentionPlan& plan, const PooledValuesBranch& branch,
                                     const AttentionCall& call, const at::Tensor& fault);
 
-/// fp32 [batch or 1, heads or 1, len] by position: what a call's bias, which all queries share,
-/// adds to logits, and -inf where `hidden` has padding; undefined where neither is there.
+/// fp32 [batch or 1, heads or 1, positions] by position: what a call's bias, which all queries
+/// share, adds to logits, and -inf where `hidden` has padding; undefined where neither is there.
 ///
 /// rows    int32 [batch or 1, kv_heads or 1, len], or undefined: as they are
 /// hidden  rows with -1 for padding that the bias is to hide, or undefined

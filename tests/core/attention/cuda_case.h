@@ -11,13 +11,6 @@
 
 // Executors of GPUs: with the kernel emulated on the CPU, and on a GPU where there is one.
 
-namespace fovea {
-
-// Found by GoogleTest, which otherwise prints an address.
-inline void PrintTo(const CudaBackend* backend, std::ostream* out) { *out << backend->name; }
-
-}  // namespace fovea
-
 namespace fovea::test {
 
 inline std::vector<const CudaBackend*> cuda_backends() {

@@ -1,0 +1,467 @@
+#include "kernels/attention/quantize_bytes.h"
+
+#include <limits>
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_fp8.h>
+#include <cuda_runtime.h>
+
+#include "kernels/common/launch.cuh"
+
+namespace fovea::kernels {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr unsigned kAll = 0xffffffff;
+
+// A thread has 8 channels of a row: a row has dim / 8 lanes.
+constexpr int kUnit = 8;
+
+// Magnitudes are compared as bits: NaN is larger than all.
+__device__ uint32_t magnitude(float x) { return __float_as_uint(x) & 0x7fffffff; }
+
+struct Unit {
+  float x[kUnit];
+};
+
+__device__ Unit widened(const uint4& bits, DType dtype) {
+  const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
+  Unit out;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    float2 both;
+    if (dtype == DType::bf16) {
+      both = {__uint_as_float(words[i] << 16), __uint_as_float(words[i] & 0xffff0000)};
+    } else {
+      both = __half22float2(*reinterpret_cast<const __half2*>(&words[i]));
+    }
+    out.x[2 * i] = both.x, out.x[2 * i + 1] = both.y;
+  }
+  return out;
+}
+
+/// Where a head's rows are.
+struct Source {
+  const BytesFrom& from;
+  const uint16_t* data;
+  const int32_t* order;
+
+  __device__ Source(const BytesFrom& of, int64_t item, int64_t head) : from(of) {
+    data = static_cast<const uint16_t*>(of.x.data) + item * of.x.batch_stride +
+           head / (of.heads / of.in_heads) * of.x.head_stride;
+    order = of.order.rows == nullptr
+                ? nullptr
+                : of.order.rows + item * of.order.batch_stride + head * of.order.head_stride;
+  }
+  /// Whether a position has a row.
+  __device__ bool find(int64_t position, int64_t* row) const {
+    *row = order == nullptr ? position : order[position];
+    if (*row >= 0 && *row < from.in_rows) return true;
+    if (*row != -1) *from.fault = 1;
+    return false;
+  }
+  /// Zeros where there is none.
+  __device__ uint4 load(int64_t position, int lane) const {
+    int64_t row = 0;
+    if (position >= from.len || !find(position, &row)) return {0, 0, 0, 0};
+    return *reinterpret_cast<const uint4*>(data + row * from.x.row_stride + lane * kUnit);
+  }
+};
+
+__device__ uint32_t e4m3_of(float x0, float x1, float x2, float x3) {
+  const auto low = __nv_cvt_float2_to_fp8x2({x0, x1}, __NV_SATFINITE, __NV_E4M3);
+  const auto high = __nv_cvt_float2_to_fp8x2({x2, x3}, __NV_SATFINITE, __NV_E4M3);
+  return low | static_cast<uint32_t>(high) << 16;
+}
+
+__device__ uint32_t int8_of(const float (&x)[4]) {
+  uint32_t out = 0;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int n = min(max(__float2int_rn(x[i]), -127), 127);
+    out |= (static_cast<uint32_t>(n) & 255) << 8 * i;
+  }
+  return out;
+}
+
+__device__ uint2 bytes_of(const Unit& unit, float scale, ByteFormat format) {
+  float n[kUnit];
+#pragma unroll
+  for (int i = 0; i < kUnit; ++i) n[i] = __fdiv_rn(unit.x[i], scale);
+  if (format == ByteFormat::e4m3) {
+    return {e4m3_of(n[0], n[1], n[2], n[3]), e4m3_of(n[4], n[5], n[6], n[7])};
+  }
+  return {int8_of({n[0], n[1], n[2], n[3]}), int8_of({n[4], n[5], n[6], n[7]})};
+}
+
+/// The largest of a block, for all of its threads.
+__device__ uint32_t largest_of_block(uint32_t own) {
+  __shared__ uint32_t of_warps[kThreads / 32];
+  own = __reduce_max_sync(kAll, own);
+  if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = own;
+  __syncthreads();
+  uint32_t out = 0;
+#pragma unroll
+  for (const uint32_t x : of_warps) out = max(out, x);
+  return out;
+}
+
+// ---- Columns: largest magnitudes and means ------------------------------------------------------
+
+/// Grid: chunks, heads, batch. `largest` is 0.
+template <int kLanes>
+__global__ void __launch_bounds__(kThreads) column_stats_kernel(ColumnStatsArgs args) {
+  constexpr int kRows = kThreads / kLanes;
+  constexpr int kDim = kLanes * kUnit;
+  __shared__ float sums[kRows][kDim + 1];
+  __shared__ uint32_t tops[kRows][kDim + 1];
+  __shared__ int count;
+  const int64_t head = blockIdx.y, item = blockIdx.z;
+  const int lane = threadIdx.x % kLanes, row = threadIdx.x / kLanes;
+  const Source source(args.from, item, head);
+  if (threadIdx.x == 0) count = 0;
+  __syncthreads();
+  float sum[kUnit] = {};
+  uint32_t top[kUnit] = {};
+  int own = 0;
+  const int64_t first = blockIdx.x * kChunkRows;
+#pragma unroll 4
+  for (int i = row; i < kChunkRows; i += kRows) {
+    int64_t at = 0;
+    if (first + i >= args.from.len || !source.find(first + i, &at)) continue;
+    ++own;
+    const Unit unit = widened(
+        *reinterpret_cast<const uint4*>(source.data + at * args.from.x.row_stride + lane * kUnit),
+        args.from.x.dtype);
+#pragma unroll
+    for (int c = 0; c < kUnit; ++c) {
+      sum[c] += unit.x[c];
+      top[c] = max(top[c], magnitude(unit.x[c]));
+    }
+  }
+#pragma unroll
+  for (int c = 0; c < kUnit; ++c) {
+    sums[row][lane * kUnit + c] = sum[c], tops[row][lane * kUnit + c] = top[c];
+  }
+  if (lane == 0) atomicAdd(&count, own);
+  __syncthreads();
+  if (threadIdx.x >= kDim) return;
+  float all = 0;
+  uint32_t most = 0;
+  for (int i = 0; i < kRows; ++i) {
+    all += sums[i][threadIdx.x];
+    most = max(most, tops[i][threadIdx.x]);
+  }
+  const int64_t of_head = item * args.from.heads + head;
+  atomicMax(reinterpret_cast<uint32_t*>(args.largest) + of_head * kDim + threadIdx.x, most);
+  if (args.mean == nullptr) return;
+  float* const out = args.sums + (of_head * gridDim.x + blockIdx.x) * (kDim + 1);
+  out[threadIdx.x] = all;
+  if (threadIdx.x == 0) out[kDim] = static_cast<float>(count);
+}
+
+/// Sums of chunks, always in the same order. Grid: heads, batch; a thread a channel.
+__global__ void mean_kernel(ColumnStatsArgs args, int64_t chunks) {
+  const int64_t of_head = blockIdx.y * args.from.heads + blockIdx.x;
+  const int64_t dim = args.from.dim;
+  const float* const sums = args.sums + of_head * chunks * (dim + 1);
+  float sum = 0, count = 0;
+#pragma unroll 8
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    sum += sums[chunk * (dim + 1) + threadIdx.x];
+    count += sums[chunk * (dim + 1) + dim];
+  }
+  args.mean[of_head * dim + threadIdx.x] = sum / fmaxf(count, 1);
+}
+
+// ---- Rows ---------------------------------------------------------------------------------------
+
+/// What is quantized of a head.
+template <int kLanes>
+struct RowWriter {
+  const ByteRowsArgs& args;
+  Source source;
+  int64_t of_head;
+  int lane;
+  Unit mean;
+
+  __device__ RowWriter(const ByteRowsArgs& of, int64_t item, int64_t head)
+      : args(of),
+        source(of.from, item, head),
+        of_head(item * of.from.heads + head),
+        lane(threadIdx.x % kLanes) {
+#pragma unroll
+    for (float& x : mean.x) x = 0;
+    if (of.mean == nullptr) return;
+    const int64_t own = item * of.mean_heads + head / (of.from.heads / of.mean_heads);
+#pragma unroll
+    for (int c = 0; c < kUnit; ++c) mean.x[c] = of.mean[own * of.from.dim + lane * kUnit + c];
+  }
+
+  /// Of a position, which may lie behind the last one; zeros where there is no row.
+  __device__ Unit load(int64_t position) const {
+    int64_t row = 0;
+    if (position >= args.from.len || !source.find(position, &row)) return {};
+    Unit unit = widened(
+        *reinterpret_cast<const uint4*>(source.data + row * args.from.x.row_stride + lane * kUnit),
+        args.from.x.dtype);
+    if (args.dot == nullptr) {
+#pragma unroll
+      for (int c = 0; c < kUnit; ++c) unit.x[c] -= mean.x[c];
+    }
+    return unit;
+  }
+  __device__ static uint32_t largest(const Unit& unit) {
+    uint32_t top = 0;
+#pragma unroll
+    for (const float x : unit.x) top = max(top, magnitude(x));
+    return top;
+  }
+  /// All lanes of a row come here.
+  __device__ void store(int64_t position, const Unit& unit, float scale) const {
+    float dot = 0;
+    if (args.dot != nullptr) {
+#pragma unroll
+      for (int c = 0; c < kUnit; ++c) dot = fmaf(unit.x[c], mean.x[c], dot);
+#pragma unroll
+      for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) dot += __shfl_xor_sync(kAll, dot, lanes);
+    }
+    if (position >= args.from.len) return;
+    const int64_t at = of_head * args.from.len + position;
+    auto* const out = static_cast<uint8_t*>(args.out) + at * (kLanes * kUnit) + lane * kUnit;
+    *reinterpret_cast<uint2*>(out) = bytes_of(unit, scale, args.format);
+    if (lane != 0) return;
+    args.scale[of_head * args.scale_len + position] = scale;
+    if (args.dot != nullptr) args.dot[at] = dot * args.dot_factor;
+  }
+};
+
+/// A block of threads a piece. Grid: pieces, heads, batch.
+template <int kLanes>
+__global__ void __launch_bounds__(kThreads) byte_pieces_kernel(ByteRowsArgs args) {
+  constexpr int kRows = kThreads / kLanes;
+  constexpr int kKept = 128 / kRows;  // turns whose rows stay in registers
+  const int64_t head = blockIdx.y, item = blockIdx.z;
+  const RowWriter<kLanes> rows(args, item, head);
+  const int64_t map = item * args.map_batch_stride + head * args.map_head_stride;
+  const int32_t* const offsets = args.offsets + map * (args.num_pieces + 1) + blockIdx.x;
+  const int64_t begin = offsets[0], end = offsets[1];
+  if (begin < 0 || end < begin || end > args.from.len) {
+    *args.from.fault = 1;
+    return;
+  }
+  const int64_t first = begin + threadIdx.x / kLanes;
+  Unit kept[kKept];
+  uint32_t top = 0;
+#pragma unroll
+  for (int turn = 0; turn < kKept; ++turn) {
+    const int64_t position = first + turn * kRows;
+    kept[turn] = position < end ? rows.load(position) : Unit{};
+    top = max(top, rows.largest(kept[turn]));
+  }
+  for (int64_t position = first + kKept * kRows; position < end; position += kRows) {
+    top = max(top, rows.largest(rows.load(position)));
+  }
+  const float scale = byte_scale(__uint_as_float(largest_of_block(top)), args.format);
+  // Whole warps go on, as rows are summed up by their lanes.
+  const int64_t behind = std::numeric_limits<int32_t>::max();
+#pragma unroll
+  for (int turn = 0; turn < kKept; ++turn) {
+    const int64_t position = first + turn * kRows;
+    rows.store(position < end ? position : behind, kept[turn], scale);
+  }
+  const int64_t turns = (end - begin + kRows - 1) / kRows;
+  for (int64_t turn = kKept; turn < turns; ++turn) {
+    const int64_t position = first + turn * kRows;
+    rows.store(position < end ? position : behind, position < end ? rows.load(position) : Unit{},
+               scale);
+  }
+}
+
+constexpr int kRowTurns = 4;
+
+/// The largest magnitude of each head. Grid: chunks of rows, heads, batch. `largest` is 0.
+template <int kLanes>
+__global__ void __launch_bounds__(kThreads) largest_of_heads_kernel(ByteRowsArgs args) {
+  constexpr int kRows = kThreads / kLanes;
+  const RowWriter<kLanes> rows(args, blockIdx.z, blockIdx.y);
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kRows * kRowTurns;
+  uint32_t top = 0;
+#pragma unroll 2
+  for (int turn = 0; turn < kRowTurns; ++turn) {
+    const int64_t position = first + turn * kRows + threadIdx.x / kLanes;
+    top = max(top, rows.largest(rows.load(position)));
+  }
+  top = largest_of_block(top);
+  if (threadIdx.x == 0) {
+    atomicMax(reinterpret_cast<uint32_t*>(args.largest) + rows.of_head, top);
+  }
+}
+
+/// Rows whose scale is that of their head, or their own. Grid: chunks of rows, heads, batch.
+template <int kLanes>
+__global__ void __launch_bounds__(kThreads) byte_rows_kernel(ByteRowsArgs args) {
+  constexpr int kRows = kThreads / kLanes;
+  const RowWriter<kLanes> rows(args, blockIdx.z, blockIdx.y);
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kRows * kRowTurns + threadIdx.x / kLanes;
+  Unit kept[kRowTurns];
+#pragma unroll
+  for (int turn = 0; turn < kRowTurns; ++turn) kept[turn] = rows.load(first + turn * kRows);
+#pragma unroll
+  for (int turn = 0; turn < kRowTurns; ++turn) {
+    uint32_t top = rows.largest(kept[turn]);
+    if (args.largest != nullptr) {
+      top = reinterpret_cast<const uint32_t*>(args.largest)[rows.of_head];
+    } else {
+#pragma unroll
+      for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) {
+        top = max(top, __shfl_xor_sync(kAll, top, lanes));
+      }
+    }
+    rows.store(first + turn * kRows, kept[turn], byte_scale(__uint_as_float(top), args.format));
+  }
+}
+
+// ---- Values -------------------------------------------------------------------------------------
+
+constexpr int kTileKeys = 128;
+
+/// 128 keys of a head: rows in, columns out. A thread takes four keys whose places are neighbours,
+/// 8 channels of each, and so writes words. Grid: tiles of keys, heads, batch.
+template <int kLanes>
+__global__ void __launch_bounds__(kThreads) byte_columns_kernel(ByteColumnsArgs args) {
+  constexpr int kDim = kLanes * kUnit;
+  constexpr int kWords = kTileKeys / 4;
+  __shared__ uint32_t tile[kDim][kWords + 1];
+  __shared__ float scale[kDim];
+  const int64_t head = blockIdx.y, item = blockIdx.z;
+  const BytesFrom& from = args.from;
+  const Source source(from, item, head);
+  const int64_t in_head = item * from.in_heads + head / (from.heads / from.in_heads);
+  const int64_t of_head = item * from.heads + head;
+  const int thread = threadIdx.x;
+  uint32_t top = 0;
+  if (thread < kDim) top = __float_as_uint(args.largest[in_head * kDim + thread]);
+  if (args.by_head) top = largest_of_block(top);
+  if (thread < kDim) {
+    scale[thread] = byte_scale(__uint_as_float(top), ByteFormat::e4m3);
+    if (blockIdx.x == 0) args.scale[of_head * kDim + thread] = scale[thread];
+  }
+  __syncthreads();
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kTileKeys;
+  // 8 lanes with neighbouring words, 4 with neighbouring channels: no two in one bank.
+#pragma unroll
+  for (int turn = 0; turn < kWords * kLanes / kThreads; ++turn) {
+    const int index = turn * kThreads + thread;
+    const int word = index % 8 + index / 32 % (kWords / 8) * 8;
+    const int lane = index / 8 % 4 + index / (32 * (kWords / 8)) * 4;
+    const int key = word / 4 * 16 + word % 4 * 2;  // that of the word's first place
+    Unit x[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      x[i] = widened(source.load(first + key + i % 2 + i / 2 * 8, lane), from.x.dtype);
+    }
+#pragma unroll
+    for (int c = 0; c < kUnit; ++c) {
+      const int channel = lane * kUnit + c;
+      const float own = scale[channel];
+      tile[channel][word] = e4m3_of(__fdiv_rn(x[0].x[c], own), __fdiv_rn(x[1].x[c], own),
+                                    __fdiv_rn(x[2].x[c], own), __fdiv_rn(x[3].x[c], own));
+    }
+  }
+  __syncthreads();
+  const int64_t places = byte_places(from.len);
+#pragma unroll
+  for (int turn = 0; turn < kDim * 8 / kThreads; ++turn) {
+    const int index = turn * kThreads + thread;
+    const int channel = index / 8, part = index % 8;
+    const int64_t place = first + part * 16;
+    if (place >= places) continue;
+    const uint32_t* const words = &tile[channel][part * 4];
+    auto* const out = static_cast<uint8_t*>(args.out) + (of_head * kDim + channel) * places + place;
+    *reinterpret_cast<uint4*>(out) = {words[0], words[1], words[2], words[3]};
+  }
+}
+
+dim3 grid_of(const BytesFrom& from, int64_t blocks) {
+  return {static_cast<unsigned>(blocks), static_cast<unsigned>(from.heads),
+          static_cast<unsigned>(from.batch)};
+}
+
+bool is_nothing(const BytesFrom& from) { return from.batch * from.heads * from.len == 0; }
+
+Status check_grid(const BytesFrom& from) {
+  if (const Status status = check(from); !status.ok()) return status;
+  if (from.heads > 65535 || from.batch > 65535) {
+    return {StatusCode::unsupported, "takes up to 65535 heads and items"};
+  }
+  return {};
+}
+
+Status fill_zeros(float* data, int64_t count, CudaTarget target) {
+  const auto stream = static_cast<cudaStream_t>(target.stream);
+  return status_of(cudaMemsetAsync(data, 0, static_cast<size_t>(count) * sizeof(float), stream));
+}
+
+template <int kLanes>
+Status run(const ColumnStatsArgs& args, CudaTarget target) {
+  const BytesFrom& from = args.from;
+  const int64_t chunks = column_chunks(from.len);
+  const int64_t numbers = from.batch * from.heads * from.dim;
+  if (const Status status = fill_zeros(args.largest, numbers, target); !status.ok()) return status;
+  const Status status = launch_kernel(column_stats_kernel<kLanes>,
+                                      {grid_of(from, chunks), kThreads, 0, target.stream}, args);
+  if (!status.ok() || args.mean == nullptr) return status;
+  const dim3 heads(static_cast<unsigned>(from.heads), static_cast<unsigned>(from.batch));
+  return launch_kernel(mean_kernel, {heads, static_cast<unsigned>(from.dim), 0, target.stream},
+                       args, chunks);
+}
+
+template <int kLanes>
+Status run(const ByteRowsArgs& args, CudaTarget target) {
+  const BytesFrom& from = args.from;
+  if (args.offsets != nullptr) {
+    if (args.num_pieces == 0) return {};
+    return launch_kernel(byte_pieces_kernel<kLanes>,
+                         {grid_of(from, args.num_pieces), kThreads, 0, target.stream}, args);
+  }
+  constexpr int64_t kRows = kThreads / kLanes * kRowTurns;
+  const Grid grid = {grid_of(from, (from.len + kRows - 1) / kRows), kThreads, 0, target.stream};
+  if (args.largest != nullptr) {
+    Status status = fill_zeros(args.largest, from.batch * from.heads, target);
+    if (status.ok()) status = launch_kernel(largest_of_heads_kernel<kLanes>, grid, args);
+    if (!status.ok()) return status;
+  }
+  return launch_kernel(byte_rows_kernel<kLanes>, grid, args);
+}
+
+template <int kLanes>
+Status run(const ByteColumnsArgs& args, CudaTarget target) {
+  const int64_t tiles = (byte_places(args.from.len) + kTileKeys - 1) / kTileKeys;
+  return launch_kernel(byte_columns_kernel<kLanes>,
+                       {grid_of(args.from, tiles), kThreads, 0, target.stream}, args);
+}
+
+template <typename Args>
+Status dispatch(const Args& args, CudaTarget target) {
+  if (const Status status = check_grid(args.from); !status.ok()) return status;
+  if (is_nothing(args.from)) return {};
+  return args.from.dim == 128 ? run<16>(args, target) : run<8>(args, target);
+}
+
+}  // namespace
+
+Status column_stats_cuda(const ColumnStatsArgs& args, CudaTarget target) {
+  return dispatch(args, target);
+}
+
+Status byte_rows_cuda(const ByteRowsArgs& args, CudaTarget target) {
+  return dispatch(args, target);
+}
+
+Status byte_columns_cuda(const ByteColumnsArgs& args, CudaTarget target) {
+  return dispatch(args, target);
+}
+
+}  // namespace fovea::kernels
