@@ -37,18 +37,17 @@ struct BackwardShape {
   static constexpr bool kAhead = !(kColumns && kDim == 128 && kGroups == 1);
   // Blocks on a multiprocessor, and what its register file gives each of their threads.
   static constexpr int kBlocks = kGroups == 1 ? 2 : 1;
-  static constexpr int kLoadRegisters = kGroups == 3 ? 32 : kGroups == 2 ? 40 : 24;
-  static constexpr int kComputeRegisters = kGroups == 3 ? 160 : 232;
+  static constexpr int kLoadRegisters = kGroups == 3 ? 32 : 24;
+  static constexpr int kComputeRegisters = kGroups == 3 ? 160 : kGroups == 2 ? 240 : 232;
   // What each thread has at first, in steps of 8: more than all these a block does not get.
   static constexpr int kEntryRegisters = 65536 / (kThreads * kBlocks) / 8 * 8;
   static_assert(kLoadRegisters + kGroups * kComputeRegisters <= kEntryRegisters * (kGroups + 1));
 };
 
-/// The biases of a step: of rows of the keys of a span, `data` that of the first one; of columns of
-/// the keys of a tile for the step's head of queries, `data` that of the key in position 0.
-struct BiasNotes {
-  const float* data;  // null where none has one
-  int from;           // the first key that has one
+/// What is to be known of a span.
+struct alignas(8) SpanNotes {
+  uint32_t bits;  // length, and 256 times (1 + the mask, or 0)
+  int at;         // for biases: of rows the first key, of columns the head of the queries
 };
 
 template <typename Shape>
@@ -66,9 +65,8 @@ struct BackwardMemory {
   TileNotes tile;  // what there is to do with the own rows
   uint64_t u_full[Shape::kStages], u_empty[Shape::kStages];
   uint64_t w_full[Shape::kStages], w_empty[Shape::kStages];
-  volatile uint32_t held[4 * Shape::kGroups];      // written, never read
-  uint32_t spans[Shape::kStages][Shape::kPieces];  // length, and 256 times (1 + the mask, or 0)
-  BiasNotes bias[Shape::kListed ? Shape::kStages : 1][Shape::kPieces];
+  volatile uint32_t held[4 * Shape::kGroups];  // written, never read
+  SpanNotes spans[Shape::kStages][Shape::kPieces];
 };
 
 /// Tensors as the copy engine sees them. `more` are those of forward.more: of keys that are other
@@ -175,9 +173,8 @@ struct BackwardLoader {
   BackwardMemory<Shape>& memory;
   uint64_t policy;
   RingPlace<Shape::kStages> place;
-  int head = 0, item = 0;         // of the other rows
-  int part = 0;                   // of the tile, for masks
-  int own_head = 0, own_end = 0;  // of the own rows
+  int head = 0, item = 0;  // of the other rows
+  int part = 0;            // of the tile, for masks
   uint32_t own_parity = 0;
   int before_own = 0;  // steps to load before the own rows; below 0: they are loaded
 
@@ -216,17 +213,6 @@ struct BackwardLoader {
     }
   }
 
-  __device__ BiasNotes bias_of(const KeySpan& span) const {
-    const KeyBias& bias = params.key_bias;
-    if (bias.data == nullptr) return {};
-    const int first = Shape::kColumns ? 0 : span.begin, from = bias.begin - first;
-    const int end = Shape::kColumns ? own_end : static_cast<int>(span.len);
-    if (end <= from) return {};
-    return {bias.data + item * bias.batch_stride + bias_head() * bias.head_stride - from, from};
-  }
-  /// That of the queries.
-  __device__ int bias_head() const { return Shape::kColumns ? head : own_head; }
-
   /// W first: its place is free first.
   __device__ void load(const Step& step) {
     const int slot = place.slot;
@@ -237,8 +223,8 @@ struct BackwardLoader {
 #pragma unroll
     for (int piece = 0; piece < kPieces; ++piece) {
       const KeySpan span = step.spans[piece];
-      memory.spans[slot][piece] = span.len | (span.mask == 0 ? 0 : span.mask + part) << 8;
-      if constexpr (Shape::kListed) memory.bias[slot][piece] = bias_of(span);
+      const uint32_t mask = span.mask == 0 ? 0 : span.mask + part;
+      memory.spans[slot][piece] = {span.len | mask << 8, Shape::kColumns ? head : span.begin};
     }
     constexpr int kStatsBytes = Shape::kColumns ? 16 * Shape::kOthers : 0;
     ptx::arrive_expect(&memory.u_full[slot], Shape::kStepBytes + kStatsBytes);
@@ -255,7 +241,6 @@ struct BackwardLoader {
 
   __device__ void begin(const BackwardWork<Shape>& work) {
     item = work.item, part = work.own.part;
-    own_head = work.head, own_end = work.own.begin + work.own.len;
     before_own = Shape::kStages;
   }
 

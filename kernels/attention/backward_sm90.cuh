@@ -94,16 +94,18 @@ struct Differentiator {
   /// Logits are those before the scale: so is the bias.
   __device__ void add_bias(float (&s)[kStepRegisters]) const {
     constexpr int kOfPiece = Shape::kSpan / 2;  // registers
+    const KeyBias& biases = params.key_bias;
+    const TileNotes& tile = memory.tile;
+    const float* const of_item =
+        biases.data + tile.item * biases.batch_stride - biases.begin;  // of position 0
     if constexpr (Shape::kColumns) {
-      const BiasNotes& notes = memory.bias[place.slot][0];
-      if (notes.data == nullptr) return;
-      const TileNotes& tile = memory.tile;
+      const float* const bias = of_item + memory.spans[place.slot][0].at * biases.head_stride;
       float own[2];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int row = group * 64 + fragment::first_row(thread) + 8 * i;
-        const bool has_one = row < tile.len && tile.begin + row >= notes.from;
-        own[i] = has_one ? notes.data[tile.begin + row] : 0;
+        const bool has_one = row < tile.len && tile.begin + row >= biases.begin;
+        own[i] = has_one ? bias[tile.begin + row] : 0;
       }
 #pragma unroll
       for (int i = 0; i < kStepRegisters; ++i) {
@@ -112,14 +114,12 @@ struct Differentiator {
     } else {
 #pragma unroll
       for (int piece = 0; piece < Shape::kPieces; ++piece) {
-        const BiasNotes& notes = memory.bias[place.slot][piece];
-        const float* bias = notes.data;
-        if (bias == nullptr) continue;
         int first = fragment::column(thread, 0);
         ptx::opaque(first);  // or it is kept from the begin of the kernel
-        const int from = notes.from - first;
-        const int to = static_cast<int>(memory.spans[place.slot][piece] & 255) - first;
-        bias += first;
+        const int position = memory.spans[place.slot][piece].at + first;
+        const float* const bias = of_item + tile.head * biases.head_stride + position;
+        const int from = biases.begin - position;
+        const int to = static_cast<int>(memory.spans[place.slot][piece].bits & 255) - first;
 #pragma unroll
         for (int i = 0; i < kOfPiece; ++i) {
           const int key = fragment::column(0, i);
@@ -134,17 +134,17 @@ struct Differentiator {
   /// What lies behind the end of a span, or is hidden by a mask, gets logits of -inf.
   __device__ void hide(float (&s)[kStepRegisters]) const {
     constexpr int kOfPiece = Shape::kSpan / 2;  // registers
-    const uint32_t(&spans)[Shape::kPieces] = memory.spans[place.slot];
+    const SpanNotes(&spans)[Shape::kPieces] = memory.spans[place.slot];
     bool is_full = true;
 #pragma unroll
-    for (int i = 0; i < Shape::kPieces; ++i) is_full = is_full && spans[i] == Shape::kSpan;
+    for (int i = 0; i < Shape::kPieces; ++i) is_full = is_full && spans[i].bits == Shape::kSpan;
     if (is_full) return;
 #pragma unroll
     for (int piece = 0; piece < Shape::kPieces; ++piece) {
-      const int len = static_cast<int>(spans[piece] & 255);
+      const int len = static_cast<int>(spans[piece].bits & 255);
       uint32_t seen[2] = {~0u, ~0u};
       if constexpr (Shape::kListed) {
-        if (const uint32_t mask = spans[piece] >> 8; mask != 0) {
+        if (const uint32_t mask = spans[piece].bits >> 8; mask != 0) {
           const int64_t tile = static_cast<int64_t>(mask) - 1;
           const int row = group * 64 + fragment::first_row(thread);
           const uint32_t* words =
@@ -374,7 +374,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     backward_kernel(const __grid_constant__ BackwardMaps maps,
                     const __grid_constant__ BackwardParams params) {
 #ifdef FOVEA_SM90A
-  auto& memory = *reinterpret_cast<BackwardMemory<Shape>*>(ptx::dynamic_memory());
+  auto& memory = *reinterpret_cast<BackwardMemory<Shape>*>(ptx::hidden_dynamic_memory());
   if (threadIdx.x == 0) {
     ptx::barrier_init(&memory.own_full, 1);
     ptx::barrier_init(&memory.own_empty, Shape::kGroups);

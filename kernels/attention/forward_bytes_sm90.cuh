@@ -189,7 +189,7 @@ struct BytesComputer : TileWorker<Shape, kOut> {
   __device__ void amend(Logits& s, const float (&unit)[2], const StepNotes<1>& notes) const {
     // What follows from it is computed here: registers are too few to keep it.
     int thread = this->thread;
-    asm volatile("" : "+r"(thread));
+    ptx::opaque(thread);
     if (const float* const bias = notes.bias[0]; bias != nullptr) {
       constexpr float kLog2e = 1.4426950408889634f;
       const float inverse[2] = {kLog2e / unit[0], kLog2e / unit[1]};
@@ -220,7 +220,7 @@ struct BytesComputer : TileWorker<Shape, kOut> {
     const float* const of_keys = memory.of_step[slot];
     if constexpr (Shape::kByKey) {
       int thread = this->thread;
-      asm volatile("" : "+r"(thread));  // see amend()
+      ptx::opaque(thread);  // see amend()
 #pragma unroll
       for (int i = 0; i < Shape::kKeys / 2; i += 4) {
         const float2 both = *reinterpret_cast<const float2*>(of_keys + fragment::column(thread, i));
@@ -354,7 +354,7 @@ struct BytesComputer : TileWorker<Shape, kOut> {
 
   /// Divides and writes.
   __device__ void write(const TileNotes& tile, BytesSoftmax& softmax) {
-    asm volatile("" : "+r"(this->thread));  // see amend()
+    ptx::opaque(this->thread);  // see amend()
     softmax.join();
     const int32_t* const places = this->places_of(tile);
     const int64_t of_head = static_cast<int64_t>(tile.item) * params.heads + tile.head;

@@ -114,7 +114,8 @@ Status launch_backward(const CudaAttentionBackwardArgs& args, CudaTarget target)
     return {StatusCode::unsupported, "more than 2^31 tiles"};
   }
   params.tiles = static_cast<int>(tiles), params.num_tiles = static_cast<int>(num_tiles);
-  constexpr int kBytes = sizeof(BackwardMemory<Shape>);
+  // The struct begins at a multiple of 1024, as far as the kernel sees to it.
+  constexpr int kBytes = sizeof(BackwardMemory<Shape>) + 1024;
   static_assert(kBytes <= 227 * 1024 / Shape::kBlocks - (Shape::kBlocks - 1) * 1024);
   unsigned blocks = 0;
   const Status status = resident_blocks(target.device, Shape::kBlocks, num_tiles, &blocks);

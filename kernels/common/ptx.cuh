@@ -21,6 +21,12 @@ __device__ inline char* dynamic_memory() {
   extern __shared__ __align__(1024) char dynamic[];
   return dynamic;
 }
+/// The same where the compiler must not know it: kernels that are short of registers would make
+/// addresses anew at each use.
+__device__ inline char* hidden_dynamic_memory() {
+  extern __shared__ char hidden[];
+  return hidden + (1024 - shared_address(hidden) % 1024) % 1024;
+}
 
 // ---- Barriers in shared memory that count arrivals and bytes (mbarrier) -------------------------
 

@@ -320,7 +320,8 @@ TEST(CudaExecutorReasons, AreSaidInWords) {
               auto& branch = std::get<SoftmaxBranch>(p.branches[0].kind);
               branch.precision.q = {.format = NumberFormat::int8, .unit = ScaleUnit::token};
             }),
-            "computes in bf16 or fp16, the plan asks for q int8 per token");
+            "takes q and k both in int8 or e4m3, v in e4m3 per head or channel and p in e4m3 with "
+            "one scale, the plan asks for q int8 per token");
   EXPECT_EQ(reason([](Plan& p, Call&) { selection_of(p).summaries.resize(9); }),
             "takes up to 8 summaries");
   EXPECT_EQ(reason([](Plan& p, Call&) { selection_of(p).predicates.assign(9, CausalPredicate{}); }),

@@ -163,6 +163,8 @@ class EightBitCase {
     const std::vector<uint16_t> out = out_.read();
     const std::vector<float> lse = lse_.read();
     const AttentionProblem& s = p_.shape;
+    // Hopper cuts sums of e4m3 off behind 13 bits of fraction, four times for a logit.
+    const double close = p_.format == ByteFormat::e4m3 ? 1e-3 : 5e-5;
     double error = 0, size = 0;
     for (int64_t i = 0; i < s.batch * s.heads * s.q_len; ++i) {
       const attention_test::Row row = {i / s.q_len / s.heads, i / s.q_len % s.heads, i % s.q_len};
@@ -174,7 +176,7 @@ class EightBitCase {
       if (std::isinf(want.lse)) {
         ASSERT_EQ(lse[place], want.lse) << name;
       } else {
-        ASSERT_NEAR(lse[place], want.lse + more, 5e-5 * std::max(1.0, std::abs(want.lse))) << name;
+        ASSERT_NEAR(lse[place], want.lse + more, close * std::max(1.0, std::abs(want.lse))) << name;
       }
       for (int64_t d = 0; d < s.dim; ++d) {
         const double got = attention_test::value_of(s.dtype, out[place * s.dim + d]);

@@ -16,6 +16,7 @@
 namespace fovea::kernels::ptx {
 
 inline char* dynamic_memory() { return emulator::dynamic_memory(); }
+inline char* hidden_dynamic_memory() { return emulator::dynamic_memory(); }
 inline uint32_t shared_address(const void* pointer) { return emulator::shared_address(pointer); }
 
 // ---- Barriers -----------------------------------------------------------------------------------
