@@ -315,17 +315,6 @@ class BackwardCase {
   CudaAttentionBackwardArgs args_;
 };
 
-inline std::string name_of(const Problem& p) {
-  std::string out = "dim " + std::to_string(p.dim) +
-                    (p.dtype == DType::bf16 ? " bf16 " : " fp16 ") + std::to_string(p.q_len) +
-                    " x " + std::to_string(p.kv_len);
-  if (p.density) {
-    out += ", density " + std::to_string(*p.density) + ", blocks " + std::to_string(p.block_q) +
-           " x " + std::to_string(p.block_kv);
-  }
-  return out;
-}
-
 /// Runs the kernel on a random problem and checks every gradient.
 inline void check_backward(const Problem& p,
                            Status (*run)(const CudaAttentionBackwardArgs& args, CudaTarget target),

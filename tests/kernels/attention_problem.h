@@ -7,6 +7,7 @@
 #include <numeric>
 #include <optional>
 #include <random>
+#include <string>
 #include <vector>
 
 #include <cuda_bf16.h>
@@ -47,6 +48,17 @@ struct AttentionKernel {
 };
 
 namespace attention_test {
+
+inline std::string name_of(const AttentionProblem& p) {
+  std::string out = "dim " + std::to_string(p.dim) +
+                    (p.dtype == DType::bf16 ? " bf16 " : " fp16 ") + std::to_string(p.q_len) +
+                    " x " + std::to_string(p.kv_len);
+  if (p.density) {
+    out += ", density " + std::to_string(*p.density) + ", blocks " + std::to_string(p.block_q) +
+           " x " + std::to_string(p.block_kv);
+  }
+  return out;
+}
 
 inline double round_to(DType dtype, double x) {
   const auto narrow = static_cast<float>(x);

@@ -6,87 +6,32 @@
 #include <vector>
 
 #include "kernels/attention/block_sparse_cuda.h"
-#include "tests/kernels/attention_problem.h"
-#include "tests/kernels/gpu_test.h"
+#include "tests/kernels/attention_cases.h"
 
 namespace fovea::kernels {
 namespace {
 
+using namespace attention_test;
 using Problem = AttentionProblem;
 
 void check(const Problem& p, int seed) {
-  SCOPED_TRACE(testing::Message() << "dim " << p.dim << ", " << p.q_len << " x " << p.kv_len
-                                  << ", density " << p.density.value_or(-1) << ", blocks "
-                                  << p.block_q << " x " << p.block_kv
-                                  << (p.dtype == DType::bf16 ? ", bf16" : ", fp16"));
+  SCOPED_TRACE(name_of(p));
   check_attention(p, {block_sparse_sm80, sm80_tile}, seed);
 }
 
-constexpr int64_t kDims[] = {32, 64, 96, 128, 256};
-using Sizes = std::vector<std::pair<int64_t, int64_t>>;
+const std::vector<int64_t> kDims = {32, 64, 96, 128, 256};
 
 class Sm80Forward : public Sm80Test {};
 
 TEST_F(Sm80Forward, DenseOfAnyLength) {
-  int seed = 0;
-  for (const int64_t dim : kDims) {
-    for (const DType dtype : {DType::bf16, DType::f16}) {
-      for (const auto& [q_len, kv_len] :
-           Sizes{{1, 1}, {64, 64}, {65, 17}, {128, 80}, {193, 81}, {300, 500}, {5, 2000}}) {
-        check({.q_len = q_len, .kv_len = kv_len, .dim = dim, .dtype = dtype}, ++seed);
-      }
-    }
-  }
+  dense_of_lengths(kDims, {{1, 1}, {64, 64}, {65, 17}, {128, 80}, {193, 81}, {300, 500}, {5, 2000}},
+                   check);
 }
-
-TEST_F(Sm80Forward, HeadsItemsAndLayouts) {
-  for (const int64_t dim : kDims) {
-    check({.batch = 2, .heads = 3, .kv_heads = 3, .q_len = 200, .kv_len = 150, .dim = dim}, 1);
-    check({.batch = 2,
-           .heads = 4,
-           .kv_heads = 2,
-           .q_len = 90,
-           .kv_len = 333,
-           .dim = dim,
-           .rows_first = true},
-          2);
-  }
-}
-
-TEST_F(Sm80Forward, ManyTiles) {
-  const int64_t heads = on_gpu(25, 2);
-  check({.batch = 3, .heads = heads, .kv_heads = heads, .q_len = 700, .kv_len = 90}, 3);
-  check({.batch = 3, .heads = heads, .kv_heads = heads, .q_len = 60, .kv_len = 700, .dim = 64}, 4);
-}
+TEST_F(Sm80Forward, HeadsItemsAndLayouts) { heads_items_and_layouts(kDims, check); }
+TEST_F(Sm80Forward, MoreTilesThanBlocks) { more_tiles_than_blocks(check); }
+TEST_F(Sm80Forward, BlocksOfManySizes) { blocks_of_many_sizes(kDims, check); }
 
 TEST_F(Sm80Forward, NoKeys) { check({.heads = 2, .q_len = 200, .kv_len = 0, .dim = 64}, 1); }
-
-TEST_F(Sm80Forward, BlocksOfManySizes) {
-  int seed = 0;
-  for (const int64_t dim : kDims) {
-    for (const auto& [block_q, block_kv] : Sizes{{128, 128},
-                                                 {64, 64},
-                                                 {128, 64},
-                                                 {64, 128},
-                                                 {384, 384},
-                                                 {192, 192},
-                                                 {100, 30},
-                                                 {0, 0}}) {
-      for (const double density : {0.0, 0.3, 1.0}) {
-        check({.batch = 2,
-               .heads = 2,
-               .kv_heads = 1,
-               .q_len = 500,
-               .kv_len = 700,
-               .dim = dim,
-               .density = density,
-               .block_q = block_q,
-               .block_kv = block_kv},
-              ++seed);
-      }
-    }
-  }
-}
 
 // What lists may have besides: each alone, then all together.
 Problem listed(int64_t dim, std::pair<int64_t, int64_t> blocks) {

@@ -7,15 +7,12 @@
 #include <vector>
 
 #include "kernels/attention/block_sparse_backward_cuda.h"
-#include "tests/kernels/attention_backward_problem.h"
-#include "tests/kernels/gpu_test.h"
+#include "tests/kernels/attention_backward_cases.h"
 
 namespace fovea::kernels {
 namespace {
 
 using namespace attention_test;
-
-void check(const Problem& p, int seed) { check_backward(p, block_sparse_backward_sm90, seed); }
 
 // ---- Without a GPU ------------------------------------------------------------------------------
 
@@ -108,180 +105,24 @@ TEST(Sm90BackwardReference, ColumnsHaveThePairsOfRows) {
 
 class Sm90Backward : public Sm90Test {};
 
-TEST_F(Sm90Backward, DenseOfAnyLength) {
-  int seed = 0;
-  for (const int64_t dim : {64, 128}) {
-    for (const DType dtype : {DType::bf16, DType::f16}) {
-      for (const auto& [q_len, kv_len] : std::vector<std::pair<int64_t, int64_t>>{{1, 1},
-                                                                                  {64, 64},
-                                                                                  {128, 128},
-                                                                                  {65, 17},
-                                                                                  {17, 65},
-                                                                                  {192, 80},
-                                                                                  {191, 97},
-                                                                                  {193, 96},
-                                                                                  {129, 257},
-                                                                                  {300, 500},
-                                                                                  {5, 1000},
-                                                                                  {1000, 5}}) {
-        const Problem p{.q_len = q_len, .kv_len = kv_len, .dim = dim, .dtype = dtype};
-        SCOPED_TRACE(name_of(p));
-        check(p, ++seed);
-      }
-    }
-  }
-}
-
+TEST_F(Sm90Backward, DenseOfAnyLength) { gradients_of_any_length(block_sparse_backward_sm90); }
 TEST_F(Sm90Backward, HeadsItemsAndLayouts) {
-  for (const int64_t dim : {64, 128}) {
-    check({.batch = 2, .heads = 3, .kv_heads = 3, .q_len = 200, .kv_len = 150, .dim = dim}, 1);
-    check({.batch = 2,
-           .heads = 6,
-           .kv_heads = 2,
-           .q_len = 90,
-           .kv_len = 133,
-           .dim = dim,
-           .rows_first = true},
-          2);
-  }
+  gradients_of_heads_and_layouts(block_sparse_backward_sm90);
 }
-
 TEST_F(Sm90Backward, MoreTilesThanBlocks) {
-  const int64_t heads = on_gpu(25, 2);
-  check({.batch = 3, .heads = heads, .kv_heads = heads, .q_len = 400, .kv_len = 40, .dim = 128}, 3);
-  check({.batch = 3, .heads = heads, .kv_heads = heads, .q_len = 40, .kv_len = 400, .dim = 64}, 4);
+  gradients_of_more_tiles_than_blocks(block_sparse_backward_sm90);
 }
-
 TEST_F(Sm90Backward, BlocksOfManySizes) {
-  int seed = 0;
-  for (const int64_t dim : {64, 128}) {
-    for (const auto& [block_q, block_kv] : std::vector<std::pair<int64_t, int64_t>>{{128, 128},
-                                                                                    {64, 64},
-                                                                                    {128, 64},
-                                                                                    {64, 128},
-                                                                                    {384, 384},
-                                                                                    {192, 192},
-                                                                                    {100, 30},
-                                                                                    {0, 0}}) {
-      for (const double density : {0.0, 0.3, 1.0}) {
-        const Problem p{.heads = 2,
-                        .kv_heads = block_kv == 0 ? 2 : 1,
-                        .q_len = 410,
-                        .kv_len = 520,
-                        .dim = dim,
-                        .dtype = seed % 3 == 0 ? DType::f16 : DType::bf16,
-                        .rows_first = seed % 2 == 0,
-                        .density = density,
-                        .block_q = block_q,
-                        .block_kv = block_kv};
-        SCOPED_TRACE(name_of(p));
-        check(p, ++seed);
-      }
-    }
-  }
+  gradients_of_blocks_of_many_sizes(block_sparse_backward_sm90);
 }
-
-TEST_F(Sm90Backward, Masks) {
-  int seed = 0;
-  for (const int64_t dim : {64, 128}) {
-    for (const auto& [block_q, block_kv] :
-         std::vector<std::pair<int64_t, int64_t>>{{128, 128}, {128, 64}, {64, 64}, {300, 90}}) {
-      const Problem p{.heads = 2,
-                      .kv_heads = 1,
-                      .q_len = 410,
-                      .kv_len = 520,
-                      .dim = dim,
-                      .density = 0.5,
-                      .block_q = block_q,
-                      .block_kv = block_kv,
-                      .masks = true};
-      SCOPED_TRACE(name_of(p));
-      check(p, ++seed);
-    }
-  }
+TEST_F(Sm90Backward, MasksAndMoreKeys) {
+  gradients_of_masks_and_more_keys(block_sparse_backward_sm90);
 }
-
-TEST_F(Sm90Backward, MoreKeys) {
-  int seed = 0;
-  for (const int64_t dim : {64, 128}) {
-    for (const int64_t block : {128, 64}) {
-      for (const int64_t gap : {0, 24}) {
-        const Problem p{.batch = 2,
-                        .heads = 2,
-                        .kv_heads = 1,
-                        .q_len = 210,
-                        .kv_len = 300,
-                        .dim = dim,
-                        .density = 0.6,
-                        .block_q = block,
-                        .block_kv = block,
-                        .more_keys = 130,
-                        .more_gap = gap};
-        SCOPED_TRACE(name_of(p) + ", gap " + std::to_string(gap));
-        check(p, ++seed);
-      }
-    }
-  }
-}
-
-TEST_F(Sm90Backward, BiasesOfKeys) {
-  int seed = 0;
-  for (const int64_t dim : {64, 128}) {
-    for (const auto& [block_q, block_kv] :
-         std::vector<std::pair<int64_t, int64_t>>{{128, 128}, {128, 64}, {64, 64}, {0, 0}}) {
-      for (const int64_t begin : {0, 133, 330}) {  // the last among the more keys
-        const Problem p{.batch = 2,
-                        .heads = 2,
-                        .kv_heads = block_kv == 0 ? 2 : 1,
-                        .q_len = 150,
-                        .kv_len = 300,
-                        .dim = dim,
-                        .density = 0.6,
-                        .block_q = block_q,
-                        .block_kv = block_kv,
-                        .more_keys = begin == 133 ? 0 : 130,
-                        .more_gap = 12,
-                        .masks = begin == 0,
-                        .bias_begin = begin};
-        SCOPED_TRACE(name_of(p) + ", bias from " + std::to_string(begin));
-        check(p, ++seed);
-      }
-    }
-  }
-}
-
+TEST_F(Sm90Backward, BiasesOfKeys) { gradients_with_biases_of_keys(block_sparse_backward_sm90); }
 TEST_F(Sm90Backward, OnlyWhatIsWanted) {
-  const Problem p{.q_len = 100, .kv_len = 70};
-  const BackwardCase all(p, true, 1), of_q(p, true, 1), of_k(p, true, 1);
-  CudaAttentionBackwardArgs without_k = of_q.args(), without_q = of_k.args();
-  without_k.grad_k.data = without_k.grad_v.data = nullptr;
-  without_q.grad_q.data = nullptr;
-  for (const auto& args : {all.args(), without_k, without_q}) {
-    ASSERT_TRUE(block_sparse_backward_sm90(args, {}).ok());
-  }
-  all.check();
-  const std::vector<uint16_t> want = all.read(), queries = of_q.read(), keys = of_k.read();
-  const int64_t border = 101 * p.dim;
-  for (int64_t i = 0; i < static_cast<int64_t>(want.size()); ++i) {
-    ASSERT_EQ(queries[i], i < border ? want[i] : 0x7fff) << i;
-    ASSERT_EQ(keys[i], i < border ? 0x7fff : want[i]) << i;
-  }
+  only_gradients_that_are_wanted(block_sparse_backward_sm90);
 }
-
-TEST_F(Sm90Backward, RepeatsBitForBit) {
-  for (const bool listed : {false, true}) {
-    Problem p{.heads = 4, .kv_heads = 2, .q_len = 500, .kv_len = 700};
-    if (listed) p.density = 0.5, p.block_q = p.block_kv = 64;
-    const BackwardCase one(p, true, 1);
-    std::vector<uint16_t> first;
-    for (int run = 0; run < on_gpu(250, 4); ++run) {
-      ASSERT_TRUE(block_sparse_backward_sm90(one.args(), {}).ok());
-      const std::vector<uint16_t> now = one.read();
-      if (run == 0) first = now;
-      ASSERT_EQ(now, first) << "run " << run;
-    }
-  }
-}
+TEST_F(Sm90Backward, RepeatsBitForBit) { gradients_repeat_bit_for_bit(block_sparse_backward_sm90); }
 
 TEST_F(Sm90Backward, ColumnsOfTheDeviceAreThoseOfTheHost) {
   for (const int64_t block : {64, 0}) {

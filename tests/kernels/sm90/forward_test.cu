@@ -7,16 +7,19 @@
 #include <vector>
 
 #include "kernels/attention/block_sparse_cuda.h"
-#include "tests/kernels/attention_problem.h"
-#include "tests/kernels/gpu_test.h"
+#include "tests/kernels/attention_cases.h"
 
 namespace fovea::kernels {
 namespace {
 
+using namespace attention_test;
 using Problem = AttentionProblem;
+
+const std::vector<int64_t> kDims = {64, 128};
 
 // Tiles handed out in turns, and to whoever is ready.
 void check(const Problem& p, int seed) {
+  SCOPED_TRACE(name_of(p));
   const AttentionCase one(p, sm90_tile(p.block_q, p.block_kv), seed);
   CudaAttentionArgs args = one.args();
   const Status status = block_sparse_sm90(args, {});
@@ -35,67 +38,12 @@ void check(const Problem& p, int seed) {
 class Sm90Forward : public Sm90Test {};
 
 TEST_F(Sm90Forward, DenseOfAnyLength) {
-  int seed = 0;
-  for (const int64_t dim : {64, 128}) {
-    for (const DType dtype : {DType::bf16, DType::f16}) {
-      for (const auto& [q_len, kv_len] : std::vector<std::pair<int64_t, int64_t>>{
-               {1, 1}, {64, 64}, {65, 17}, {192, 80}, {193, 81}, {300, 500}, {5, 2000}}) {
-        SCOPED_TRACE(testing::Message() << "dim " << dim << ", " << q_len << " x " << kv_len
-                                        << (dtype == DType::bf16 ? ", bf16" : ", fp16"));
-        check({.q_len = q_len, .kv_len = kv_len, .dim = dim, .dtype = dtype}, ++seed);
-      }
-    }
-  }
+  dense_of_lengths(kDims, {{1, 1}, {64, 64}, {65, 17}, {192, 80}, {193, 81}, {300, 500}, {5, 2000}},
+                   check);
 }
-
-TEST_F(Sm90Forward, HeadsItemsAndLayouts) {
-  for (const int64_t dim : {64, 128}) {
-    check({.batch = 2, .heads = 3, .kv_heads = 3, .q_len = 200, .kv_len = 150, .dim = dim}, 1);
-    check({.batch = 2,
-           .heads = 4,
-           .kv_heads = 2,
-           .q_len = 90,
-           .kv_len = 333,
-           .dim = dim,
-           .rows_first = true},
-          2);
-  }
-}
-
-TEST_F(Sm90Forward, MoreTilesThanBlocks) {
-  const int64_t heads = on_gpu(25, 2);
-  check({.batch = 3, .heads = heads, .kv_heads = heads, .q_len = 700, .kv_len = 90, .dim = 128}, 3);
-  check({.batch = 3, .heads = heads, .kv_heads = heads, .q_len = 700, .kv_len = 90, .dim = 64}, 4);
-}
-
-TEST_F(Sm90Forward, BlocksOfManySizes) {
-  int seed = 0;
-  for (const int64_t dim : {64, 128}) {
-    for (const auto& [block_q, block_kv] : std::vector<std::pair<int64_t, int64_t>>{{128, 128},
-                                                                                    {64, 64},
-                                                                                    {128, 64},
-                                                                                    {64, 128},
-                                                                                    {384, 384},
-                                                                                    {192, 192},
-                                                                                    {100, 30},
-                                                                                    {0, 0}}) {
-      for (const double density : {0.0, 0.2, 0.6, 1.0}) {
-        SCOPED_TRACE(testing::Message() << "dim " << dim << ", density " << density << ", blocks "
-                                        << block_q << " x " << block_kv);
-        check({.batch = 2,
-               .heads = 2,
-               .kv_heads = 1,
-               .q_len = on_gpu(700, 300),
-               .kv_len = on_gpu(1000, 400),
-               .dim = dim,
-               .density = density,
-               .block_q = block_q,
-               .block_kv = block_kv},
-              ++seed);
-      }
-    }
-  }
-}
+TEST_F(Sm90Forward, HeadsItemsAndLayouts) { heads_items_and_layouts(kDims, check); }
+TEST_F(Sm90Forward, MoreTilesThanBlocks) { more_tiles_than_blocks(check); }
+TEST_F(Sm90Forward, BlocksOfManySizes) { blocks_of_many_sizes(kDims, check); }
 
 TEST_F(Sm90Forward, MasksMoreKeysBiasesAndOrders) {
   int seed = 0;
