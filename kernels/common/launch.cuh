@@ -5,16 +5,10 @@
 
 #include <cuda_runtime.h>
 
+#include "kernels/common/start.cuh"
 #include "kernels/common/status.h"
 
 namespace fovea::kernels {
-
-/// Blocks and their threads, dynamic shared memory of a block, and the CUDA stream.
-struct Grid {
-  dim3 blocks, threads;
-  size_t shared_bytes = 0;
-  void* stream = nullptr;
-};
 
 inline Status status_of(cudaError_t code) {
   if (code != cudaSuccess) return {StatusCode::device, cudaGetErrorString(code)};
@@ -31,8 +25,7 @@ Status launch_kernel(void (*kernel)(Parameters...), const Grid& grid,
         kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(grid.shared_bytes));
     if (code != cudaSuccess) return status_of(code);
   }
-  kernel<<<grid.blocks, grid.threads, grid.shared_bytes, static_cast<cudaStream_t>(grid.stream)>>>(
-      arguments...);
+  start_kernel(kernel, grid, arguments...);
   return status_of(cudaGetLastError());
 }
 

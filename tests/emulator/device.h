@@ -16,6 +16,12 @@
 
 #define FOVEA_EMULATED 1
 
+template <typename Result, typename... Parameters>
+cudaError_t cudaFuncSetAttribute(Result (*kernel)(Parameters...), cudaFuncAttribute attribute,
+                                 int value) {
+  return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), attribute, value);
+}
+
 // One block runs at a time, on one thread of the system. As `thread_local` may stand behind
 // `extern` and makes variables of functions static.
 #undef __shared__

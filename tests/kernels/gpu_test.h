@@ -1,5 +1,8 @@
 #pragma once
 
+#include <random>
+#include <vector>
+
 #include "tests/kernels/device_array.h"
 
 namespace fovea::kernels {
@@ -29,5 +32,19 @@ class GpuTest : public testing::Test {
 
 using Sm90Test = GpuTest<9, 10>;
 using Sm80Test = GpuTest<8, 1000>;
+
+/// Random small integers, of which products and sums are exact.
+template <typename Test>
+class WithIntegers : public Test {
+ protected:
+  std::vector<int> integers(size_t count, int largest) {
+    std::uniform_int_distribution<int> draw(-largest, largest);
+    std::vector<int> out(count);
+    for (int& x : out) x = draw(random_);
+    return out;
+  }
+
+  std::mt19937 random_{7};
+};
 
 }  // namespace fovea::kernels

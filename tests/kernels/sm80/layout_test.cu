@@ -20,17 +20,7 @@ namespace {
 
 using mma::Type;
 
-class Sm80Layout : public Sm80Test {
- protected:
-  std::vector<int> integers(size_t count, int largest) {
-    std::uniform_int_distribution<int> draw(-largest, largest);
-    std::vector<int> out(count);
-    for (int& x : out) x = draw(random_);
-    return out;
-  }
-
-  std::mt19937 random_{7};
-};
+class Sm80Layout : public WithIntegers<Sm80Test> {};
 
 std::vector<uint16_t> as_halves(const std::vector<int>& values, Type type) {
   std::vector<uint16_t> out;

@@ -20,17 +20,7 @@ namespace {
 
 using wgmma::Type;
 
-class Sm90Layout : public Sm90Test {
- protected:
-  std::vector<int> integers(size_t count, int largest) {
-    std::uniform_int_distribution<int> draw(-largest, largest);
-    std::vector<int> out(count);
-    for (int& x : out) x = draw(random_);
-    return out;
-  }
-
-  std::mt19937 random_{7};
-};
+class Sm90Layout : public WithIntegers<Sm90Test> {};
 
 std::vector<__nv_bfloat16> as_bf16(const std::vector<int>& values) {
   std::vector<__nv_bfloat16> out;

@@ -1,0 +1,24 @@
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "tests/emulator/simt.h"
+
+// kernels/common/start.cuh on the CPU.
+
+namespace fovea::kernels {
+
+struct Grid {
+  dim3 blocks, threads;
+  size_t shared_bytes = 0;
+  void* stream = nullptr;
+};
+
+/// Throws emulator::Fault.
+template <typename... Parameters, typename... Arguments>
+void start_kernel(void (*kernel)(Parameters...), const Grid& grid, const Arguments&... arguments) {
+  emulator::run(grid.blocks, grid.threads, grid.shared_bytes,
+                [&] { kernel(static_cast<Parameters>(arguments)...); });
+}
+
+}  // namespace fovea::kernels
