@@ -68,7 +68,7 @@ TEST(Timing, KernelsOfLibTorchByNameRunOnGpus) {
 }
 
 TEST(Timing, OfAGpuGoesByItsClock) {
-  if (!at::hasCUDA()) GTEST_SKIP() << "no GPU";
+  if (!at::hasCUDA()) GTEST_SKIP() << "missing: a GPU";
   const c10::InferenceMode no_gradients;
   const AttentionCall call = call_on(at::kCUDA, at::kBFloat16);
   const AttentionPlan dense = AttentionPlan::dense("dense");
