@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "kernels/attention/block_sparse_cuda.h"
+#include "kernels/common/e4m3.h"
 
 namespace fovea::kernels {
 
@@ -11,10 +12,6 @@ enum class ByteFormat : uint8_t { e4m3, int8 };
 
 /// Places of so many keys in what is transposed, and scales of them: whole sixteens.
 constexpr int64_t byte_places(int64_t kv_len) { return (kv_len + 15) / 16 * 16; }
-
-/// The key of each 16 whose value lies at `place` of them in transposed values: matrix units take
-/// softmax weights from registers in this order.
-constexpr int key_of_place(int place) { return place % 2 + place / 2 % 2 * 8 + place / 4 * 2; }
 
 /// Operands of attention in 8-bit numbers; every value is its number times its scale. All arrays
 /// are contiguous and begin at multiples of 16 bytes; scales are above 0.

@@ -8,6 +8,10 @@
 
 namespace fovea::kernels {
 
+/// The key of each 16 whose value lies at `place` of them in transposed values: matrix units take
+/// softmax weights from registers in this order.
+constexpr int key_of_place(int place) { return place % 2 + place / 2 % 2 * 8 + place / 4 * 2; }
+
 /// The nearest number, halves to even; what is too large becomes 448, NaN stays NaN.
 inline uint8_t to_e4m3(float x) {
   const auto sign = static_cast<uint8_t>(std::bit_cast<uint32_t>(x) >> 31 << 7);

@@ -33,13 +33,8 @@ __device__ inline void to_operand(const float (&c)[kCount], int step, uint32_t (
   for (int r = 0; r < 4; ++r) a[r] = pack<kType>(c[8 * step + 2 * r], c[8 * step + 2 * r + 1]);
 }
 
-/// The key of each 16 that lies at `place` in a B for A made by `to_operand_e4m3`: a thread's
-/// neighbours in A are not its neighbours in C.
-__host__ __device__ constexpr int key_of_place(int place) {
-  return place % 2 + place / 2 % 2 * 8 + place / 4 * 2;
-}
-
-/// The same in e4m3, 32 columns.
+/// The same in e4m3, 32 columns: the B has its rows in the order of `key_of_place` (e4m3.h), as a
+/// thread's neighbours in A are not its neighbours in C.
 template <int kCount>
 __device__ inline void to_operand_e4m3(const float (&c)[kCount], int step, uint32_t (&a)[4]) {
 #pragma unroll

@@ -1,15 +1,8 @@
 #pragma once
 
-#include <cuda_runtime.h>
+#include "kernels/common/grid.h"
 
 namespace fovea::kernels {
-
-/// Blocks and their threads, dynamic shared memory of a block, and the CUDA stream.
-struct Grid {
-  dim3 blocks, threads;
-  size_t shared_bytes = 0;
-  void* stream = nullptr;
-};
 
 /// Starts a kernel; what went wrong is asked for later.
 template <typename... Parameters, typename... Arguments>

@@ -51,7 +51,7 @@ inline void gradients_of_more_tiles_than_blocks(BackwardKernel run) {
 }
 
 inline const Sizes kBlockSizes = {{128, 128}, {64, 64},   {128, 64}, {64, 128}, {384, 384},
-                                  {384, 192}, {192, 192}, {100, 30}, {0, 0}};
+                                  {384, 192}, {192, 192}, {100, 30}, {300, 90}, {0, 0}};
 
 /// Blocks of a listed problem; with those of any size each head has its own keys.
 inline void set_blocks(AttentionProblem& p, std::pair<int64_t, int64_t> blocks) {

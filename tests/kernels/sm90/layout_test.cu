@@ -8,6 +8,7 @@
 #include <cuda_fp8.h>
 #include <gtest/gtest.h>
 
+#include "kernels/common/e4m3.h"
 #include "kernels/common/fragment.cuh"
 #include "kernels/common/launch.cuh"
 #include "kernels/common/tma.cuh"
@@ -309,7 +310,7 @@ void check_bytes(const std::function<std::vector<int>(size_t, int)>& integers) {
   std::vector<int> vt(64 * 128, 0);                     // [channel, place], 64 places of padding
   for (int channel = 0; channel < 64; ++channel) {
     for (int place = 0; place < kKeys8; ++place) {
-      const int key = place / 16 * 16 + fragment::key_of_place(place % 16);
+      const int key = place / 16 * 16 + key_of_place(place % 16);
       vt[channel * 128 + place] = v[key * 64 + channel];
     }
   }

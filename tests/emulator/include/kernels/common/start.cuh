@@ -1,18 +1,11 @@
 #pragma once
 
-#include <cuda_runtime.h>
-
+#include "kernels/common/grid.h"
 #include "tests/emulator/simt.h"
 
 // kernels/common/start.cuh on the CPU.
 
 namespace fovea::kernels {
-
-struct Grid {
-  dim3 blocks, threads;
-  size_t shared_bytes = 0;
-  void* stream = nullptr;
-};
 
 /// Throws emulator::Fault.
 template <typename... Parameters, typename... Arguments>
