@@ -63,7 +63,10 @@ at::Tensor quantize(const at::Tensor& x, NumberFormat format, const at::Tensor& 
   const bool is_int8 = format == NumberFormat::int8;
   const double largest = is_int8 ? kLargestInt8 : kLargestE4m3;
   const at::Tensor exact = x.detach();
-  const at::Tensor scale = (amax.detach() / largest).masked_fill(amax.eq(0), 1);
+  // By a tensor: GPUs multiply with the reciprocal of a number, and a scale that is off in its last
+  // bit puts half of all ties elsewhere.
+  const at::Tensor scale =
+      (amax.detach() / at::full({}, largest, amax.options())).masked_fill(amax.eq(0), 1);
   const at::Tensor units = exact / scale;
   const at::Tensor rounded =
       (is_int8 ? at::round(units) : nearest_e4m3(units)).clamp(-largest, largest);

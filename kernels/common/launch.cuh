@@ -19,7 +19,8 @@ inline Status status_of(cudaError_t code) {
 template <typename... Parameters, typename... Arguments>
 Status launch_kernel(void (*kernel)(Parameters...), const Grid& grid,
                      const Arguments&... arguments) {
-  constexpr size_t kAlways = 48 * 1024;  // more is to be asked for
+  // More than 48 KiB are to be asked for, of which a kernel's static memory is a part.
+  constexpr size_t kAlways = 32 * 1024;
   if (grid.shared_bytes > kAlways) {
     const cudaError_t code = cudaFuncSetAttribute(
         kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(grid.shared_bytes));

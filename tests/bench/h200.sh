@@ -6,6 +6,7 @@
 #
 # The programs must be built: ninja -C build fovea sm90_bench methods_bench wan_bench
 # --out writes NAME-YYYYMMDD.txt of each slice, see docs/benchmarks/README.md; else all is printed.
+# FOVEA_COMMIT says what was built where the tree came without its history.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -56,7 +57,7 @@ done
 head_of() {
   local changed=
   git diff --quiet HEAD 2>/dev/null || changed=+
-  echo "commit:  $(git rev-parse --short HEAD 2>/dev/null || echo unknown)$changed"
+  echo "commit:  ${FOVEA_COMMIT:-$(git rev-parse --short HEAD 2>/dev/null || echo unknown)$changed}"
   echo "device:  $(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -1)," \
        "$("$python" -c 'import torch; print("torch", torch.__version__)' 2>/dev/null || true)"
   echo "date:    $(date +%F)"

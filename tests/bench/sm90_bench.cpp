@@ -216,6 +216,7 @@ void print(const Case& c, const std::vector<Contestant>& contestants,
                 contestants[i].name.c_str(), rates[i][0], rates[i][1],
                 (rates[i][0] + rates[i][1]) / 2 / baseline);
   }
+  std::fflush(stdout);
 }
 
 using Kernel = Status (*)(const CudaAttentionArgs& args, CudaTarget target);

@@ -46,7 +46,7 @@ Sample sample(const BlockAxis& blocks, const TokenOrder& order, const TokenLayou
   if (mask.defined()) {
     // Padding comes last in a segment, so the tokens of a run that count are its first ones.
     const at::Tensor seen =
-        mask.squeeze(1).squeeze(1).index_select(1, rows).to(at::kLong).cumsum(1);
+        mask.to(device).squeeze(1).squeeze(1).index_select(1, rows).to(at::kLong).cumsum(1);
     const at::Tensor upto = at::cat({at::zeros_like(seen.slice(1, 0, 1)), seen}, 1);
     bound = upto.index_select(1, (start + bound)[0]) - upto.index_select(1, start[0]);
     out.valid = bound.gt(0);

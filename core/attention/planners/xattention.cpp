@@ -49,7 +49,7 @@ Pieces cut(const BlockAxis& blocks, const TokenOrder& order, const TokenLayout& 
   const at::Tensor valid = layout.valid_mask();
   if (valid.defined()) {
     const at::Tensor whole = rows.index_select(0, (begin + phase.remainder(size)).flatten());
-    const at::Tensor seen = valid.squeeze(1).squeeze(1).index_select(1, whole);
+    const at::Tensor seen = valid.to(device).squeeze(1).squeeze(1).index_select(1, whole);
     count =
         seen.view({-1, size.size(1), stride}).logical_and(phase.lt(size)).sum(2, /*keepdim=*/true);
   }
