@@ -7,10 +7,12 @@
 
 namespace fovea::kernels {
 
-/// What a tile is: so many queries, that see spans of at most so many keys.
+/// What a tile is: so many queries, that see spans of at most so many keys, or packed steps of so
+/// many.
 struct AttentionTile {
   int queries = 0;
   int keys = 0;
+  bool is_packed = false;
   bool operator==(const AttentionTile&) const = default;
 };
 
