@@ -62,6 +62,9 @@ Status why_not(const CudaAttentionArgs& args) {
   }
   if (args.q_int8.data != nullptr) return {StatusCode::unsupported, "takes no integers"};
   if (args.q.dtype == DType::f32) return {StatusCode::unsupported, "takes bf16 and fp16"};
+  if (args.key_bias.data != nullptr && args.tile.is_packed) {
+    return {StatusCode::unsupported, "takes no bias of keys for packed lists"};
+  }
   if (args.key_bias.data != nullptr && args.lists.tiles == nullptr) {
     return {StatusCode::unsupported, "takes a bias of keys for lists only"};
   }
@@ -78,6 +81,8 @@ AttentionTile sm90_tile(int64_t block_q, int64_t block_kv) {
   if (block_q % 128 != 0) return {64, 64};
   return block_kv % 128 == 0 ? AttentionTile{128, 128} : AttentionTile{128, 64};
 }
+
+AttentionTile sm90_packed_tile() { return {128, 160, true}; }
 
 Status block_sparse_sm90(const CudaAttentionArgs& args, CudaTarget target) {
   if (const Status status = why_not(args); !status.ok()) return status;
