@@ -11,11 +11,11 @@
 //
 // A block has one warpgroup that loads and kGroups that compute, 64 queries each. The loading warp
 // takes tiles of queries one after the other; of each it tells the others what there is to do,
-// loads Q, then the keys step by step into two rings, of K and of V. A computing warpgroup starts
-// S = Q Kᵀ of a step and O += P V of the step before it together, and makes P of the former while
-// the matrix units still work on the latter (FlashAttention-3, Shah et al. 2024, arXiv:2407.08608,
-// section 3.2). The softmax is online (Milakov and Gimelshein 2018, arXiv:1805.02867); sums of a
-// row are kept by four threads and joined at the end.
+// loads Q, then the keys step by step into two rings, of K and of V (of packed lists three warps do
+// it). A computing warpgroup starts S = Q Kᵀ of a step and O += P V of the step before it together,
+// and makes P of the former while the matrix units still work on the latter (FlashAttention-3, Shah
+// et al. 2024, arXiv:2407.08608, section 3.2). The softmax is online (Milakov and Gimelshein 2018,
+// arXiv:1805.02867); sums of a row are kept by four threads and joined at the end.
 
 namespace fovea::kernels::sm90 {
 

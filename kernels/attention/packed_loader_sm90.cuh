@@ -113,6 +113,7 @@ struct PackedLoader {
   };
 
   __device__ void run() {
+    if (lane < Shape::kHeights) tma::prefetch((kValues ? maps.v : maps.k)[lane]);
     for (uint32_t parity = 0;; parity ^= 1) {
       ptx::wait(&memory.packed.found, parity);
       tile = memory.packed.tile;

@@ -220,6 +220,20 @@ at::Tensor random_offsets(const AttentionCall& call, int64_t clusters) {
       .to(call.q.device(), at::kLong);
 }
 
+// Of the pairs that a kernel computes which packs keys, with queries 64 at a time, those in the
+// plan.
+double wanted_of_computed(const Selection& selection) {
+  const auto sizes = [](const BlockAxis& axis) {
+    const at::Tensor& ends = axis.device_offsets();
+    return (ends.slice(2, 1) - ends.slice(2, 0, -1)).to(at::kDouble);
+  };
+  const at::Tensor queries = sizes(selection.q_blocks);  // [1, heads, q blocks]
+  const at::Tensor keys =
+      selection.classes.to(at::kDouble).matmul(sizes(selection.kv_blocks).unsqueeze(3)).squeeze(3);
+  const at::Tensor computed = queries.div(64).ceil().mul(64) * keys.div(160).ceil().mul(160);
+  return (queries * keys).sum().item<double>() / computed.sum().item<double>();
+}
+
 // Clusters as SVG2 makes them: sorted rows, sizes that only the device knows.
 void measure_clusters(const Options& options) {
   Problem problem = medium(options);
@@ -243,7 +257,8 @@ void measure_clusters(const Options& options) {
       }
       const std::string name = str(q_clusters, " x ", kv_clusters, " clusters, density ", density,
                                    is_sorted ? ", tokens sorted" : ", tokens as they are");
-      lines.push_back(problem.run_of(name, plan));
+      const double wanted = wanted_of_computed(selection);
+      lines.push_back(problem.run_of(str(name, ", ", wanted, " of computed pairs wanted"), plan));
       lines.push_back(problem.lowering_of("lower " + name, plan));
     }
   }
