@@ -109,7 +109,7 @@ TEST_P(CudaExecutorTest, RunsClusters) {
   selection.classes = on(test::random_classes(selection, 2, 4, 2));
   expect_rules(plan, call);
   plan.q_order = on(test::random_order(2, 4, 700));
-  plan.kv_order = on(test::random_order(2, 4, 700));
+  plan.kv_order = on(test::random_order(2, 2, 700));
   expect_rules(plan, call);
   selection.kv_blocks = BlockAxis::uniform(call.kv_layout, 33);
   selection.classes = on(test::random_classes(selection, 2, 4, 2));
