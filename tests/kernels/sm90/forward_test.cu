@@ -203,6 +203,9 @@ TEST(Sm90Refusals, SayWhy) {
   EXPECT_EQ(reason([](CudaAttentionArgs& a) { a.kv_len = 0; }), "takes at least one key");
   EXPECT_EQ(reason([](CudaAttentionArgs& a) { a.kv_len = int64_t{1} << 32; }),
             "takes up to 2^30 tokens");
+  const float bias = 0;
+  EXPECT_EQ(reason([&](CudaAttentionArgs& a) { a.key_bias.data = &bias, a.tile.is_packed = true; }),
+            "takes no bias of keys for packed lists");
 }
 
 }  // namespace
