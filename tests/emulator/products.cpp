@@ -44,9 +44,16 @@ const char* n_major(uint32_t matrix, int k, int n) {
 
 // Hopper's sums of 8-bit floats have 13 bits of fraction, what is beyond is cut off (DeepSeek-V3,
 // arXiv:2412.19437, section 3.3.2, names 14 bits).
+constexpr int kFractionOfSums = 13;
+
 float cut_off(float x) {
-  constexpr uint32_t kLost = (1u << 10) - 1;
+  constexpr uint32_t kLost = (1u << (23 - kFractionOfSums)) - 1;
   return bits_as<float>(bits_as<uint32_t>(x) & ~kLost);
+}
+
+// What the last bit of a sum is worth whose largest addend is `top`.
+float last_bit(float top) {
+  return top == 0 ? 1 : std::ldexp(1.0f, std::ilogb(top) - kFractionOfSums);
 }
 
 // sums = A B; of 8-bit integers they are exact in fp32 too.
@@ -62,6 +69,37 @@ void multiply(const float* a, const float* b, int rows, int steps, int columns, 
       const float* const from = b + k * columns;
       for (int n = 0; n < columns; ++n) sum[n] += factor * from[n];
     }
+  }
+}
+
+// sums += A B as 8-bit floats are added: all products of a step and the sum before lose what is
+// below the last bit of the largest of them.
+#if defined(__x86_64__)
+__attribute__((target_clones("arch=haswell", "default")))
+#endif
+void add_e4m3(const float* a, const float* b, int rows, int steps, int columns, float* sums) {
+  std::vector<float> top(static_cast<size_t>(columns)), unit(top.size());
+  for (int row = 0; row < rows; ++row) {
+    float* const sum = sums + row * columns;
+    for (int n = 0; n < columns; ++n) top[n] = std::fabs(sum[n]);
+    for (int k = 0; k < steps; ++k) {
+      const float factor = a[row * steps + k];
+      const float* const from = b + k * columns;
+      for (int n = 0; n < columns; ++n) {
+        const float x = std::fabs(factor * from[n]);
+        top[n] = top[n] < x ? x : top[n];
+      }
+    }
+    for (int n = 0; n < columns; ++n) unit[n] = last_bit(top[n]), top[n] = 1 / unit[n];
+    for (int n = 0; n < columns; ++n) sum[n] = std::trunc(sum[n] * top[n]) * unit[n];
+    for (int k = 0; k < steps; ++k) {
+      const float factor = a[row * steps + k];
+      const float* const from = b + k * columns;
+      for (int n = 0; n < columns; ++n) {
+        sum[n] += std::trunc(factor * from[n] * top[n]) * unit[n];
+      }
+    }
+    for (int n = 0; n < columns; ++n) sum[n] = cut_off(sum[n]);
   }
 }
 
@@ -95,13 +133,24 @@ void ProductWork::run() const {
   std::vector<float> sums(static_cast<size_t>(kRows * columns));
   read_a(a.data(), steps);
   read_b(b.data(), steps);
-  multiply(a.data(), b.data(), kRows, steps, columns, sums.data());
-  for (int row = 0; row < kRows; ++row) {
-    for (int n = 0; n < columns; ++n) {
-      const int thread = row / 16 * 32 + row % 8 * 4 + n % 8 / 2;
-      const int i = n / 8 * 4 + row / 8 % 2 * 2 + n % 2;
-      add_to(parts_[thread].c, i, sums[row * columns + n]);
+  const auto for_each = [&](auto&& visit) {
+    for (int row = 0; row < kRows; ++row) {
+      for (int n = 0; n < columns; ++n) {
+        const int thread = row / 16 * 32 + row % 8 * 4 + n % 8 / 2;
+        const int i = n / 8 * 4 + row / 8 % 2 * 2 + n % 2;
+        visit(parts_[thread].c, i, sums[row * columns + n]);
+      }
     }
+  };
+  if (product.type == Product::Type::e4m3) {
+    for_each([&](const void* c, int i, float& sum) {
+      sum = product.keep != 0 ? static_cast<const float*>(c)[i] : 0;
+    });
+    add_e4m3(a.data(), b.data(), kRows, steps, columns, sums.data());
+    for_each([&](void* c, int i, float sum) { static_cast<float*>(c)[i] = sum; });
+  } else {
+    multiply(a.data(), b.data(), kRows, steps, columns, sums.data());
+    for_each([&](void* c, int i, float sum) { add_to(c, i, sum); });
   }
 }
 
@@ -141,7 +190,6 @@ void ProductWork::add_to(void* c, int i, float sum) const {
   } else {
     float& x = static_cast<float*>(c)[i];
     x = (product.keep != 0 ? x : 0) + sum;
-    if (product.type == Product::Type::e4m3) x = cut_off(x);
   }
 }
 

@@ -28,8 +28,8 @@ struct Comparison {
   /// plan in fp64 without quantization. Undefined otherwise.
   at::Tensor unquantized = at::Tensor();
   /// How far the emulation itself jumps, number by number, where weights are rounded that lie
-  /// within fp32's errors of a half between two numbers; counts as an error of `plain`. Undefined:
-  /// 0.
+  /// within fp32's errors (`weight_error`) of a half between two numbers; counts as an error of
+  /// `plain`. Undefined: 0.
   at::Tensor jump = at::Tensor();
   /// Largest sm_scale ‖q‖ ‖k‖ of each row [batch, heads, rows]: fp32 knows logits to no more than
   /// 2⁻²⁴ of it, and weights to that, relatively; which is allowed in M1 to M5 as well. Undefined:

@@ -112,15 +112,21 @@ at::Tensor jump_of(const AttentionPlan& plan, const AttentionCall& call, const A
 }  // namespace
 
 double weight_error(const AttentionPlan& plan, const AttentionCall& call) {
-  const bool quantizes =
-      std::any_of(plan.branches.begin(), plan.branches.end(), [](const Branch& branch) {
-        const auto* softmax = std::get_if<SoftmaxBranch>(&branch.kind);
-        return softmax != nullptr && softmax->precision.p.format != NumberFormat::storage;
-      });
-  if (!quantizes || call.q.scalar_type() == at::kDouble) return 0;
+  const auto quantizes = [&](auto&& of) {
+    return std::any_of(plan.branches.begin(), plan.branches.end(), [&](const Branch& branch) {
+      const auto* softmax = std::get_if<SoftmaxBranch>(&branch.kind);
+      return softmax != nullptr && of(softmax->precision);
+    });
+  };
+  const bool weights =
+      quantizes([](const Precision& x) { return x.p.format != NumberFormat::storage; });
+  if (!weights || call.q.scalar_type() == at::kDouble) return 0;
+  const bool cut_off = call.q.is_cuda() && quantizes([](const Precision& x) {
+                         return x.q.format == NumberFormat::e4m3;
+                       });
   const at::Tensor size = logit_size(plan, call, at::Tensor());
   return std::pow(2.0, -20) +
-         std::pow(2.0, -22) * (size.numel() == 0 ? 0 : size.max().item<double>());
+         std::pow(2.0, cut_off ? -13 : -22) * (size.numel() == 0 ? 0 : size.max().item<double>());
 }
 
 at::Tensor sampled_rows(const AttentionPlan& plan, const AttentionCall& call, int64_t count) {

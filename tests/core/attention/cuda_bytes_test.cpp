@@ -6,11 +6,8 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
-#include "core/attention/executors/accuracy.h"
-#include "core/attention/executors/checked.h"
-#include "core/attention/executors/cuda.h"
+#include "tests/core/attention/cuda_case.h"
 #include "tests/core/attention/plan_cases.h"
-#include "tests/support/emulated_cuda.h"
 
 namespace fovea {
 namespace {
@@ -35,40 +32,11 @@ std::vector<const CudaBackend*> backends() {
 #endif
 }
 
-class CudaBytesTest : public testing::TestWithParam<const CudaBackend*> {
+class CudaBytesTest : public test::CudaBackendTest {
  protected:
-  void SetUp() override {
-    at::manual_seed(3);
-    if (GetParam() != &test::emulated_backend()) {
-      if (!at::hasCUDA()) GTEST_SKIP() << "missing: a GPU";
-      device_ = at::Device(at::kCUDA, 0);
-    }
-    AttentionCall call;
-    call.q = at::zeros({1, 1, 1, 128}, at::device(device_).dtype(at::kHalf));
-    if (const auto reason = GetParam()->why_not(call)) {
-      GTEST_SKIP() << "missing: a GPU for " << GetParam()->name << ", which " << *reason;
-    }
-    executor_ = std::make_unique<CudaExecutor>(*GetParam());
-  }
-  at::Tensor on(const at::Tensor& x) const { return x.defined() ? x.to(device_) : x; }
-
   AttentionCall call_of(const TokenLayout& layout, at::ScalarType dtype = at::kBFloat16) const {
-    AttentionCall call = test::make_call({.layout = layout, .dim = 128, .dtype = dtype});
-    call.q = on(call.q), call.k = on(call.k), call.v = on(call.v);
-    return call;
+    return test::CudaBackendTest::call_of(layout, {.layout = {}, .dim = 128, .dtype = dtype});
   }
-  // Text of which items have so much.
-  TokenLayout text(int64_t capacity, const std::vector<int64_t>& valid) const {
-    return TokenLayout::text(capacity, on(at::tensor(valid, at::kLong)));
-  }
-
-  TokenOrder on_device(const TokenOrder& order) const {
-    return TokenOrder::index(on(order.index_rows()));
-  }
-  BlockAxis on_device(const BlockAxis& axis) const {
-    return BlockAxis::from_offsets(on(axis.device_offsets()), axis.max_size());
-  }
-
   AttentionPlan plan_of(const Precision& precision) const {
     AttentionPlan plan = AttentionPlan::dense("bytes");
     std::get<SoftmaxBranch>(plan.branches[0].kind).precision = precision;
@@ -80,24 +48,6 @@ class CudaBytesTest : public testing::TestWithParam<const CudaBackend*> {
     selection.kv_blocks = BlockAxis::uniform(call.kv_layout, size);
     selection.classes = on(test::random_classes(selection, 2, 4, 2));
   }
-
-  void expect_rules(const AttentionPlan& plan, const AttentionCall& call) {
-    validate(plan, call);
-    ASSERT_EQ(executor_->why_not(plan, call), std::nullopt) << plan.describe();
-    const AttentionResult result = executor_->run(plan, call, nullptr);
-    const auto rules = judge(compare_with_reference(plan, call, result, at::Tensor()));
-    const RuleResult& worst = worst_of(rules);
-    EXPECT_LE(worst.ratio, 1) << worst.rule << ": error " << worst.error << ", allowed "
-                              << worst.bound << " in item " << worst.batch << " head " << worst.head
-                              << " row " << worst.row << " of " << plan.describe() << " for "
-                              << call.q_layout.describe();
-    const AttentionResult again = executor_->run(plan, call, nullptr);
-    test::expect_same_bits(result.out.nan_to_num(), again.out.nan_to_num(), plan.describe());
-    test::expect_same_bits(result.lse, again.lse, plan.describe());
-  }
-
-  at::Device device_ = at::kCPU;
-  std::unique_ptr<CudaExecutor> executor_;
 };
 
 TEST_P(CudaBytesTest, RunsDensePlans) {
@@ -116,8 +66,9 @@ TEST_P(CudaBytesTest, RunsDensePlans) {
 
 TEST_P(CudaBytesTest, RunsDensePlansWithPaddingAndBiases) {
   TokenLayout joint = TokenLayout::grid(2, 5, 11);
-  joint.append(text(40, {31, 0}));
-  for (const TokenLayout& layout : {joint, text(131, {7, 131})}) {
+  joint.append(TokenLayout::text(40, at::tensor({31, 0}, at::kLong)));
+  for (const TokenLayout& layout :
+       {joint, TokenLayout::text(131, at::tensor({7, 131}, at::kLong))}) {
     for (const bool smooth_k : {false, true}) {
       AttentionCall call = call_of(layout);
       Precision precision = precision_of(NumberFormat::int8, ScaleUnit::token);
@@ -131,7 +82,7 @@ TEST_P(CudaBytesTest, RunsDensePlansWithPaddingAndBiases) {
 
 TEST_P(CudaBytesTest, RunsBlocksOfAnySize) {
   TokenLayout joint = TokenLayout::grid(3, 7, 11);
-  joint.append(text(50, {31, 2}));
+  joint.append(TokenLayout::text(50, at::tensor({31, 2}, at::kLong)));
   for (const TokenLayout& layout : {TokenLayout::grid(3, 7, 13), joint}) {
     const AttentionCall call = call_of(layout);
     for (const NumberFormat format : {NumberFormat::e4m3, NumberFormat::int8}) {
@@ -144,8 +95,8 @@ TEST_P(CudaBytesTest, RunsBlocksOfAnySize) {
           set_blocks(plan, call, size);
           expect_rules(plan, call);
           if (group != 0 || format == NumberFormat::e4m3) continue;
-          plan.q_order = on_device(test::random_order(2, 4, layout.seq_len()));
-          plan.kv_order = on_device(test::random_order(1, 2, layout.seq_len()));
+          plan.q_order = on(test::random_order(2, 4, layout.seq_len()));
+          plan.kv_order = on(test::random_order(1, 2, layout.seq_len()));
           expect_rules(plan, call);
         }
       }
@@ -159,8 +110,8 @@ TEST_P(CudaBytesTest, RunsBlocksThatTheDeviceKnows) {
     for (const int64_t heads : {1, 2, 4}) {
       AttentionPlan plan = plan_of(precision_of(NumberFormat::int8, unit));
       Selection& selection = selection_of(plan);
-      selection.q_blocks = on_device(test::random_blocks(2, 4, 5, 273));
-      selection.kv_blocks = on_device(test::random_blocks(1, heads, 6, 273));
+      selection.q_blocks = on(test::random_blocks(2, 4, 5, 273));
+      selection.kv_blocks = on(test::random_blocks(1, heads, 6, 273));
       selection.classes = on(test::random_classes(selection, 2, 4, 2));
       expect_rules(plan, call);
     }

@@ -6,7 +6,10 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include "core/attention/executors/accuracy.h"
+#include "core/attention/executors/checked.h"
 #include "tests/core/attention/executor_case.h"
+#include "tests/core/attention/plan_cases.h"
 #include "tests/support/emulated_cuda.h"
 
 // Executors of GPUs: with the kernel emulated on the CPU, and on a GPU where there is one.
@@ -77,6 +80,24 @@ class CudaBackendTest : public testing::TestWithParam<const CudaBackend*> {
     selection.q_blocks = on(random_blocks(items, heads, 9, call.q.size(2)));
     selection.kv_blocks = on(random_blocks(1, kv_heads, 12, call.k.size(2)));
     selection.classes = on(random_classes(selection, items, heads, count));
+  }
+
+  /// Runs a plan, which meets the rules of accuracy, twice, which changes no bit.
+  void expect_rules(const AttentionPlan& plan, const AttentionCall& call) {
+    validate(plan, call);
+    ASSERT_EQ(executor_->why_not(plan, call), std::nullopt) << plan.describe();
+    const AttentionResult result = executor_->run(plan, call, nullptr);
+    Comparison comparison = compare_with_reference(plan, call, result, at::Tensor());
+    comparison.key_error = pooled_key_error(plan, call.q.scalar_type());
+    const auto rules = judge(comparison);
+    const RuleResult& worst = worst_of(rules);
+    EXPECT_LE(worst.ratio, 1) << worst.rule << ": error " << worst.error << ", allowed "
+                              << worst.bound << " in item " << worst.batch << " head " << worst.head
+                              << " row " << worst.row << " of " << plan.describe() << " for "
+                              << call.q_layout.describe();
+    const AttentionResult again = executor_->run(plan, call, nullptr);
+    expect_same_bits(result.out.nan_to_num(), again.out.nan_to_num(), plan.describe());
+    expect_same_bits(result.lse, again.lse, plan.describe());
   }
 
   at::Device device_ = at::kCPU;
