@@ -4,7 +4,8 @@
 //
 // bf16, random normal numbers. Everything of a case runs in turns, in this order and the opposite
 // one, each warmed up by itself. Milliseconds are medians of N rounds; TFLOP/s are those of the
-// pairs that are computed; the last column is TFLOP/s over those of the case's own dense attention.
+// pairs that are computed, or bytes where memory is what counts; the last column is TFLOP/s over
+// those of the case's own dense attention.
 // TEXT is part of a case's name. --small is for trying it out on a CPU.
 #include <algorithm>
 #include <cstdio>
@@ -17,6 +18,7 @@
 
 #include "core/attention/block_pool.h"
 #include "core/attention/executors/block_linear.h"
+#include "core/attention/executors/cuda_linear.h"
 #include "core/attention/executors/sdpa.h"
 #include "core/attention/planner.h"
 #include "core/attention/planners/blocks.h"
@@ -41,6 +43,7 @@ struct Line {
   std::string name;
   double products;  // floating-point operations of a call, or 0
   std::function<void()> run;
+  double bytes = 0;  // of a call in memory, or 0: unknown
 };
 
 struct Shape {
@@ -136,6 +139,7 @@ void print(const std::string& title, const std::vector<Line>& lines, const Optio
     const double least = *std::min_element(times[i].begin(), times[i].end());
     std::printf("| %s | %.4f | %.4f |", lines[i].name.c_str(), ms, least);
     if (lines[i].products == 0) {
+      if (lines[i].bytes > 0) std::printf(" %.2f TB/s", lines[i].bytes * 1e-9 / ms);
       std::printf(" | |\n");
       continue;
     }
@@ -302,6 +306,21 @@ void measure_sla(const Options& options, int64_t block) {
   lines.push_back(problem.run_of("run", plan));
   lines.push_back({"linear branch with projection", 0, [&] { run_linear(linear); }});
   lines.push_back({"linear branch without", 0, [&] { run_linear(unprojected); }});
+  LinearStates keys, sums;
+  if (has_linear_kernel(plan, linear, call)) {
+    keys = linear_states_of_keys(plan, linear, call);
+    sums = skipped_linear_states(plan, linear, keys);
+    const auto rows = static_cast<double>(call.q.nbytes());  // k, v, the result have as many
+    const auto keys_bytes = static_cast<double>(keys.states.nbytes());
+    const auto sums_bytes = static_cast<double>(sums.states.nbytes());
+    lines.push_back({"linear: states of keys", 0,
+                     [&] { linear_states_of_keys(plan, linear, call); }, 2 * rows + keys_bytes});
+    lines.push_back({"linear: sums of states", 0,
+                     [&] { skipped_linear_states(plan, linear, keys); }, keys_bytes + sums_bytes});
+    lines.push_back({"linear: result, added to the softmax's", 0,
+                     [&] { linear_result(plan, linear, call, sums, call.v); },
+                     3 * rows + sums_bytes});
+  }
   print(title_of(str("sla, density 0.05, ", block, "-blocks"), call), lines, options);
 }
 

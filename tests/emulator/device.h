@@ -164,6 +164,10 @@ inline int __syncthreads_or(int predicate) {
 }
 inline int __syncthreads_and(int predicate) { return !__syncthreads_or(predicate == 0); }
 inline void __threadfence() {}
+template <typename T>
+void __stcs(T* to, T x) {
+  *to = x;
+}
 
 template <typename T>
 T atomicAdd(T* at, std::type_identity_t<T> x) {
