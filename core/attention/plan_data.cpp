@@ -14,13 +14,16 @@ void need(bool condition, const AttentionPlan& plan, const Parts&... parts) {
 
 bool fits(int64_t size, int64_t to) { return size == 1 || size == to; }
 
+// Of tokens on another device no more than the shape.
 void check_order(const AttentionPlan& plan, const TokenOrder& order, const TokenLayout& layout,
-                 const char* side, std::array<int64_t, 2> lead) {
-  if (order.kind() == TokenOrder::Kind::identity) return;
-  const at::Tensor rows = order.rows(layout, at::kCPU);
-  need(fits(rows.size(0), lead[0]) && fits(rows.size(1), lead[1]), plan, side, " order of shape ",
-       rows.sizes(), " for ", lead[0], " items and ", lead[1], " heads");
-  if (order.kind() != TokenOrder::Kind::index) return;
+                 const char* side, const at::Tensor& tokens) {
+  const bool is_index = order.kind() == TokenOrder::Kind::index;
+  if (order.is_identity() || !(is_index || tokens.is_cpu())) return;
+  const at::Tensor rows = tokens.is_cpu() ? order.rows(layout, at::kCPU) : order.index_rows();
+  need(fits(rows.size(0), tokens.size(0)) && fits(rows.size(1), tokens.size(1)), plan, side,
+       " order of shape ", rows.sizes(), " for ", tokens.size(0), " items and ", tokens.size(1),
+       " heads");
+  if (!is_index || !tokens.is_cpu()) return;
   const at::Tensor sorted = std::get<0>(rows.sort(2));
   need(sorted.eq(at::arange(rows.size(2), rows.options())).all().item<bool>(), plan, side,
        " order is no permutation of the rows 0 .. ", rows.size(2) - 1);
@@ -91,10 +94,8 @@ void check_branch(const AttentionPlan& plan, const PooledValuesBranch& branch,
 }  // namespace
 
 void check_data(const AttentionPlan& plan, const AttentionCall& call) {
-  if (call.q.is_cpu()) {
-    check_order(plan, plan.q_order, call.q_layout, "query", {call.q.size(0), call.q.size(1)});
-    check_order(plan, plan.kv_order, call.kv_layout, "key", {call.k.size(0), call.k.size(1)});
-  }
+  check_order(plan, plan.q_order, call.q_layout, "query", call.q);
+  check_order(plan, plan.kv_order, call.kv_layout, "key", call.k);
   for (const Branch& branch : plan.branches) {
     if (const auto* softmax = std::get_if<SoftmaxBranch>(&branch.kind)) {
       check_branch(plan, *softmax, call);

@@ -165,8 +165,8 @@ void measure(const Problem& p, std::vector<Contestant> contestants, const Wish& 
 int main(int argc, char** argv) {
   const Wish wish{argc > 1 ? argv[1] : "", argc > 2};
   using Wide128 = ForwardShape<128, 2, 128, 2, 0, true>;
-  using Wide160 = Registers<ForwardShape<128, 2, 160, 2, 0, true>, 32, 240>;
-  using Wide176 = Registers<ForwardShape<128, 2, 176, 2, 0, true>, 32, 240>;
+  using Wide160 = Registers<ForwardShape<128, 2, 160, 2, 0, true>, 40, 232>;
+  using Wide176 = Registers<ForwardShape<128, 2, 176, 2, 0, true>, 40, 232>;
   using E4m3 = BytesShape<128, Type::e4m3, false, false, true>;
   using Int8 = BytesShape<128, Type::s8, false, false, true>;
   const std::vector<Contestant> of_128 = {
