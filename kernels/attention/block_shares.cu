@@ -37,8 +37,7 @@ __global__ void note_groups_kernel(const __grid_constant__ SharesParams params) 
   params.block[group] = there ? block_of(args.kv_offsets, args.kv_blocks, group) : -1;
 }
 
-// ---- Sizes
-// ----------------------------------------------------------------------------------------
+// ---- Sizes --------------------------------------------------------------------------------------
 
 constexpr int64_t kMostBytes = int64_t{256} << 20;  // of heads at a time, if there are several
 constexpr int64_t kManyKeys = 256;                  // groups of keys of the larger shape
@@ -121,8 +120,7 @@ SharesMemory memory_of(const BlockSharesArgs& args, const Device& device) {
   return out;
 }
 
-// ---- Launchers
-// ------------------------------------------------------------------------------------
+// ---- Launchers ----------------------------------------------------------------------------------
 
 /// All heads, some at a time.
 template <typename Shape, Type kType, bool kLargest>
