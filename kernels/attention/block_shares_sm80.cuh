@@ -137,32 +137,39 @@ struct SharesLoader {
     k_next = k.row(of_phase, key);
   }
 
-  /// The next step, or nothing: always one group.
-  __device__ void load() {
-    if (tile < last) {
-      load_step();
-      advance();
-    }
+  /// A third of the next step's copies, or nothing; all three form a group. Between products they
+  /// take no time: other warps multiply.
+  __device__ void load(int third) {
+    if (third == 0 && tile < last) load_keys();
+    if (third == 1 && tile < last) load_queries();
+    if (third != 2) return;
+    if (tile < last) advance();
     mma::commit_copies();
     if (++slot == params.ring) slot = 0;
   }
 
-  __device__ void load_step() {
-    const auto phases = static_cast<int>(params.args.phases);
+  __device__ uint32_t slot_address() const { return ring + slot * slot_bytes(params); }
+  __device__ bool has_channels() const {
+    return step * kChannels + static_cast<int>(threadIdx.x % 8) * kPack < params.args.dim;
+  }
+
+  __device__ void load_keys() {
     if (step == 0) {
+      const bool is_last = phase + 1 == params.args.phases;
       q_row = q_next, k_row = k_next;
-      find_rows(phase + 1 < phases ? tile : tile + 1, phase + 1 < phases ? phase + 1 : 0);
+      find_rows(is_last ? tile + 1 : tile, is_last ? 0 : phase + 1);
     }
-    const uint32_t to = ring + slot * slot_bytes(params);
-    const bool has_channels =
-        step * kChannels + static_cast<int>(threadIdx.x % 8) * kPack < params.args.dim;
-    k.copy<kKeyRows>(to + warp() * kKeyRows * kRowBytes, k_row, step, has_channels);
+    k.copy<kKeyRows>(slot_address() + warp() * kKeyRows * kRowBytes, k_row, step, has_channels());
+  }
+
+  __device__ void load_queries() {
+    const uint32_t to = slot_address();
     if (!params.holds || first_tile) {
       const uint32_t queries = params.holds ? held + (phase * params.steps + step) * kQueryBytes
                                             : to + Shape::kKeyBytes + Shape::kNoteBytes;
-      q.copy<kQueryRows>(queries + warp() * kQueryRows * kRowBytes, q_row, step, has_channels);
+      q.copy<kQueryRows>(queries + warp() * kQueryRows * kRowBytes, q_row, step, has_channels());
     }
-    if (phase + 1 < phases || step + 1 < params.steps) return;
+    if (phase + 1 < params.args.phases || step + 1 < params.steps) return;
     for (int i = threadIdx.x; i < Shape::kKeys; i += Shape::kThreads) {
       const int key = tile * Shape::kKeys + i;
       mma::copy4(to + Shape::kKeyBytes + 4 * i, params.bias + key, true);
@@ -241,13 +248,13 @@ struct SharesComputer {
     }
   }
 
-  __device__ void multiply_step(uint32_t q, uint32_t k, int channels) {
-    if (channels >= kChannels) {
+  /// Calls between(0), (1) and (2) on its way.
+  template <typename Between>
+  __device__ void multiply_step(uint32_t q, uint32_t k, int channels, Between between) {
 #pragma unroll
-      for (int at = 0; at < kChannels / 16; ++at) multiply(q, k, at);
-    } else {
-#pragma unroll 1
-      for (int at = 0; at * 16 < channels; ++at) multiply(q, k, at);
+    for (int at = 0; at < kChannels / 16; ++at) {
+      if (at * 16 < channels) multiply(q, k, at);
+      if (at < 3) between(at);
     }
   }
 
@@ -459,7 +466,9 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   const int first = part_of_row * params.tiles_at_once;
   const int last = min(first + params.tiles_at_once, params.tiles);
   SharesLoader<Shape> loader(params, params.first_head + head, q_tile, first, last);
-  for (int i = 1; i < params.ring; ++i) loader.load();
+  for (int i = 1; i < params.ring; ++i) {
+    for (int third = 0; third < 3; ++third) loader.load(third);
+  }
   SharesComputer<Shape, kType, kLargest> computer(params, head, q_tile);
   const auto phases = static_cast<int>(params.args.phases), dim = static_cast<int>(params.args.dim);
   const int slot_bytes = loader.slot_bytes(params);
@@ -471,10 +480,10 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     for (int phase = 0; phase < phases; ++phase) {
       for (int step = 0; step < params.steps; ++step) {
         sm80::await_slot(params.ring);
-        loader.load();
         keys = loader.ring + slot * slot_bytes;
-        computer.multiply_step(params.holds ? held : keys + Shape::kKeyBytes + Shape::kNoteBytes,
-                               keys, dim - step * kChannels);
+        const uint32_t queries = params.holds ? held : keys + Shape::kKeyBytes + Shape::kNoteBytes;
+        computer.multiply_step(queries, keys, dim - step * kChannels,
+                               [&](int third) { loader.load(third); });
         held += kQueryBytes;
         if (++slot == params.ring) slot = 0;
       }
