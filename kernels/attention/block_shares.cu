@@ -1,10 +1,11 @@
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <limits>
 
 #include "kernels/attention/block_shares_sm80.cuh"
 #include "kernels/attention/launch_sm80.cuh"
-#include "kernels/attention/work_layout.h"
+#include "kernels/attention/shares_layout.h"
 
 namespace fovea::kernels {
 namespace {
@@ -79,10 +80,10 @@ Status check_shape(const BlockSharesArgs& args) {
     return whole(x.head_stride) && whole(x.row_stride) &&
            reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && std::abs(x.row_stride) <= kMost;
   };
-  if (args.q.dtype != args.k.dtype) return {StatusCode::invalid, "q and k differ in type"};
+  if (const Status status = check_sizes(args); !status.ok()) return status;
   if (args.q.dtype == DType::f32) return {StatusCode::unsupported, "takes bf16 and fp16"};
-  if (args.dim > kMaxDim || args.dim % kPack != 0 || !packs(args.q) || !packs(args.k)) {
-    return {StatusCode::unsupported, "rows are not 16-byte packs of up to 256 channels"};
+  if (args.dim % kPack != 0 || !packs(args.q) || !packs(args.k)) {
+    return {StatusCode::unsupported, "rows are not 16-byte packs"};
   }
   if (args.heads > 65535 || std::max(args.q_len, args.kv_len) > kMost ||
       std::max(args.q_groups, args.kv_groups) > kMost || args.phases > kMost / args.dim ||
@@ -195,7 +196,7 @@ int64_t block_shares_cuda_workspace_bytes(const BlockSharesArgs& args, CudaTarge
 
 Status block_shares_cuda(const BlockSharesArgs& args, Workspace workspace, CudaTarget target) {
   if (const Status status = check_shape(args); !status.ok()) return status;
-  if (args.heads == 0 || args.q_blocks == 0 || args.kv_blocks == 0) return {};
+  if (args.q_blocks == 0 || args.kv_blocks == 0) return {};
   Device device;
   if (const Status status = look_at(target.device, &device); !status.ok()) return status;
   if (!workspace.data || workspace.bytes < block_shares_cuda_workspace_bytes(args, target)) {
