@@ -325,8 +325,10 @@ struct BytesComputer : TileWorker<Shape, kOut> {
       Logits s;
       Part part;
       float unit[2], next[2];
+      this->take_turn();
       start_logits(product);
       start_values(part, 0);
+      this->pass_turn();
       wgmma::wait<1>();
       finish_logits(product, s, unit, false);
       begin(softmax, s, unit, next);
@@ -393,6 +395,7 @@ struct BytesComputer : TileWorker<Shape, kOut> {
   }
 
   __device__ void compute_all() {
+    this->begin_turns();
     while (true) {
       ptx::wait(&memory.q_full[q_place.slot], q_place.parity);
       const TileNotes& tile = memory.tiles[q_place.slot];
@@ -409,6 +412,7 @@ struct BytesComputer : TileWorker<Shape, kOut> {
       }
       write(tile, softmax);
     }
+    this->end_turns();
     if (thread == 0) ptx::bulk_wait_read<0>();
   }
 };

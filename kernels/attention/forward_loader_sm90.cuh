@@ -17,7 +17,7 @@ using wgmma::Type;
 /// two for lists.
 template <int kDim_, int kGroups_, int kKeys_, int kStages_, int kPieces_ = 0, bool kHold_ = false>
 struct ForwardShape {
-  static constexpr bool kIsBytes = false, kTwice = false;
+  static constexpr bool kIsBytes = false, kTwice = false, kTurns = false;
   static constexpr int kDim = kDim_;        // channels of a head
   static constexpr int kGroups = kGroups_;  // computing warpgroups
   static constexpr int kKeys = kKeys_;      // of a step
@@ -47,6 +47,13 @@ struct ForwardShape {
   static constexpr int kValueStages = kQueryBytes + kRings <= kRoom ? kStages : kStages - 1;
 };
 
+/// A shape whose two warpgroups start products in turns: one has exponentials to make meanwhile
+/// (FlashAttention-3, arXiv:2407.08608, section 3.1).
+template <typename Base>
+struct InTurns : Base {
+  static constexpr bool kTurns = true;
+};
+
 /// The shape of a kernel of 8-bit numbers, in two warpgroups and steps of 128 keys, one span each.
 /// Rows are 128 bytes; O is twice as large as Q and written into the same slot.
 ///
@@ -58,7 +65,7 @@ struct ForwardShape {
 template <int kDim_, Type kLogits_, bool kListed_, bool kByKey_, bool kOnline_>
 struct BytesShape {
   static constexpr bool kTwice = !kOnline_;  // keys come twice
-  static constexpr bool kIsBytes = true;
+  static constexpr bool kIsBytes = true, kTurns = false;
   static constexpr Type kLogits = kLogits_;
   static constexpr bool kByKey = kByKey_;
   static constexpr int kDim = kDim_, kGroups = 2, kKeys = 128, kStages = 4;

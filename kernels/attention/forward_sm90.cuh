@@ -160,10 +160,12 @@ struct Computer : TileWorker<Shape, kType> {
     if constexpr (Shape::kSlots > 1) release_stored();
     for (int i = 1; i < steps; ++i) {
       ptx::wait(&memory.k_full[k_place.slot], k_place.parity);
+      this->take_turn();
       start_logits();
       ptx::wait(&memory.v_full[v_place.slot], v_place.parity);
       clear_tails();
       start_values(i == 1);
+      this->pass_turn();
       wgmma::wait<1>();
       finish_logits(false);
       softmax.step(params.scale_log2, s, keep);
@@ -217,6 +219,7 @@ struct Computer : TileWorker<Shape, kType> {
   }
 
   __device__ void compute_all() {
+    this->begin_turns();
     while (true) {
       ptx::wait(&memory.q_full[q_place.slot], q_place.parity);
       const TileNotes& tile = memory.tiles[q_place.slot];
@@ -234,6 +237,7 @@ struct Computer : TileWorker<Shape, kType> {
       }
       write(tile, softmax);
     }
+    this->end_turns();
     if (Shape::kSlots > 1 && thread == 0) ptx::bulk_wait_read<0>();
   }
 };

@@ -32,6 +32,21 @@ struct TileWorker {
     if (thread % 32 == 0) ptx::arrive(empty);
   }
 
+  /// Turns of the two warpgroups; the first one begins.
+  __device__ void begin_turns() const {
+    if (group == 1) pass_turn();
+  }
+  __device__ void take_turn() const {
+    if constexpr (Shape::kTurns) ptx::named_sync(kFirstTurn + group, 256);
+  }
+  __device__ void pass_turn() const {
+    if constexpr (Shape::kTurns) ptx::named_arrive(kFirstTurn + 1 - group, 256);
+  }
+  __device__ void end_turns() const {
+    if (group == 0) take_turn();
+  }
+  static constexpr int kFirstTurn = 4;  // behind the barriers of results
+
   /// Keys from column `len` of a piece on count nothing.
   __device__ static void cut(int thread, float (&s)[Shape::kKeys / 2], int piece, int len) {
 #pragma unroll

@@ -17,6 +17,8 @@ constexpr unsigned kAll = 0xffffffff;
 
 // A thread has 8 channels of a row: a row has dim / 8 lanes.
 constexpr int kUnit = 8;
+// Rows that a thread loads before it looks at the first of them.
+constexpr int kAtOnce = 8;
 
 // Magnitudes are compared as bits: NaN is larger than all.
 __device__ uint32_t magnitude(float x) { return __float_as_uint(x) & 0x7fffffff; }
@@ -54,18 +56,27 @@ struct Source {
                 ? nullptr
                 : of.order.rows + item * of.order.batch_stride + head * of.order.head_stride;
   }
-  /// Whether a position has a row.
-  __device__ bool find(int64_t position, int64_t* row) const {
-    *row = order == nullptr ? position : order[position];
-    if (*row >= 0 && *row < from.in_rows) return true;
-    if (*row != -1) *from.fault = 1;
-    return false;
+  static constexpr int kNone = -1, kWrong = -2;
+
+  /// The row of a position, or one of these; see report().
+  __device__ int find(int64_t position) const {
+    if (position >= from.len) return kNone;
+    const int64_t row = order == nullptr ? position : order[position];
+    if (row >= 0 && row < from.in_rows) return static_cast<int>(row);
+    return row == -1 ? kNone : kWrong;
   }
   /// Zeros where there is none.
-  __device__ uint4 load(int64_t position, int lane) const {
-    int64_t row = 0;
-    if (position >= from.len || !find(position, &row)) return {0, 0, 0, 0};
+  __device__ uint4 load(int row, int lane) const {
+    if (row < 0) return {0, 0, 0, 0};
     return *reinterpret_cast<const uint4*>(data + row * from.x.row_stride + lane * kUnit);
+  }
+  /// What follows a store waits for it, so this comes behind all loads.
+  template <int kCount>
+  __device__ void report(const int (&rows)[kCount]) const {
+    int least = kNone;
+#pragma unroll
+    for (const int row : rows) least = min(least, row);
+    if (least == kWrong) *from.fault = 1;
   }
 };
 
@@ -85,10 +96,32 @@ __device__ uint32_t int8_of(const float (&x)[4]) {
   return out;
 }
 
-__device__ uint2 bytes_of(const Unit& unit, float scale, ByteFormat format) {
+/// x / scale as a division rounds it: with the number nearest to the reciprocal one correction is
+/// enough (Markstein, IBM Journal of Research and Development 34, 1990). |x| is at most 448 scales.
+class Divider {
+ public:
+  __device__ explicit Divider(float scale) {
+    scale_ = scale;
+    // So that reciprocals and rests are normal numbers.
+    factor_ = scale < 0x1p-60f ? 0x1p60f : scale > 0x1p60f ? 0x1p-60f : 1;
+    scaled_ = scale * factor_;
+    inverse_ = __frcp_rn(scaled_), correction_ = inverse_;
+    if (isinf(scale)) scaled_ = correction_ = 0;  // x times 0 then, which is NaN if x is infinite
+  }
+  __device__ float scale() const { return scale_; }
+  __device__ float operator()(float x) const {
+    const float scaled = x * factor_, q = scaled * inverse_;
+    return fmaf(fmaf(-q, scaled_, scaled), correction_, q);
+  }
+
+ private:
+  float scale_, factor_, scaled_, inverse_, correction_;
+};
+
+__device__ uint2 bytes_of(const Unit& unit, const Divider& divide, ByteFormat format) {
   float n[kUnit];
 #pragma unroll
-  for (int i = 0; i < kUnit; ++i) n[i] = __fdiv_rn(unit.x[i], scale);
+  for (int i = 0; i < kUnit; ++i) n[i] = divide(unit.x[i]);
   if (format == ByteFormat::e4m3) {
     return {e4m3_of(n[0], n[1], n[2], n[3]), e4m3_of(n[4], n[5], n[6], n[7])};
   }
@@ -125,20 +158,26 @@ __global__ void __launch_bounds__(kThreads) column_stats_kernel(ColumnStatsArgs 
   float sum[kUnit] = {};
   uint32_t top[kUnit] = {};
   int own = 0;
-  const int64_t first = blockIdx.x * kChunkRows;
-#pragma unroll 4
-  for (int i = row; i < kChunkRows; i += kRows) {
-    int64_t at = 0;
-    if (first + i >= args.from.len || !source.find(first + i, &at)) continue;
-    ++own;
-    const Unit unit = widened(
-        *reinterpret_cast<const uint4*>(source.data + at * args.from.x.row_stride + lane * kUnit),
-        args.from.x.dtype);
+  const int64_t first = blockIdx.x * kChunkRows + row;
+#pragma unroll 1
+  for (int i = 0; i < kChunkRows; i += kRows * kAtOnce) {
+    int at[kAtOnce];
+    uint4 bits[kAtOnce];
 #pragma unroll
-    for (int c = 0; c < kUnit; ++c) {
-      sum[c] += unit.x[c];
-      top[c] = max(top[c], magnitude(unit.x[c]));
+    for (int turn = 0; turn < kAtOnce; ++turn) at[turn] = source.find(first + i + turn * kRows);
+#pragma unroll
+    for (int turn = 0; turn < kAtOnce; ++turn) bits[turn] = source.load(at[turn], lane);
+#pragma unroll
+    for (int turn = 0; turn < kAtOnce; ++turn) {
+      own += at[turn] >= 0;
+      const Unit unit = widened(bits[turn], args.from.x.dtype);
+#pragma unroll
+      for (int c = 0; c < kUnit; ++c) {
+        sum[c] += unit.x[c];
+        top[c] = max(top[c], magnitude(unit.x[c]));
+      }
     }
+    source.report(at);
   }
 #pragma unroll
   for (int c = 0; c < kUnit; ++c) {
@@ -177,6 +216,13 @@ __global__ void mean_kernel(ColumnStatsArgs args, int64_t chunks) {
 
 // ---- Rows ---------------------------------------------------------------------------------------
 
+/// A thread's units of some rows as they are stored, and which rows there are.
+template <int kCount>
+struct Kept {
+  uint4 bits[kCount];
+  uint32_t rows;
+};
+
 /// What is quantized of a head.
 template <int kLanes>
 struct RowWriter {
@@ -199,18 +245,37 @@ struct RowWriter {
     for (int c = 0; c < kUnit; ++c) mean.x[c] = of.mean[own * of.from.dim + lane * kUnit + c];
   }
 
-  /// Of a position, which may lie behind the last one; zeros where there is no row.
-  __device__ Unit load(int64_t position) const {
-    int64_t row = 0;
-    if (position >= args.from.len || !source.find(position, &row)) return {};
-    Unit unit = widened(
-        *reinterpret_cast<const uint4*>(source.data + row * args.from.x.row_stride + lane * kUnit),
-        args.from.x.dtype);
-    if (args.dot == nullptr) {
+  /// Of positions `step` apart up to `end`.
+  template <int kCount>
+  __device__ void load(int64_t first, int step, int64_t end, Kept<kCount>& kept) const {
+    int row[kCount];
+    kept.rows = 0;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const int64_t position = first + i * step;
+      row[i] = position < end ? source.find(position) : Source::kNone;
+      kept.rows |= static_cast<uint32_t>(row[i] >= 0) << i;
+    }
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) kept.bits[i] = source.load(row[i], lane);
+    source.report(row);
+  }
+  /// What is quantized; zeros where there is no row.
+  template <int kCount>
+  __device__ Unit unit_of(const Kept<kCount>& kept, int i) const {
+    Unit unit = widened(kept.bits[i], args.from.x.dtype);
+    if (args.dot == nullptr && (kept.rows >> i & 1) != 0) {
 #pragma unroll
       for (int c = 0; c < kUnit; ++c) unit.x[c] -= mean.x[c];
     }
     return unit;
+  }
+  template <int kCount>
+  __device__ uint32_t largest(const Kept<kCount>& kept) const {
+    uint32_t top = 0;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) top = max(top, largest(unit_of(kept, i)));
+    return top;
   }
   __device__ static uint32_t largest(const Unit& unit) {
     uint32_t top = 0;
@@ -219,7 +284,7 @@ struct RowWriter {
     return top;
   }
   /// All lanes of a row come here.
-  __device__ void store(int64_t position, const Unit& unit, float scale) const {
+  __device__ void store(int64_t position, const Unit& unit, const Divider& divide) const {
     float dot = 0;
     if (args.dot != nullptr) {
 #pragma unroll
@@ -230,9 +295,9 @@ struct RowWriter {
     if (position >= args.from.len) return;
     const int64_t at = of_head * args.from.len + position;
     auto* const out = static_cast<uint8_t*>(args.out) + at * (kLanes * kUnit) + lane * kUnit;
-    *reinterpret_cast<uint2*>(out) = bytes_of(unit, scale, args.format);
+    *reinterpret_cast<uint2*>(out) = bytes_of(unit, divide, args.format);
     if (lane != 0) return;
-    args.scale[of_head * args.scale_len + position] = scale;
+    args.scale[of_head * args.scale_len + position] = divide.scale();
     if (args.dot != nullptr) args.dot[at] = dot * args.dot_factor;
   }
 };
@@ -241,7 +306,7 @@ struct RowWriter {
 template <int kLanes>
 __global__ void __launch_bounds__(kThreads) byte_pieces_kernel(ByteRowsArgs args) {
   constexpr int kRows = kThreads / kLanes;
-  constexpr int kKept = 128 / kRows;  // turns whose rows stay in registers
+  constexpr int kTurns = 128 / kRows;  // whose rows stay in registers
   const int64_t head = blockIdx.y, item = blockIdx.z;
   const RowWriter<kLanes> rows(args, item, head);
   const int64_t map = item * args.map_batch_stride + head * args.map_head_stride;
@@ -252,34 +317,30 @@ __global__ void __launch_bounds__(kThreads) byte_pieces_kernel(ByteRowsArgs args
     return;
   }
   const int64_t first = begin + threadIdx.x / kLanes;
-  Unit kept[kKept];
+  const auto turns = static_cast<int>((end - begin + kRows - 1) / kRows);
+  Kept<kTurns> kept;
   uint32_t top = 0;
-#pragma unroll
-  for (int turn = 0; turn < kKept; ++turn) {
-    const int64_t position = first + turn * kRows;
-    kept[turn] = position < end ? rows.load(position) : Unit{};
-    top = max(top, rows.largest(kept[turn]));
+  // From the last rows to the first, which are kept for what follows.
+#pragma unroll 1
+  for (int turn = (turns - 1) / kTurns * kTurns; turn >= 0; turn -= kTurns) {
+    rows.load(first + turn * kRows, kRows, end, kept);
+    top = max(top, rows.largest(kept));
   }
-  for (int64_t position = first + kKept * kRows; position < end; position += kRows) {
-    top = max(top, rows.largest(rows.load(position)));
-  }
-  const float scale = byte_scale(__uint_as_float(largest_of_block(top)), args.format);
+  const Divider divide(byte_scale(__uint_as_float(largest_of_block(top)), args.format));
   // Whole warps go on, as rows are summed up by their lanes.
   const int64_t behind = std::numeric_limits<int32_t>::max();
+#pragma unroll 1
+  for (int turn = 0; turn < turns; turn += kTurns) {
+    if (turn > 0) rows.load(first + turn * kRows, kRows, end, kept);
 #pragma unroll
-  for (int turn = 0; turn < kKept; ++turn) {
-    const int64_t position = first + turn * kRows;
-    rows.store(position < end ? position : behind, kept[turn], scale);
-  }
-  const int64_t turns = (end - begin + kRows - 1) / kRows;
-  for (int64_t turn = kKept; turn < turns; ++turn) {
-    const int64_t position = first + turn * kRows;
-    rows.store(position < end ? position : behind, position < end ? rows.load(position) : Unit{},
-               scale);
+    for (int i = 0; i < kTurns; ++i) {
+      const int64_t position = first + (turn + i) * kRows;
+      rows.store(position < end ? position : behind, rows.unit_of(kept, i), divide);
+    }
   }
 }
 
-constexpr int kRowTurns = 4;
+constexpr int kRowTurns = kAtOnce;
 
 /// The largest magnitude of each head. Grid: chunks of rows, heads, batch. `largest` is 0.
 template <int kLanes>
@@ -287,13 +348,9 @@ __global__ void __launch_bounds__(kThreads) largest_of_heads_kernel(ByteRowsArgs
   constexpr int kRows = kThreads / kLanes;
   const RowWriter<kLanes> rows(args, blockIdx.z, blockIdx.y);
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kRows * kRowTurns;
-  uint32_t top = 0;
-#pragma unroll 2
-  for (int turn = 0; turn < kRowTurns; ++turn) {
-    const int64_t position = first + turn * kRows + threadIdx.x / kLanes;
-    top = max(top, rows.largest(rows.load(position)));
-  }
-  top = largest_of_block(top);
+  Kept<kRowTurns> kept;
+  rows.load(first + threadIdx.x / kLanes, kRows, args.from.len, kept);
+  const uint32_t top = largest_of_block(rows.largest(kept));
   if (threadIdx.x == 0) {
     atomicMax(reinterpret_cast<uint32_t*>(args.largest) + rows.of_head, top);
   }
@@ -305,12 +362,12 @@ __global__ void __launch_bounds__(kThreads) byte_rows_kernel(ByteRowsArgs args) 
   constexpr int kRows = kThreads / kLanes;
   const RowWriter<kLanes> rows(args, blockIdx.z, blockIdx.y);
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kRows * kRowTurns + threadIdx.x / kLanes;
-  Unit kept[kRowTurns];
-#pragma unroll
-  for (int turn = 0; turn < kRowTurns; ++turn) kept[turn] = rows.load(first + turn * kRows);
+  Kept<kRowTurns> kept;
+  rows.load(first, kRows, args.from.len, kept);
 #pragma unroll
   for (int turn = 0; turn < kRowTurns; ++turn) {
-    uint32_t top = rows.largest(kept[turn]);
+    const Unit unit = rows.unit_of(kept, turn);
+    uint32_t top = rows.largest(unit);
     if (args.largest != nullptr) {
       top = reinterpret_cast<const uint32_t*>(args.largest)[rows.of_head];
     } else {
@@ -319,7 +376,8 @@ __global__ void __launch_bounds__(kThreads) byte_rows_kernel(ByteRowsArgs args) 
         top = max(top, __shfl_xor_sync(kAll, top, lanes));
       }
     }
-    rows.store(first + turn * kRows, kept[turn], byte_scale(__uint_as_float(top), args.format));
+    const Divider divide(byte_scale(__uint_as_float(top), args.format));
+    rows.store(first + turn * kRows, unit, divide);
   }
 }
 
@@ -357,17 +415,22 @@ __global__ void __launch_bounds__(kThreads) byte_columns_kernel(ByteColumnsArgs 
     const int word = index % 8 + index / 32 % (kWords / 8) * 8;
     const int lane = index / 8 % 4 + index / (32 * (kWords / 8)) * 4;
     const int key = word / 4 * 16 + word % 4 * 2;  // that of the word's first place
+    int row[4];
+    uint4 bits[4];
     Unit x[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      x[i] = widened(source.load(first + key + i % 2 + i / 2 * 8, lane), from.x.dtype);
-    }
+    for (int i = 0; i < 4; ++i) row[i] = source.find(first + key + i % 2 + i / 2 * 8);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) bits[i] = source.load(row[i], lane);
+    source.report(row);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) x[i] = widened(bits[i], from.x.dtype);
 #pragma unroll
     for (int c = 0; c < kUnit; ++c) {
       const int channel = lane * kUnit + c;
-      const float own = scale[channel];
-      tile[channel][word] = e4m3_of(__fdiv_rn(x[0].x[c], own), __fdiv_rn(x[1].x[c], own),
-                                    __fdiv_rn(x[2].x[c], own), __fdiv_rn(x[3].x[c], own));
+      const Divider divide(scale[channel]);
+      tile[channel][word] =
+          e4m3_of(divide(x[0].x[c]), divide(x[1].x[c]), divide(x[2].x[c]), divide(x[3].x[c]));
     }
   }
   __syncthreads();

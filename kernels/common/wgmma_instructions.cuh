@@ -28,6 +28,7 @@ __device__ inline void wait() {
 #define FOVEA_P48 FOVEA_P40 ", %40, %41, %42, %43, %44, %45, %46, %47"
 #define FOVEA_P64 FOVEA_P40 ", " FOVEA_T(4) ", " FOVEA_T(5) ", %60, %61, %62, %63"
 #define FOVEA_P80 FOVEA_P40 ", " FOVEA_T(4) ", " FOVEA_T(5) ", " FOVEA_T(6) ", " FOVEA_T(7)
+#define FOVEA_P88 FOVEA_P80 ", %80, %81, %82, %83, %84, %85, %86, %87"
 #define FOVEA_P96 FOVEA_P80 ", " FOVEA_T(8) ", %90, %91, %92, %93, %94, %95"
 #define FOVEA_C8(KIND, I)                                                                     \
   KIND(c[I]), KIND(c[I + 1]), KIND(c[I + 2]), KIND(c[I + 3]), KIND(c[I + 4]), KIND(c[I + 5]), \
@@ -38,6 +39,7 @@ __device__ inline void wait() {
 #define FOVEA_C48(KIND) FOVEA_C40(KIND), FOVEA_C8(KIND, 40)
 #define FOVEA_C64(KIND) FOVEA_C48(KIND), FOVEA_C8(KIND, 48), FOVEA_C8(KIND, 56)
 #define FOVEA_C80(KIND) FOVEA_C64(KIND), FOVEA_C8(KIND, 64), FOVEA_C8(KIND, 72)
+#define FOVEA_C88(KIND) FOVEA_C80(KIND), FOVEA_C8(KIND, 80)
 #define FOVEA_C96(KIND) FOVEA_C80(KIND), FOVEA_C8(KIND, 80), FOVEA_C8(KIND, 88)
 #define FOVEA_FLOAT(X) "+f"(X)
 #define FOVEA_INT(X) "+r"(X)
@@ -110,6 +112,7 @@ FOVEA_WGMMA(80, 40, 40, 41, 42, 43, 44, 45, 46)
 FOVEA_WGMMA(96, 48, 48, 49, 50, 51, 52, 53, 54)
 FOVEA_WGMMA(128, 64, 64, 65, 66, 67, 68, 69, 70)
 FOVEA_WGMMA(160, 80, 80, 81, 82, 83, 84, 85, 86)
+FOVEA_WGMMA(176, 88, 88, 89, 90, 91, 92, 93, 94)
 FOVEA_WGMMA(192, 96, 96, 97, 98, 99, 100, 101, 102)
 
 #undef FOVEA_WGMMA
@@ -124,6 +127,7 @@ FOVEA_WGMMA(192, 96, 96, 97, 98, 99, 100, 101, 102)
 #undef FOVEA_C48
 #undef FOVEA_C64
 #undef FOVEA_C80
+#undef FOVEA_C88
 #undef FOVEA_C96
 #undef FOVEA_P16
 #undef FOVEA_P32
@@ -131,6 +135,7 @@ FOVEA_WGMMA(192, 96, 96, 97, 98, 99, 100, 101, 102)
 #undef FOVEA_P48
 #undef FOVEA_P64
 #undef FOVEA_P80
+#undef FOVEA_P88
 #undef FOVEA_P96
 
 }  // namespace fovea::kernels::wgmma

@@ -21,8 +21,12 @@ table() {
   local blocks="topk:density=0.05|0.1|0.25|0.5,topk:density=0.1:block_q=64:block_kv=64"
   cat <<END
 kernel: $build/tests/sm90_bench
+kernel-backward: $build/tests/sm90_bench --only backward
+kernel-8bit: $build/tests/sm90_bench --quick --only 8-bit
 kernel-sm80: $build/tests/sm90_bench --quick --sm80
 methods: $build/tests/methods_bench
+methods-planners: $build/tests/methods_bench --only planners
+methods-dense: $build/tests/methods_bench --only dense
 bench-dense: $bench bf16,fp16 --methods dense \
 --shape 24x4608x128,30x17776x64,12x32760x128,40x75600x128
 bench-blocks: $bench bf16 --grid 21x30x52 --heads 12 --methods $blocks,topk:density=0.1:tile=4,8,4

@@ -3,13 +3,15 @@
 //   sm90_shapes [TEXT [once]]
 //
 // Of those whose line has the text, all by default; `once`: a single run of each, for a profiler.
-// TFLOP/s of dense attention in bf16 on random numbers. All shapes of a problem run in turns, in
-// this order and in the opposite one, each warmed up by itself.
+// TFLOP/s of dense attention on random numbers, in bf16 and in 8-bit numbers. All shapes of a
+// problem run in turns, in this order and in the opposite one, each warmed up by itself.
 #include <cstdio>
+#include <functional>
 #include <random>
 #include <string>
 #include <vector>
 
+#include "kernels/attention/launch_bytes_sm90.cuh"
 #include "kernels/attention/launch_sm90.cuh"
 #include "tests/bench/sm90/stopwatch.h"
 
@@ -18,18 +20,44 @@ namespace {
 using namespace fovea::kernels;
 using namespace fovea::kernels::sm90;
 
+/// A problem in bf16 and in bytes.
+struct Operands {
+  CudaAttentionArgs args;
+  EightBitOperands bytes;
+};
+
 struct Contestant {
   std::string name;
-  Status (*run)(const CudaAttentionArgs&, CudaTarget);
+  Status (*run)(const Operands& operands);
   std::vector<double> rates = {};
 };
 
+/// The computing warpgroups have so many registers, the loading one the others.
+template <typename Base, int kLoad, int kCompute>
+struct Registers : Base {
+  static constexpr int kLoadRegisters = kLoad, kComputeRegisters = kCompute;
+};
+
+template <typename Shape>
+Contestant contestant_of() {
+  char name[64];
+  std::snprintf(name, sizeof name, "%d x %d, %d stages%s%s", Shape::kQueries, Shape::kKeys,
+                Shape::kStages, Shape::kHold ? ", hold" : "", Shape::kTurns ? ", turns" : "");
+  return {name,
+          [](const Operands& operands) { return launch<Shape, Type::bf16>(operands.args, {}); }};
+}
+
 template <int kDim, int kGroups, int kKeys, int kStages, bool kHold>
 Contestant contestant() {
-  char name[64];
-  std::snprintf(name, sizeof name, "%d x %d, %d stages%s", 64 * kGroups, kKeys, kStages,
-                kHold ? ", hold" : "");
-  return {name, launch<ForwardShape<kDim, kGroups, kKeys, kStages, 0, kHold>, Type::bf16>};
+  return contestant_of<ForwardShape<kDim, kGroups, kKeys, kStages, 0, kHold>>();
+}
+
+template <typename Shape>
+Contestant contestant_of_bytes() {
+  const char* const format = Shape::kLogits == Type::s8 ? "int8" : "e4m3";
+  return {format + std::string(Shape::kTurns ? ", turns" : ""), [](const Operands& operands) {
+            return launch_bytes<Shape>(operands.args, operands.bytes, {});
+          }};
 }
 
 struct Problem {
@@ -48,43 +76,80 @@ struct Wish {
   bool once = false;
 };
 
+/// Arrays of random numbers on the device, given back at the end.
+class Arrays {
+ public:
+  ~Arrays() {
+    for (void* x : all_) cudaFree(x);
+  }
+  template <typename T>
+  T* take(int64_t size, const std::function<T(float)>& of_normal) {
+    std::normal_distribution<float> normal;
+    std::vector<T> drawn(1'000'003), values(size);  // each of them used some times
+    for (T& value : drawn) value = of_normal(normal(random_));
+    for (int64_t i = 0; i < size; ++i) values[i] = drawn[i % drawn.size()];
+    void* out = nullptr;
+    if (cudaMalloc(&out, size * sizeof(T)) != cudaSuccess) std::printf("out of memory\n");
+    cudaMemcpy(out, values.data(), size * sizeof(T), cudaMemcpyHostToDevice);
+    all_.push_back(out);
+    return static_cast<T*>(out);
+  }
+
+ private:
+  std::mt19937 random_{1};
+  std::vector<void*> all_;
+};
+
+Operands operands_of(const Problem& p, Arrays& arrays) {
+  const int64_t size = p.batch * p.heads * p.len * p.dim;
+  const auto tensor = [&] {
+    void* const data =
+        arrays.take<__nv_bfloat16>(size, [](float x) { return __float2bfloat16(x); });
+    return MutableHeadRows{data, DType::bf16, p.heads * p.len * p.dim, p.len * p.dim, p.dim};
+  };
+  const auto readable = [](const MutableHeadRows& x) {
+    return HeadRows{x.data, x.dtype, x.batch_stride, x.head_stride, x.row_stride};
+  };
+  Operands out;
+  CudaAttentionArgs& args = out.args;
+  args.batch = p.batch, args.heads = args.kv_heads = p.heads;
+  args.q_len = args.kv_len = p.len, args.dim = p.dim;
+  args.q = readable(tensor()), args.k = readable(tensor()), args.v = readable(tensor());
+  args.out = tensor();
+  args.sm_scale = 1 / std::sqrt(static_cast<double>(p.dim));
+  // As integers these bytes are random ones of 40 to 75 and their negatives.
+  const int64_t rows = p.batch * p.heads * byte_places(p.len);
+  const auto bytes = [&] {
+    return arrays.take<uint8_t>(rows * p.dim, [](float x) { return to_e4m3(x); });
+  };
+  const auto ones = [&](int64_t count) {
+    return arrays.take<float>(count, [](float) { return 1; });
+  };
+  out.bytes.q = bytes(), out.bytes.k = bytes(), out.bytes.v = bytes();
+  out.bytes.q_scale = ones(rows), out.bytes.k_scale = ones(rows);
+  out.bytes.v_scale = ones(p.batch * p.heads * p.dim);
+  return out;
+}
+
 void measure(const Problem& p, std::vector<Contestant> contestants, const Wish& wish) {
   const std::string problem = name_of(p);
   std::erase_if(contestants, [&](const Contestant& x) {
     return (problem + " | " + x.name).find(wish.text) == std::string::npos;
   });
   if (contestants.empty()) return;
-  const int64_t size = p.batch * p.heads * p.len * p.dim;
-  std::mt19937 random(1);
-  std::normal_distribution<float> normal;
-  std::vector<__nv_bfloat16> drawn(1'000'003);  // each of them used some times
-  for (auto& value : drawn) value = __float2bfloat16(normal(random));
-  std::vector<__nv_bfloat16> values(size);
-  void* data[4];
-  for (void*& x : data) {
-    const size_t shift = random() % drawn.size();
-    for (int64_t i = 0; i < size; ++i) values[i] = drawn[(i + shift) % drawn.size()];
-    cudaMalloc(&x, size * 2);
-    cudaMemcpy(x, values.data(), size * 2, cudaMemcpyHostToDevice);
-  }
-  CudaAttentionArgs args{.batch = p.batch, .heads = p.heads, .kv_heads = p.heads};
-  args.q_len = args.kv_len = p.len, args.dim = p.dim;
-  const auto view = [&](const void* x) {
-    return HeadRows{x, DType::bf16, p.heads * p.len * p.dim, p.len * p.dim, p.dim};
-  };
-  args.q = view(data[0]), args.k = view(data[1]), args.v = view(data[2]);
-  args.out = {data[3], DType::bf16, args.q.batch_stride, args.q.head_stride, args.q.row_stride};
-  args.sm_scale = 1 / std::sqrt(static_cast<double>(p.dim));
-  const double products = 4.0 * static_cast<double>(size) * static_cast<double>(p.len);
+  Arrays arrays;
+  const Operands operands = operands_of(p, arrays);
+  const double products = 4.0 * static_cast<double>(p.batch * p.heads * p.dim) *
+                          static_cast<double>(p.len) * static_cast<double>(p.len);
   if (wish.once) {
-    for (const Contestant& now : contestants) static_cast<void>(now.run(args, {}));
+    for (const Contestant& now : contestants) static_cast<void>(now.run(operands));
     cudaDeviceSynchronize();
   }
   for (int pass = 0; pass < (wish.once ? 0 : 2); ++pass) {
     for (size_t i = 0; i < contestants.size(); ++i) {
       Contestant& now = contestants[pass == 0 ? i : contestants.size() - 1 - i];
       now.rates.push_back(products /
-                          seconds_of(now.name.c_str(), [&] { return now.run(args, {}); }) * 1e-12);
+                          seconds_of(now.name.c_str(), [&] { return now.run(operands); }) * 1e-12);
     }
   }
   for (const Contestant& now : contestants) {
@@ -93,18 +158,25 @@ void measure(const Problem& p, std::vector<Contestant> contestants, const Wish& 
                 now.rates[1]);
   }
   std::fflush(stdout);
-  for (void* x : data) cudaFree(x);
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
   const Wish wish{argc > 1 ? argv[1] : "", argc > 2};
+  using Wide128 = ForwardShape<128, 2, 128, 2, 0, true>;
+  using Wide160 = Registers<ForwardShape<128, 2, 160, 2, 0, true>, 32, 240>;
+  using Wide176 = Registers<ForwardShape<128, 2, 176, 2, 0, true>, 32, 240>;
+  using E4m3 = BytesShape<128, Type::e4m3, false, false, true>;
+  using Int8 = BytesShape<128, Type::s8, false, false, true>;
   const std::vector<Contestant> of_128 = {
-      contestant<128, 3, 80, 4, false>(),  contestant<128, 3, 80, 4, true>(),
-      contestant<128, 3, 80, 3, false>(),  contestant<128, 3, 64, 4, true>(),
-      contestant<128, 2, 128, 2, false>(), contestant<128, 2, 128, 2, true>(),
-      contestant<128, 2, 160, 2, true>()};
+      contestant<128, 3, 80, 4, false>(), contestant<128, 3, 80, 4, true>(),
+      contestant<128, 3, 64, 4, true>(),  contestant<128, 2, 128, 2, false>(),
+      contestant_of<Wide128>(),           contestant_of<InTurns<Wide128>>(),
+      contestant_of<Wide160>(),           contestant_of<InTurns<Wide160>>(),
+      contestant_of<Wide176>(),           contestant_of<InTurns<Wide176>>(),
+      contestant_of_bytes<E4m3>(),        contestant_of_bytes<InTurns<E4m3>>(),
+      contestant_of_bytes<Int8>(),        contestant_of_bytes<InTurns<Int8>>()};
   const std::vector<Contestant> of_64 = {
       contestant<64, 3, 128, 4, false>(), contestant<64, 3, 128, 4, true>(),
       contestant<64, 3, 96, 4, true>(), contestant<64, 2, 128, 4, true>(),
