@@ -7,10 +7,12 @@
 
 namespace fovea::kernels {
 
-/// What a tile is: so many queries, that see spans of at most so many keys.
+/// What a tile is: so many queries, that see spans of at most so many keys, or packed steps of so
+/// many.
 struct AttentionTile {
   int queries = 0;
   int keys = 0;
+  bool is_packed = false;
   bool operator==(const AttentionTile&) const = default;
 };
 
@@ -45,7 +47,7 @@ struct CudaAttentionArgs {
   RowOrder out_order;    ///< of heads: row of out and lse for each row of q; null: the same
   float* lse = nullptr;  ///< [batch, heads, q_len], contiguous; null means not wanted
   TileLists lists;       ///< of tiles and spans of at most `tile`; each row of q in one tile
-  AttentionTile tile;    ///< that of `sm90_tile` or `sm80_tile`, for lists
+  AttentionTile tile;    ///< that of `sm90_tile`, `sm90_packed_tile` or `sm80_tile`, for lists
   KeyBias key_bias;      ///< for lists
   double sm_scale = 1;   ///< above 0
   /// [1] 0, and 0 again when the call is done; not of two calls at a time. Tiles of lists go to
@@ -56,6 +58,10 @@ struct CudaAttentionArgs {
 /// The tile for lists of blocks of such sizes, which it divides where it can. Both are the same.
 AttentionTile sm90_tile(int64_t block_q, int64_t block_kv);
 AttentionTile sm80_tile(int64_t block_q, int64_t block_kv);
+
+/// The tile for packed lists on compute capability 9.0, for blocks of keys of any sizes. They have
+/// no masks and biases. Any `keys` of 128, 160 or 176 are taken.
+AttentionTile sm90_packed_tile();
 
 /// On compute capability 9.0. Answers `unsupported` with a reason for what it does not cover,
 /// `device` for what the driver refused. All work is in the stream; nothing is waited for.

@@ -27,8 +27,28 @@ using Lists128x64 = ForwardShape<kDim, 2, 128, kDim == 64 ? 4 : 2, 2, true>;
 template <int kDim>
 using Lists64x64 = ForwardShape<kDim, 1, 64, kDim == 64 ? 4 : 2, 1>;
 
+// Packed lists, by keys of a step.
+template <int kDim, int kKeys>
+using Packed = PackedShape<kDim, kKeys, kDim == 64 ? 4 : 2>;
+
+template <int kDim>
+Status launch_packed(const CudaAttentionArgs& args, CudaTarget target) {
+  if (args.tile.queries == 128) {
+    switch (args.tile.keys) {
+      case 128:
+        return launch_type<Packed<kDim, 128>>(args, target);
+      case 160:
+        return launch_type<Packed<kDim, 160>>(args, target);
+      case 176:
+        return launch_type<Packed<kDim, 176>>(args, target);
+    }
+  }
+  return {StatusCode::invalid, "packed lists of another tile"};
+}
+
 template <int kDim>
 Status launch_lists(const CudaAttentionArgs& args, CudaTarget target) {
+  if (args.tile.is_packed) return launch_packed<kDim>(args, target);
   if (args.tile == AttentionTile{128, 128}) return launch_type<Lists128x128<kDim>>(args, target);
   if (args.tile == AttentionTile{128, 64}) return launch_type<Lists128x64<kDim>>(args, target);
   if (args.tile == AttentionTile{64, 64}) return launch_type<Lists64x64<kDim>>(args, target);
@@ -42,6 +62,9 @@ Status why_not(const CudaAttentionArgs& args) {
   }
   if (args.q_int8.data != nullptr) return {StatusCode::unsupported, "takes no integers"};
   if (args.q.dtype == DType::f32) return {StatusCode::unsupported, "takes bf16 and fp16"};
+  if (args.key_bias.data != nullptr && args.tile.is_packed) {
+    return {StatusCode::unsupported, "takes no bias of keys for packed lists"};
+  }
   if (args.key_bias.data != nullptr && args.lists.tiles == nullptr) {
     return {StatusCode::unsupported, "takes a bias of keys for lists only"};
   }
@@ -58,6 +81,8 @@ AttentionTile sm90_tile(int64_t block_q, int64_t block_kv) {
   if (block_q % 128 != 0) return {64, 64};
   return block_kv % 128 == 0 ? AttentionTile{128, 128} : AttentionTile{128, 64};
 }
+
+AttentionTile sm90_packed_tile() { return {128, 160, true}; }
 
 Status block_sparse_sm90(const CudaAttentionArgs& args, CudaTarget target) {
   if (const Status status = why_not(args); !status.ok()) return status;

@@ -1,5 +1,6 @@
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -12,17 +13,29 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kChannels = 8;         // of a thread
-constexpr int kAtOnce = 4;           // rows whose loads a thread has under way
+constexpr int kBytesAtOnce = 128;    // that a thread has under way
 constexpr float kShortest = 1e-12f;  // length that directions are divided by at least
 
 template <typename T>
 struct alignas(16) Pack {
-  T x[kChannels];
-};
+  uint32_t words[kChannels * sizeof(T) / 4];
 
-__device__ float widened(float x) { return x; }
-__device__ float widened(__half x) { return __half2float(x); }
-__device__ float widened(__nv_bfloat16 x) { return __bfloat162float(x); }
+  __device__ void widen(float (&x)[kChannels]) const {
+#pragma unroll
+    for (int i = 0; i < kChannels / 2; ++i) {
+      if constexpr (std::is_same_v<T, float>) {
+        x[2 * i] = __uint_as_float(words[2 * i]);
+        x[2 * i + 1] = __uint_as_float(words[2 * i + 1]);
+      } else if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+        x[2 * i] = __uint_as_float(words[i] << 16);
+        x[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+      } else {
+        x[2 * i] = __half2float(__ushort_as_half(static_cast<uint16_t>(words[i])));
+        x[2 * i + 1] = __half2float(__ushort_as_half(static_cast<uint16_t>(words[i] >> 16)));
+      }
+    }
+  }
+};
 
 /// Sum over the `lanes` neighbours, a power of two, that read a row together.
 __device__ float sum_of_lanes(float x, int lanes) {
@@ -32,66 +45,85 @@ __device__ float sum_of_lanes(float x, int lanes) {
   return x;
 }
 
-/// Adds up over all groups of lanes, in their order, and stores a row of channels.
-__device__ void store_sum(const float (&own)[kChannels], float* all, int lanes, int dim,
-                          float* to) {
-  const int columns = lanes * kChannels, groups = kThreads / lanes;
-  __syncthreads();
-  for (int c = 0; c < kChannels; ++c) all[threadIdx.x * kChannels + c] = own[c];
+/// Adds up over all groups of lanes, in their order, and stores a row of channels: first the groups
+/// of a warp, then warps, whose sums are in `all`.
+__device__ void store_sum(float (&own)[kChannels], float* all, int lanes, int dim, float* to) {
+  const int columns = lanes * kChannels;
+  __syncthreads();  // lanes of a warp may be in several rows before it
+#pragma unroll
+  for (int c = 0; c < kChannels; ++c) {
+    for (int step = lanes; step < 32; step *= 2) {
+      own[c] += __shfl_xor_sync(0xffffffffu, own[c], step);
+    }
+  }
+  if (static_cast<int>(threadIdx.x) % 32 < lanes) {
+    auto* const at =
+        reinterpret_cast<float4*>(all + threadIdx.x / 32 * columns + threadIdx.x % 32 * kChannels);
+    at[0] = {own[0], own[1], own[2], own[3]};
+    at[1] = {own[4], own[5], own[6], own[7]};
+  }
   __syncthreads();
   for (int channel = threadIdx.x; channel < dim; channel += kThreads) {
     float sum = 0;
-    for (int group = 0; group < groups; ++group) sum += all[group * columns + channel];
+#pragma unroll
+    for (int warp = 0; warp < kThreads / 32; ++warp) sum += all[warp * columns + channel];
     to[channel] = sum;
   }
 }
 
 /// A block makes the sums of one block of rows; `lanes` threads read a row. Each reads every
-/// kThreads / lanes-th of them. Grid: (blocks, batch * heads).
+/// kThreads / lanes-th of them. Grid: blocks * batch * heads, heads one after the other, so that
+/// what runs at a time reads neighbours in memory where tokens come before heads.
 template <typename T, bool kDirections>
 __global__ void __launch_bounds__(kThreads, kDirections ? 2 : 3)
     block_sums_kernel(BlockSumsArgs args, int lanes) {
-  __shared__ float all[kThreads * kChannels];
-  const int64_t head = blockIdx.y % args.heads, item = blockIdx.y / args.heads;
+  constexpr int kAtOnce = kBytesAtOnce / static_cast<int>(sizeof(Pack<T>));  // rows
+  __shared__ float4 all[kThreads * kChannels / 4];
+  const auto heads = static_cast<unsigned>(args.batch * args.heads);
+  const unsigned of_head = blockIdx.x % heads, block = blockIdx.x / heads;
+  const int64_t head = of_head % args.heads, item = of_head / args.heads;
   const int lane = threadIdx.x % lanes, groups = kThreads / lanes;
   const int channel = lane * kChannels;
   const bool has_channels = channel < args.dim;
   const int32_t* const offsets =
       args.offsets + item * args.offsets_batch_stride + head * args.offsets_head_stride;
-  const int begin = max(offsets[blockIdx.x], 0);
-  const int end = min(offsets[blockIdx.x + 1], static_cast<int>(args.rows));
+  const int begin = max(offsets[block], 0);
+  const int end = min(offsets[block + 1], static_cast<int>(args.rows));
   const int32_t* order = args.order.rows;
   if (order) order += item * args.order.batch_stride + head * args.order.head_stride;
   const bool* const valid = args.valid ? args.valid + item * args.rows : nullptr;
   const T* const from = static_cast<const T*>(args.x.data) + item * args.x.batch_stride +
                         head * args.x.head_stride + channel;
-  const int64_t place = static_cast<int64_t>(blockIdx.y) * args.blocks + blockIdx.x;
+  const int64_t place = static_cast<int64_t>(of_head) * args.blocks + block;
   float centre[kChannels] = {}, sum[kChannels] = {};
   float directions[kDirections ? kChannels : 1] = {};
   if (args.centre && has_channels) {
     for (int c = 0; c < kChannels; ++c) {
-      centre[c] = args.centre[blockIdx.y * args.dim + channel + c];
+      centre[c] = args.centre[of_head * args.dim + channel + c];
     }
   }
   for (int first = begin + static_cast<int>(threadIdx.x) / lanes; first < end;
        first += kAtOnce * groups) {
     Pack<T> packs[kAtOnce];
-    bool counts[kAtOnce];
+    uint32_t counts = 0;
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
       const int at = first + i * groups;
       const int64_t row = at < end ? (order ? order[at] : at) : -1;
-      counts[i] = row >= 0 && row < args.rows && (valid == nullptr || valid[row]);
-      if (counts[i] && has_channels) {
+      if (row < 0 || row >= args.rows || (valid && !valid[row])) continue;
+      counts |= 1u << i;
+      if (has_channels) {
         packs[i] = *reinterpret_cast<const Pack<T>*>(from + row * args.x.row_stride);
       }
     }
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
-      if (!counts[i]) continue;  // the same for all lanes of a row
+      if ((counts >> i & 1) == 0) continue;  // the same for all lanes of a row
       float x[kChannels], square = 0;
+      packs[i].widen(x);
+#pragma unroll
       for (int c = 0; c < kChannels; ++c) {
-        x[c] = has_channels ? widened(packs[i].x[c]) - centre[c] : 0;
+        x[c] = has_channels ? x[c] - centre[c] : 0;
         sum[c] += x[c];
         if constexpr (kDirections) square += x[c] * x[c];
       }
@@ -102,9 +134,11 @@ __global__ void __launch_bounds__(kThreads, kDirections ? 2 : 3)
     }
   }
   const int dim = static_cast<int>(args.dim);
-  if (args.sum) store_sum(sum, all, lanes, dim, args.sum + place * args.dim);
+  if (args.sum)
+    store_sum(sum, reinterpret_cast<float*>(all), lanes, dim, args.sum + place * args.dim);
   if constexpr (kDirections) {
-    store_sum(directions, all, lanes, dim, args.directions + place * args.dim);
+    store_sum(directions, reinterpret_cast<float*>(all), lanes, dim,
+              args.directions + place * args.dim);
   }
 }
 
@@ -128,14 +162,13 @@ Status block_sums_cuda(const BlockSumsArgs& args, CudaTarget target) {
   if (args.dim > 32 * kChannels || !is_in_packs(args)) {
     return {StatusCode::unsupported, "rows are not 16-byte packs of up to 256 channels"};
   }
-  if (heads > 65535 || args.blocks > std::numeric_limits<int32_t>::max() ||
+  if (heads * args.blocks > std::numeric_limits<int32_t>::max() ||
       args.rows > std::numeric_limits<int32_t>::max()) {
-    return {StatusCode::unsupported, "more than 65535 heads or 2^31 rows"};
+    return {StatusCode::unsupported, "more than 2^31 blocks of all heads, or rows"};
   }
   int lanes = 1;
   while (lanes * kChannels < args.dim) lanes *= 2;
-  const dim3 blocks(static_cast<unsigned>(args.blocks), static_cast<unsigned>(heads));
-  const Grid grid{blocks, kThreads, 0, target.stream};
+  const Grid grid{static_cast<unsigned>(heads * args.blocks), kThreads, 0, target.stream};
   switch (args.x.dtype) {
     case DType::f32:
       return launch<float>(args, lanes, grid);

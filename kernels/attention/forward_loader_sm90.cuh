@@ -17,7 +17,8 @@ using wgmma::Type;
 /// two for lists.
 template <int kDim_, int kGroups_, int kKeys_, int kStages_, int kPieces_ = 0, bool kHold_ = false>
 struct ForwardShape {
-  static constexpr bool kIsBytes = false, kTwice = false, kTurns = false;
+  static constexpr bool kIsBytes = false, kTwice = false, kTurns = false, kPacked = false;
+  static constexpr int kHeights = 1;        // of copied boxes of keys
   static constexpr int kDim = kDim_;        // channels of a head
   static constexpr int kGroups = kGroups_;  // computing warpgroups
   static constexpr int kKeys = kKeys_;      // of a step
@@ -65,7 +66,8 @@ struct InTurns : Base {
 template <int kDim_, Type kLogits_, bool kListed_, bool kByKey_, bool kOnline_>
 struct BytesShape {
   static constexpr bool kTwice = !kOnline_;  // keys come twice
-  static constexpr bool kIsBytes = true, kTurns = false;
+  static constexpr bool kIsBytes = true, kTurns = false, kPacked = false;
+  static constexpr int kHeights = 1;
   static constexpr Type kLogits = kLogits_;
   static constexpr bool kByKey = kByKey_;
   static constexpr int kDim = kDim_, kGroups = 2, kKeys = 128, kStages = 4;
@@ -110,6 +112,21 @@ struct KeyScales {
 template <typename Shape>
 struct KeyScales<Shape, false> {};
 
+/// What the warp that looks for tiles of packed lists tells those that load; `steps` below 0: there
+/// are no more.
+struct PackedTile {
+  const PackedSpan* list;
+  int item, kv_head, steps;
+};
+template <bool kPacked>
+struct PackedNotes {
+  PackedSpan first_spans[32];  // of the list
+  PackedTile tile;
+  uint64_t found, taken;
+};
+template <>
+struct PackedNotes<false> {};
+
 template <typename Shape>
 struct ForwardMemory : KeyScales<Shape> {
   // (panels, queries, 64), then O in the same places
@@ -122,6 +139,7 @@ struct ForwardMemory : KeyScales<Shape> {
   TileNotes tiles[Shape::kSlots];
   StepNotes<Shape::kPieces> steps[Shape::kListed ? Shape::kStages : 1];
   volatile float held[4 * Shape::kGroups];  // by warps; written, never read
+  [[no_unique_address]] PackedNotes<Shape::kPacked> packed;
 };
 
 /// What makes 8-bit numbers values; see `EightBitOperands`.
@@ -148,9 +166,12 @@ struct ForwardParams {
   ForwardScales scales;
 };
 
-/// Tensor maps of the copy engine, in the kernel's parameters.
+/// Tensor maps of the copy engine, in the kernel's parameters; of keys and values by the rows of a
+/// box, behind them those of the other tensors.
+template <int kHeights>
 struct ForwardMaps {
-  CUtensorMap q, k, v, more_k, more_v, out;
+  CUtensorMap q, out;
+  CUtensorMap k[2 * kHeights], v[2 * kHeights];
 };
 
 /// A place in a ring, and the parity of its phase.
@@ -164,6 +185,19 @@ struct RingPlace {
   }
 };
 
+/// The number of a block's next tile, as the first lane of a warp has it: of lists whichever comes
+/// next when the block is ready for it.
+__device__ inline int draw_tile(const ForwardParams& params, int index, int lane) {
+  if (params.next_tile == nullptr) return index + gridDim.x;
+  int ticket = 0;
+  if (lane == 0) {
+    ticket = atomicAdd(params.next_tile, 1);
+    // One for each tile is drawn: this is the last one.
+    if (ticket == params.num_tiles - 1) *params.next_tile = 0;
+  }
+  return ticket + gridDim.x;
+}
+
 /// What is loaded, tile by tile; one warp. All its threads wait and read lists, 32 spans at a time
 /// and one such time ahead; the first one copies.
 template <typename Shape>
@@ -172,7 +206,7 @@ struct Loader {
   static constexpr unsigned kAll = 0xffffffff;
 
   const ForwardParams& params;
-  const ForwardMaps& maps;
+  const ForwardMaps<Shape::kHeights>& maps;
   ForwardMemory<Shape>& memory;
   int lane;
   uint64_t once = tma::evict_first(), often = tma::evict_last();
@@ -197,18 +231,6 @@ struct Loader {
     KeySpan spans[kPieces];
   };
 
-  /// The number of the next tile: of lists whichever comes next when this block is ready for it.
-  __device__ int draw() const {
-    if (params.next_tile == nullptr) return index + gridDim.x;
-    int ticket = 0;
-    if (lane == 0) {
-      ticket = atomicAdd(params.next_tile, 1);
-      // One for each tile is drawn: this is the last one.
-      if (ticket == params.num_tiles - 1) *params.next_tile = 0;
-    }
-    return ticket + gridDim.x;
-  }
-
   /// The map of the upcoming tile.
   __device__ int64_t upcoming_map() const {
     const int head = index / params.tiles % params.heads;
@@ -226,7 +248,7 @@ struct Loader {
     const bool is_one = index < params.num_tiles;
     switch (found++) {
       case 0:
-        index = draw();
+        index = draw_tile(params, index, lane);
         break;
       case 1:
         index = __shfl_sync(kAll, index, 0);
@@ -351,7 +373,7 @@ struct Loader {
     }
 #pragma unroll
     for (int piece = 0; piece < kPieces; ++piece) {
-      const auto [map, begin] = place_of(step.spans[piece], maps.k, maps.more_k);
+      const auto [map, begin] = place_of(step.spans[piece], maps.k);
       if constexpr (kPieces == 1) {
         tma::load(memory.k[slot], *map, {0, begin, 0, kv_head, tile.item}, full, often);
       } else {
@@ -382,7 +404,7 @@ struct Loader {
     ptx::arrive_expect(&memory.v_full[slot], Shape::kStepBytes);
 #pragma unroll
     for (int piece = 0; piece < kPieces; ++piece) {
-      const auto [map, begin] = place_of(step.spans[piece], maps.v, maps.more_v);
+      const auto [map, begin] = place_of(step.spans[piece], maps.v);
       // Transposed where numbers have 8 bits.
       const tma::Corner at = Shape::kIsBytes ? tma::Corner{begin, 0, 0, kv_head, tile.item}
                                              : tma::Corner{0, begin, 0, kv_head, tile.item};
@@ -395,11 +417,10 @@ struct Loader {
     const CUtensorMap* map;
     int begin;
   };
-  __device__ Place place_of(const KeySpan& span, const CUtensorMap& own,
-                            const CUtensorMap& more) const {
+  __device__ Place place_of(const KeySpan& span, const CUtensorMap (&own)[2]) const {
     if (!Shape::kListed || Shape::kIsBytes || span.begin < params.more_begin)
-      return {&own, span.begin};
-    return {&more, span.begin - params.more_begin};
+      return {own, span.begin};
+    return {own + 1, span.begin - params.more_begin};
   }
 
   /// Tells the others about the upcoming tile and loads its Q, or that there is none.

@@ -5,16 +5,17 @@
 
 #include "kernels/attention/forward_bytes_sm90.cuh"
 #include "kernels/attention/forward_tile_sm90.cuh"
+#include "kernels/attention/packed_loader_sm90.cuh"
 
 // The forward pass of softmax attention on compute capability 9.0a.
 //
 // A block has one warpgroup that loads and kGroups that compute, 64 queries each. The loading warp
 // takes tiles of queries one after the other; of each it tells the others what there is to do,
-// loads Q, then the keys step by step into two rings, of K and of V. A computing warpgroup starts
-// S = Q Kᵀ of a step and O += P V of the step before it together, and makes P of the former while
-// the matrix units still work on the latter (FlashAttention-3, Shah et al. 2024, arXiv:2407.08608,
-// section 3.2). The softmax is online (Milakov and Gimelshein 2018, arXiv:1805.02867); sums of a
-// row are kept by four threads and joined at the end.
+// loads Q, then the keys step by step into two rings, of K and of V (of packed lists three warps do
+// it). A computing warpgroup starts S = Q Kᵀ of a step and O += P V of the step before it together,
+// and makes P of the former while the matrix units still work on the latter (FlashAttention-3, Shah
+// et al. 2024, arXiv:2407.08608, section 3.2). The softmax is online (Milakov and Gimelshein 2018,
+// arXiv:1805.02867); sums of a row are kept by four threads and joined at the end.
 
 namespace fovea::kernels::sm90 {
 
@@ -70,15 +71,17 @@ struct Computer : TileWorker<Shape, kType> {
       constexpr int kCount = Shape::kSpan / 2;
       float* const own = s + piece * kCount;
       const int len = notes.len[piece];
-      if (const float* const bias = notes.bias[piece]; bias != nullptr) {
+      if constexpr (!Shape::kPacked) {
+        if (const float* const bias = notes.bias[piece]; bias != nullptr) {
 #pragma unroll
-        for (int i = 0; i < kCount; ++i) {
-          const int key = fragment::column(thread, i);
-          if (key < notes.bias_from[piece] || key >= len) continue;
-          own[i] = biased(own[i], bias[key], params.inverse_scale);
+          for (int i = 0; i < kCount; ++i) {
+            const int key = fragment::column(thread, i);
+            if (key < notes.bias_from[piece] || key >= len) continue;
+            own[i] = biased(own[i], bias[key], params.inverse_scale);
+          }
         }
+        if (notes.mask[piece] != 0) this->mask(thread, s, piece, notes.mask[piece]);
       }
-      if (notes.mask[piece] != 0) this->mask(thread, s, piece, notes.mask[piece]);
       if (len < Shape::kSpan) this->cut(thread, s, piece, len);
       lens |= len << 8 * piece;
     }
@@ -202,6 +205,20 @@ struct Computer : TileWorker<Shape, kType> {
     } while (--steps > 0);
   }
 
+  /// The same of a tile that has no queries for this warpgroup: slots are to be freed nevertheless.
+  __device__ void pass(int steps) {
+#pragma unroll 1
+    for (int i = 0; i < steps; ++i) {
+      ptx::wait(&memory.k_full[k_place.slot], k_place.parity);
+      release(&memory.k_empty[k_place.slot]);
+      k_place.next();
+      if (i > 0) this->take_turn(), this->pass_turn();
+      ptx::wait(&memory.v_full[v_place.slot], v_place.parity);
+      release(&memory.v_empty[v_place.slot]);
+      v_place.next();
+    }
+  }
+
   /// Divides and writes.
   __device__ void write(const TileNotes& tile, OnlineSoftmax& softmax) {
     softmax.join();
@@ -226,12 +243,14 @@ struct Computer : TileWorker<Shape, kType> {
       const int steps = tile.steps;
       if (steps < 0) break;
       OnlineSoftmax softmax;
-      if (Shape::kSmall || steps == 0) {
+      const bool is_idle = steps == 0 || (!Shape::kSmall && tile.len <= group * 64);
+      if (Shape::kSmall || is_idle) {
 #pragma unroll
         for (float& x : o) x = 0;
       }
-      if (steps == 0) {
+      if (is_idle) {
         if constexpr (Shape::kSlots > 1) release_stored();
+        pass(steps);
       } else {
         Shape::kSmall ? attend_alone(steps, softmax) : attend(steps, softmax);
       }
@@ -245,7 +264,7 @@ struct Computer : TileWorker<Shape, kType> {
 /// Grid: as many blocks as are to run at a time; see `draw`.
 template <typename Shape, Type kType>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
-    forward_kernel(const __grid_constant__ ForwardMaps maps,
+    forward_kernel(const __grid_constant__ ForwardMaps<Shape::kHeights> maps,
                    const __grid_constant__ ForwardParams params) {
 #ifdef FOVEA_SM90A
   auto& memory = *reinterpret_cast<ForwardMemory<Shape>*>(ptx::dynamic_memory());
@@ -262,6 +281,10 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
       ptx::barrier_init(&memory.v_full[i], 1);
       ptx::barrier_init(&memory.v_empty[i], 4 * Shape::kGroups);
     }
+    if constexpr (Shape::kPacked) {
+      ptx::barrier_init(&memory.packed.found, 1);
+      ptx::barrier_init(&memory.packed.taken, 2);
+    }
     ptx::fence_barrier_init();
   }
   __syncthreads();
@@ -270,7 +293,14 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   const int warpgroup = __shfl_sync(0xffffffff, thread / 128, 0);
   if (warpgroup == Shape::kGroups) {
     if constexpr (!Shape::kSmall) ptx::give_registers<Shape::kLoadRegisters>();
-    if (thread / 32 % 4 == 0) Loader<Shape>{params, maps, memory, thread % 32}.load_all();
+    const int warp = thread / 32 % 4, lane = thread % 32;
+    if constexpr (Shape::kPacked) {
+      if (warp == 0) PackedLoader<Shape, false>{params, maps, memory, lane}.run();
+      if (warp == 1) PackedLoader<Shape, true>{params, maps, memory, lane}.run();
+      if (warp == 2) PackedScout<Shape>{params, maps, memory, lane}.run();
+    } else if (warp == 0) {
+      Loader<Shape>{params, maps, memory, lane}.load_all();
+    }
   } else {
     if constexpr (!Shape::kSmall) ptx::take_registers<Shape::kComputeRegisters>();
     using Worker =

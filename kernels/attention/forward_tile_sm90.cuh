@@ -19,7 +19,7 @@ struct TileWorker {
   static constexpr int kPieces = Shape::kPieces;
 
   const ForwardParams& params;
-  const ForwardMaps& maps;
+  const ForwardMaps<Shape::kHeights>& maps;
   ForwardMemory<Shape>& memory;
   int group, thread;
   RingPlace<Shape::kStages> k_place = {};

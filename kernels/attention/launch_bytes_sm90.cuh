@@ -23,7 +23,7 @@ inline Status map_of_bytes(const void* data, std::array<int64_t, 4> shape, int64
 
 template <typename Shape>
 Status maps_of_bytes(const CudaAttentionArgs& args, const EightBitOperands& operands,
-                     ForwardMaps* maps) {
+                     ForwardMaps<1>* maps) {
   const HeadRows result{args.out.data, args.out.dtype, args.out.batch_stride, args.out.head_stride,
                         args.out.row_stride};
   const int64_t places = byte_places(args.kv_len);
@@ -31,19 +31,19 @@ Status maps_of_bytes(const CudaAttentionArgs& args, const EightBitOperands& oper
        {map_of_bytes(operands.q, {args.batch, args.heads, args.q_len, args.dim}, Shape::kQueries,
                      &maps->q),
         map_of_bytes(operands.k, {args.batch, args.kv_heads, args.kv_len, args.dim}, Shape::kSpan,
-                     &maps->k),
-        map_of_bytes(operands.v, {args.batch, args.kv_heads, args.dim, places}, args.dim, &maps->v),
+                     maps->k),
+        map_of_bytes(operands.v, {args.batch, args.kv_heads, args.dim, places}, args.dim, maps->v),
         map_of(result, {args.batch, args.heads, args.q_len, args.dim}, {64, 1}, &maps->out)}) {
     if (!status.ok()) return status;
   }
-  maps->more_k = maps->k, maps->more_v = maps->v;
+  maps->k[1] = maps->k[0], maps->v[1] = maps->v[0];
   return {};
 }
 
 template <typename Shape>
 Status launch_bytes(const CudaAttentionArgs& args, const EightBitOperands& operands,
                     CudaTarget target) {
-  ForwardMaps maps;
+  ForwardMaps<1> maps;
   if (const Status status = maps_of_bytes<Shape>(args, operands, &maps); !status.ok()) {
     return status;
   }

@@ -38,7 +38,7 @@ inline Status map_of(const HeadRows& x, std::array<int64_t, 4> shape, Box box, C
 }
 
 template <typename Shape>
-Status maps_for(const CudaAttentionArgs& args, ForwardMaps* maps) {
+Status maps_for(const CudaAttentionArgs& args, ForwardMaps<Shape::kHeights>* maps) {
   const HeadRows result{args.out.data, args.out.dtype, args.out.batch_stride, args.out.head_stride,
                         args.out.row_stride};
   const std::array<int64_t, 4> of_q = {args.batch, args.heads, args.q_len, args.dim};
@@ -48,15 +48,23 @@ Status maps_for(const CudaAttentionArgs& args, ForwardMaps* maps) {
                  &more_v = has_more ? args.more.v : args.v;
   const std::array<int64_t, 4> of_more = {args.batch, args.kv_heads,
                                           has_more ? args.more.len : args.kv_len, args.dim};
-  const Box of_keys = {Shape::kSpan, Shape::kPieces == 1 ? Shape::kPanels : 1};
-  const Box of_values = {Shape::kSpan, Shape::kPanels};
-  for (const Status status :
-       {map_of(args.q, of_q, {Shape::kQueries, Shape::kPanels}, &maps->q),
-        map_of(args.k, of_k, of_keys, &maps->k), map_of(args.v, of_k, of_values, &maps->v),
-        map_of(more_k, of_more, of_keys, &maps->more_k),
-        map_of(more_v, of_more, of_values, &maps->more_v),
-        map_of(result, of_q, {64, 1}, &maps->out)}) {
+  for (const Status status : {map_of(args.q, of_q, {Shape::kQueries, Shape::kPanels}, &maps->q),
+                              map_of(result, of_q, {64, 1}, &maps->out)}) {
     if (!status.ok()) return status;
+  }
+  for (int i = 0; i < Shape::kHeights; ++i) {
+    Box of_keys = {Shape::kSpan, Shape::kPieces == 1 ? Shape::kPanels : 1};
+    Box of_values = {Shape::kSpan, Shape::kPanels};
+    if constexpr (Shape::kPacked) {
+      const int above = i + 1 - Shape::kExact;
+      of_keys = of_values = {above <= 0 ? i + 1 : Shape::kExact << above, 1};
+    }
+    for (const Status status :
+         {map_of(args.k, of_k, of_keys, &maps->k[i]), map_of(args.v, of_k, of_values, &maps->v[i]),
+          map_of(more_k, of_more, of_keys, &maps->k[Shape::kHeights + i]),
+          map_of(more_v, of_more, of_values, &maps->v[Shape::kHeights + i])}) {
+      if (!status.ok()) return status;
+    }
   }
   return {};
 }
@@ -92,7 +100,8 @@ int64_t tiles_of(const CudaAttentionArgs& args) {
 }
 
 template <typename Shape, Type kType>
-Status start(const ForwardMaps& maps, const ForwardParams& params, CudaTarget target) {
+Status start(const ForwardMaps<Shape::kHeights>& maps, const ForwardParams& params,
+             CudaTarget target) {
   constexpr int kBytes = sizeof(ForwardMemory<Shape>);
   // A multiprocessor has 228 KiB, of which each block takes one more.
   static_assert(Shape::kBlocks * (kBytes + 1024) <= 228 * 1024, "fewer blocks would run at a time");
@@ -105,7 +114,7 @@ Status start(const ForwardMaps& maps, const ForwardParams& params, CudaTarget ta
 
 template <typename Shape, Type kType>
 Status launch(const CudaAttentionArgs& args, CudaTarget target) {
-  ForwardMaps maps;
+  ForwardMaps<Shape::kHeights> maps;
   if (const Status status = maps_for<Shape>(args, &maps); !status.ok()) return status;
   const int64_t tiles = tiles_of<Shape>(args);
   if (tiles * args.heads * args.batch > std::numeric_limits<int32_t>::max()) return kTooManyTiles;

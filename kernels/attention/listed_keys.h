@@ -51,21 +51,23 @@ FOVEA_HD inline Positions tiled_rows(const TileListsArgs& args, int64_t map, int
   return args.transposed ? valid_keys(args, map, row, block) : block;
 }
 
-/// What is listed of a block of keys for a block of queries.
+/// The class of a block of keys for a block of queries.
+FOVEA_HD inline int class_of(const TileListsArgs& args, int64_t map, int64_t row, int64_t block) {
+  if (args.classes == nullptr) return args.keep;
+  const int64_t nk = args.num_kv_blocks, nq = args.num_q_blocks;
+  return args
+      .classes[args.transposed ? (map * nk + block) * nq + row : (map * nq + row) * nk + block];
+}
+
+/// What is listed of a block of keys of class `of`.
 ///
 /// level  0: the keys themselves; else a number of summary, from 1 on
-FOVEA_HD inline Positions listed_keys(const TileListsArgs& args, int64_t map, int64_t row,
-                                      int64_t block, int level) {
+FOVEA_HD inline Positions listed_keys(const TileListsArgs& args, int64_t map, int64_t block, int of,
+                                      int level) {
+  const int own = of - args.keep;
+  if (own > args.num_summaries && of > args.last_class) *args.fault = 1;
+  if (own != level) return {};
   const int64_t nk = args.num_kv_blocks;
-  if (args.classes != nullptr) {
-    const int64_t at = args.transposed ? (map * nk + block) * args.num_q_blocks + row
-                                       : (map * args.num_q_blocks + row) * nk + block;
-    const int own = args.classes[at] - args.keep;
-    if (own > args.num_summaries && args.classes[at] > args.last_class) *args.fault = 1;
-    if (own != level) return {};
-  } else if (level != 0) {
-    return {};
-  }
   const int32_t* offsets = args.kv_offsets + (args.kv_maps == 1 ? 0 : map) * (nk + 1);
   Positions keys = block_of(offsets, block, args.kv_len, args.fault);
   if (level == 0) return args.transposed ? keys : valid_keys(args, map, block, keys);

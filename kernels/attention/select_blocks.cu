@@ -7,39 +7,43 @@ namespace {
 constexpr int kWarps = 4;
 constexpr unsigned kAll = 0xffffffff;
 
-/// The scores of a row: kOwn of each lane stay in registers, or with 0 are read anew each time.
+/// The score of a key, but for the sign of 0.
+__device__ float score_of(uint32_t key) {
+  return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
+}
+
+/// The scores of a row: keys of kOwn of each lane stay in registers, or with 0 are read anew each
+/// time. No score has key 0.
 template <int kOwn>
 struct RowOfScores {
   const float* scores;
   int blocks, lane;
-  float own[kOwn > 0 ? kOwn : 1];
+  uint32_t own[kOwn > 0 ? kOwn : 1];
 
   __device__ RowOfScores(const float* row, int count, int own_lane)
       : scores(row), blocks(count), lane(own_lane) {
 #pragma unroll
-    for (int i = 0; i < kOwn; ++i) own[i] = 32 * i + lane < blocks ? row[32 * i + lane] : 0;
+    for (int i = 0; i < kOwn; ++i) own[i] = 32 * i + lane < blocks ? key_of(row[32 * i + lane]) : 0;
   }
 
-  /// Calls f(number, score) for each of this lane.
+  /// Calls f(key) for each of this lane, and for some more with 0.
   template <typename F>
   __device__ void each(F f) const {
     if constexpr (kOwn > 0) {
 #pragma unroll
-      for (int i = 0; i < kOwn; ++i) {
-        if (32 * i + lane < blocks) f(32 * i + lane, own[i]);
-      }
+      for (int i = 0; i < kOwn; ++i) f(own[i]);
     } else {
-      for (int i = lane; i < blocks; i += 32) f(i, scores[i]);
+      for (int i = lane; i < blocks; i += 32) f(key_of(scores[i]));
     }
   }
 
   /// Of all lanes, the same in each of them.
   __device__ Taken taken_from(uint32_t key, bool sums) const {
     Taken out;
-    each([&](int, float score) {
-      if (key_of(score) < key) return;
-      ++out.count;
-      if (sums) out.mass += score;
+    key = max(key, 1u);
+    each([&](uint32_t one) {
+      out.count += one >= key;
+      if (sums && one >= key) out.mass += score_of(one);
     });
     out.count = __reduce_add_sync(kAll, out.count);
     if (!sums) return out;
@@ -68,13 +72,7 @@ __global__ void __launch_bounds__(32 * kWarps) select_blocks_kernel(SelectBlocks
     Taken above;
     if (last != 0xffffffffu) above = scores.taken_from(last + 1, sums);
     const int32_t upto = scores.taken_from(last, false).count;
-    // The score that has the last key: the others are 0 in the maximum of its bits.
-    uint32_t bits = 0;
-    scores.each([&](int, float score) {
-      if (key_of(score) == last) bits = __float_as_uint(score);
-    });
-    const float score = __uint_as_float(__reduce_max_sync(kAll, bits));
-    left = chosen_of_equals(args, above, score, upto - above.count);
+    left = chosen_of_equals(args, above, score_of(last), upto - above.count);
   }
   for (int first = 0; first < args.blocks; first += 32) {
     const int at = first + lane;

@@ -4,7 +4,8 @@
 //
 // bf16, random normal numbers. Everything of a case runs in turns, in this order and the opposite
 // one, each warmed up by itself. Milliseconds are medians of N rounds; TFLOP/s are those of the
-// pairs that are computed; the last column is TFLOP/s over those of the case's own dense attention.
+// pairs that are computed, or bytes where memory is what counts; the last column is TFLOP/s over
+// those of the case's own dense attention.
 // TEXT is part of a case's name. --small is for trying it out on a CPU.
 #include <algorithm>
 #include <cstdio>
@@ -17,6 +18,7 @@
 
 #include "core/attention/block_pool.h"
 #include "core/attention/executors/block_linear.h"
+#include "core/attention/executors/cuda_linear.h"
 #include "core/attention/executors/sdpa.h"
 #include "core/attention/planner.h"
 #include "core/attention/planners/blocks.h"
@@ -41,6 +43,7 @@ struct Line {
   std::string name;
   double products;  // floating-point operations of a call, or 0
   std::function<void()> run;
+  double bytes = 0;  // of a call in memory, or 0: unknown
 };
 
 struct Shape {
@@ -136,6 +139,7 @@ void print(const std::string& title, const std::vector<Line>& lines, const Optio
     const double least = *std::min_element(times[i].begin(), times[i].end());
     std::printf("| %s | %.4f | %.4f |", lines[i].name.c_str(), ms, least);
     if (lines[i].products == 0) {
+      if (lines[i].bytes > 0) std::printf(" %.2f TB/s", lines[i].bytes * 1e-9 / ms);
       std::printf(" | |\n");
       continue;
     }
@@ -220,6 +224,20 @@ at::Tensor random_offsets(const AttentionCall& call, int64_t clusters) {
       .to(call.q.device(), at::kLong);
 }
 
+// Of the pairs that a kernel computes which packs keys, with queries 64 at a time, those in the
+// plan.
+double wanted_of_computed(const Selection& selection) {
+  const auto sizes = [](const BlockAxis& axis) {
+    const at::Tensor& ends = axis.device_offsets();
+    return (ends.slice(2, 1) - ends.slice(2, 0, -1)).to(at::kDouble);
+  };
+  const at::Tensor queries = sizes(selection.q_blocks);  // [1, heads, q blocks]
+  const at::Tensor keys =
+      selection.classes.to(at::kDouble).matmul(sizes(selection.kv_blocks).unsqueeze(3)).squeeze(3);
+  const at::Tensor computed = queries.div(64).ceil().mul(64) * keys.div(160).ceil().mul(160);
+  return (queries * keys).sum().item<double>() / computed.sum().item<double>();
+}
+
 // Clusters as SVG2 makes them: sorted rows, sizes that only the device knows.
 void measure_clusters(const Options& options) {
   Problem problem = medium(options);
@@ -243,7 +261,8 @@ void measure_clusters(const Options& options) {
       }
       const std::string name = str(q_clusters, " x ", kv_clusters, " clusters, density ", density,
                                    is_sorted ? ", tokens sorted" : ", tokens as they are");
-      lines.push_back(problem.run_of(name, plan));
+      const double wanted = wanted_of_computed(selection);
+      lines.push_back(problem.run_of(str(name, ", ", wanted, " of computed pairs wanted"), plan));
       lines.push_back(problem.lowering_of("lower " + name, plan));
     }
   }
@@ -287,6 +306,21 @@ void measure_sla(const Options& options, int64_t block) {
   lines.push_back(problem.run_of("run", plan));
   lines.push_back({"linear branch with projection", 0, [&] { run_linear(linear); }});
   lines.push_back({"linear branch without", 0, [&] { run_linear(unprojected); }});
+  LinearStates keys, sums;
+  if (has_linear_kernel(plan, linear, call)) {
+    keys = linear_states_of_keys(plan, linear, call);
+    sums = skipped_linear_states(plan, linear, keys);
+    const auto rows = static_cast<double>(call.q.nbytes());  // k, v, the result have as many
+    const auto keys_bytes = static_cast<double>(keys.states.nbytes());
+    const auto sums_bytes = static_cast<double>(sums.states.nbytes());
+    lines.push_back({"linear: states of keys", 0,
+                     [&] { linear_states_of_keys(plan, linear, call); }, 2 * rows + keys_bytes});
+    lines.push_back({"linear: sums of states", 0,
+                     [&] { skipped_linear_states(plan, linear, keys); }, keys_bytes + sums_bytes});
+    lines.push_back({"linear: result, added to the softmax's", 0,
+                     [&] { linear_result(plan, linear, call, sums, call.v); },
+                     3 * rows + sums_bytes});
+  }
   print(title_of(str("sla, density 0.05, ", block, "-blocks"), call), lines, options);
 }
 

@@ -1,8 +1,10 @@
 // Attention kernels of compute capability 9.0 beside cuDNN and FlashAttention of LibTorch.
 //
-//   sm90_bench [--quick] [--only TEXT] [--sm80]
+//   sm90_bench [--quick] [--only TEXT] [--sm80] [--packed]
 //
-// With --sm80 those of compute capability 8.0 and newer, on whatever GPU there is.
+// With --sm80 those of compute capability 8.0 and newer, on whatever GPU there is. With --packed
+// lists as spans and packed instead: "packed 160" has steps of 160 keys; "exact boxes" are copies
+// of up to 32 rows each, whatever their number.
 //
 // TFLOP/s of bf16 with random normal numbers, of gradients those of five products; of lists those
 // of the listed pairs. Contestants of a
@@ -14,6 +16,7 @@
 #include <cstring>
 #include <functional>
 #include <random>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -24,20 +27,39 @@
 #include "kernels/attention/block_sparse_backward_cuda.h"
 #include "kernels/attention/eight_bit_cuda.h"
 #include "kernels/attention/quantize_bytes.h"
+#include "tests/bench/sm90/packed_shapes.h"
 
 namespace {
 
 using namespace fovea::kernels;
 
+// Random blocks: of one size, or as many as there are clusters of random sizes.
 struct Sparse {
   int64_t block;
   double density;
+  int64_t block_kv = block;                 ///< of keys
+  int packed = 0;                           ///< keys of a packed step; 0: spans
+  bool exact = false;                       ///< by `packed_exact_sm90`
+  int64_t q_clusters = 0, kv_clusters = 0;  ///< instead of blocks
+
+  int64_t rows(const struct Case& c) const;
+  int64_t columns(const struct Case& c) const;
+  AttentionTile tile() const {
+    return packed > 0 ? AttentionTile{128, packed, true} : sm90_tile(block, block_kv);
+  }
 };
 
 struct Case {
   int64_t batch, heads, len, dim;
   std::vector<Sparse> maps;  // of random blocks, beside dense
 };
+
+int64_t Sparse::rows(const Case& c) const {
+  return q_clusters > 0 ? q_clusters : (c.len + block - 1) / block;
+}
+int64_t Sparse::columns(const Case& c) const {
+  return kv_clusters > 0 ? kv_clusters : (c.len + block_kv - 1) / block_kv;
+}
 
 struct Contestant {
   std::string name;
@@ -49,7 +71,7 @@ HeadRows view(const at::Tensor& x) {
   return {x.const_data_ptr(), DType::bf16, x.stride(0), x.stride(1), x.stride(2)};
 }
 
-// Lists of random square blocks of one size, made on the device.
+// Lists of random blocks, made on the device.
 struct Lists {
   at::Tensor classes, q_offsets, kv_offsets, tiles, counts, spans, fault, next_tile;
   AttentionTile tile;
@@ -57,52 +79,75 @@ struct Lists {
   double density;
 
   Lists(const Case& c, const Sparse& map, at::Device device)
-      : Lists(c, map.block, sm90_tile(map.block, map.block), random_classes(c, map, device)) {}
+      : Lists(c, map, map.tile(), random_classes(c, map, device)) {}
 
-  // The same map from the side of the keys.
-  Lists columns(const Case& c, int64_t block) const {
-    Lists out(c, block, sm90_column_tile(block, block), classes);
+  // The same map from the side of the keys; of square blocks.
+  Lists columns(const Case& c, const Sparse& map) const {
+    Lists out(c, map, sm90_column_tile(map.block, map.block), classes);
     out.args.transposed = true;
     out.make();
     return out;
   }
 
   static at::Tensor random_classes(const Case& c, const Sparse& map, at::Device device) {
-    const int64_t rows = (c.len + map.block - 1) / map.block;
-    return at::rand({c.heads, rows, rows}, at::device(device)).lt(map.density).to(at::kByte);
+    at::manual_seed(1);  // the same for spans and packed steps
+    return at::rand({c.heads, map.rows(c), map.columns(c)}, at::device(device))
+        .lt(map.density)
+        .to(at::kByte);
+  }
+
+  // int32 [1 or heads, blocks + 1]
+  static at::Tensor offsets(const Case& c, int64_t size, int64_t clusters,
+                            const at::TensorOptions& ints) {
+    const int64_t blocks = clusters > 0 ? clusters : (c.len + size - 1) / size;
+    if (clusters == 0) return at::arange(blocks + 1, ints).mul(size).clamp_max(c.len).unsqueeze(0);
+    const at::Tensor cuts =
+        std::get<0>(at::randint(c.len + 1, {c.heads, blocks - 1}, ints).sort(1));
+    return at::cat({at::zeros({c.heads, 1}, ints), cuts, at::full({c.heads, 1}, c.len, ints)}, 1);
   }
 
   TileLists view() const {
-    return {args.tiles,        args.counts,   args.spans, args.tiles_per_map,
-            args.num_q_blocks, args.capacity, 0,          1};
+    TileLists out{args.tiles,        args.counts,   args.spans, args.tiles_per_map,
+                  args.num_q_blocks, args.capacity, 0,          1};
+    out.packed = args.packed;
+    return out;
   }
 
-  Lists(const Case& c, int64_t block, AttentionTile own, const at::Tensor& map)
-      : classes(map), tile(own) {
-    const int64_t rows = (c.len + block - 1) / block;
+  Lists(const Case& c, const Sparse& map, AttentionTile own, const at::Tensor& chosen)
+      : classes(chosen), tile(own) {
     const auto ints = classes.options().dtype(at::kInt);
-    q_offsets = at::arange(rows + 1, ints).mul(block).clamp_max(c.len);
+    q_offsets = offsets(c, map.block, map.q_clusters, ints);
+    kv_offsets = offsets(c, map.block_kv, map.kv_clusters, ints);
     args.classes = classes.const_data_ptr<uint8_t>();
-    args.q_offsets = args.kv_offsets = q_offsets.const_data_ptr<int32_t>();
-    args.maps = c.heads;
-    args.num_q_blocks = args.num_kv_blocks = rows;
+    args.q_offsets = q_offsets.const_data_ptr<int32_t>();
+    args.kv_offsets = kv_offsets.const_data_ptr<int32_t>();
+    args.maps = c.heads, args.q_maps = q_offsets.size(0), args.kv_maps = kv_offsets.size(0);
+    args.num_q_blocks = q_offsets.size(1) - 1, args.num_kv_blocks = kv_offsets.size(1) - 1;
     args.q_len = args.kv_len = static_cast<int32_t>(c.len);
     args.tile_queries = tile.queries, args.span_keys = tile.keys;
-    args.tiles_per_map = most_tiles(c.len, rows, tile.queries);
-    args.capacity = rows * std::max<int64_t>(1, block / tile.keys);
+    args.tiles_per_map = most_tiles(c.len, args.num_q_blocks, tile.queries);
+    args.capacity = tile.is_packed ? most_packed(c.len, args.num_kv_blocks, tile.keys)
+                                   : most_tiles(c.len, args.num_kv_blocks, tile.keys);
     tiles = at::empty({c.heads, args.tiles_per_map, 4}, ints);
-    counts = at::empty({c.heads, rows}, ints);
-    spans = at::empty({c.heads, rows, args.capacity, 2}, ints);
+    counts = at::empty({c.heads, args.num_q_blocks}, ints);
+    spans = at::empty({c.heads, args.num_q_blocks, args.capacity, 2}, ints);
     fault = at::zeros({1}, ints);
     next_tile = at::zeros({1}, ints);
     args.tiles = static_cast<QueryTile*>(tiles.mutable_data_ptr());
     args.counts = counts.mutable_data_ptr<int32_t>();
-    args.spans = static_cast<KeySpan*>(spans.mutable_data_ptr());
+    if (tile.is_packed) {
+      args.packed = static_cast<PackedSpan*>(spans.mutable_data_ptr());
+    } else {
+      args.spans = static_cast<KeySpan*>(spans.mutable_data_ptr());
+    }
     args.fault = fault.mutable_data_ptr<int32_t>();
     make();
-    const at::Tensor size = (q_offsets.slice(0, 1) - q_offsets.slice(0, 0, -1)).to(at::kDouble);
-    const at::Tensor pairs = classes.to(at::kDouble).matmul(size).matmul(size).sum();
-    density = pairs.item<double>() / static_cast<double>(c.heads * c.len * c.len);
+    const auto sizes = [](const at::Tensor& x) {
+      return (x.slice(1, 1) - x.slice(1, 0, -1)).to(at::kDouble).unsqueeze(2);
+    };
+    const at::Tensor keys = classes.to(at::kDouble).matmul(sizes(kv_offsets));
+    density = (keys * sizes(q_offsets)).sum().item<double>() /
+              static_cast<double>(c.heads * c.len * c.len);
   }
 
   void make() const {
@@ -256,10 +301,18 @@ double product_of(const Case& c) {
 }
 
 std::string name_of(const Sparse& map) {
-  char name[64];
-  std::snprintf(name, sizeof name, "%d-blocks, density %g", static_cast<int>(map.block),
-                map.density);
-  return name;
+  std::ostringstream out;
+  if (map.q_clusters > 0) {
+    out << map.q_clusters << " x " << map.kv_clusters << " clusters";
+  } else {
+    out << map.block;
+    if (map.block_kv != map.block) out << " x " << map.block_kv;
+    out << "-blocks";
+  }
+  out << ", density " << map.density;
+  if (map.packed > 0) out << ", packed " << map.packed;
+  if (map.exact) out << " exact boxes";
+  return out.str();
 }
 
 void take_only(const Wish& wish, std::vector<Contestant>& contestants) {
@@ -322,6 +375,11 @@ struct Field {
       listed.tile = own.tile;
       listed.next_tile = own.next_tile.mutable_data_ptr<int32_t>();
       listed.lists = own.view();
+      if (map.exact) {
+        contestants.push_back({name_of(map), products * own.density,
+                               [listed] { report(packed_exact_sm90(listed, {})); }});
+        continue;
+      }
       add(name_of(map), listed, own.density);
       if (own.tile == kEightBitTile) add_eight_bit(", " + name_of(map), listed, own.density);
     }
@@ -397,7 +455,7 @@ void measure_backward(const Case& c, const Wish& wish) {
   rows.reserve(c.maps.size()), columns.reserve(c.maps.size());
   for (const Sparse& map : c.maps) {
     const Lists& own = rows.emplace_back(c, map, q.device());
-    const Lists& turned = columns.emplace_back(own.columns(c, map.block));
+    const Lists& turned = columns.emplace_back(own.columns(c, map));
     CudaAttentionBackwardArgs listed = args;
     listed.forward.tile = own.tile, listed.forward.lists = own.view();
     listed.column_tile = turned.tile, listed.columns = turned.view();
@@ -417,6 +475,33 @@ void measure_backward(const Case& c, const Wish& wish) {
   std::fflush(stdout);
 }
 
+// Lists that can be packed, as spans and in steps of several sizes.
+std::vector<Sparse> packed_maps() {
+  std::vector<Sparse> out;
+  for (const Sparse& map : std::vector<Sparse>{
+           {.block = 128, .density = 0.5},
+           {.block = 128, .density = 0.1},
+           {.block = 128, .density = 0.05},
+           {.block = 128, .density = 0.1, .block_kv = 64},
+           {.block = 384, .density = 0.1, .block_kv = 96},
+           {.block = 64, .density = 0.1, .block_kv = 64, .q_clusters = 300, .kv_clusters = 1000},
+           {.block = 64,
+           .density = 0.25,
+           .block_kv = 64,
+           .q_clusters = 300,
+           .kv_clusters = 1000}}) {
+    out.push_back(map);
+    for (const int keys : {128, 160, 176}) {
+      out.push_back(map);
+      out.back().packed = keys;
+      if (keys == 176 || (map.q_clusters == 0 && map.block_kv != 96)) continue;
+      out.push_back(out.back());
+      out.back().exact = true;
+    }
+  }
+  return out;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -425,9 +510,10 @@ int main(int argc, char** argv) {
     return 0;
   }
   Wish wish;
-  bool quick = false;
+  bool quick = false, packed = false;
   for (int i = 1; i < argc; ++i) {
     if (std::strcmp(argv[i], "--quick") == 0) quick = true;
+    if (std::strcmp(argv[i], "--packed") == 0) packed = true;
     if (std::strcmp(argv[i], "--sm80") == 0) {
       wish.kernel = block_sparse_sm80, wish.backward = block_sparse_backward_sm80;
     }
@@ -435,6 +521,10 @@ int main(int argc, char** argv) {
   }
   if (quick) wish.duration = 0.1;
   const c10::InferenceMode no_grad;
+  if (packed) {
+    measure({1, 12, 32760, 128, packed_maps()}, wish);
+    return 0;
+  }
   measure({1,
            12,
            32760,

@@ -117,6 +117,17 @@ inline int __any_sync(uint32_t mask, int predicate) { return __ballot_sync(mask,
 inline int __all_sync(uint32_t mask, int predicate) {
   return __ballot_sync(mask, predicate) == mask;
 }
+template <typename T>
+uint32_t __match_any_sync(uint32_t mask, T x) {
+  return fovea::emulator::collected<uint32_t>(
+      mask, "__match_any_sync", x, [&](int own, const auto& in) {
+        uint32_t out = 0;
+        for (int lane = 0; lane < 32; ++lane) {
+          if ((mask >> lane & 1) != 0 && in(lane) == in(own)) out |= 1u << lane;
+        }
+        return out;
+      });
+}
 /// The lanes' values put together two by two.
 template <typename T, typename Join>
 T reduced(uint32_t mask, const char* what, T x, const Join& join) {
@@ -153,6 +164,10 @@ inline int __syncthreads_or(int predicate) {
 }
 inline int __syncthreads_and(int predicate) { return !__syncthreads_or(predicate == 0); }
 inline void __threadfence() {}
+template <typename T>
+void __stcs(T* to, T x) {
+  *to = x;
+}
 
 template <typename T>
 T atomicAdd(T* at, std::type_identity_t<T> x) {

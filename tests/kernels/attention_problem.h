@@ -118,7 +118,8 @@ struct Blocks {
   std::vector<uint8_t> classes;                // [maps, nq, nk]
   std::vector<QueryTile> tiles;
   std::vector<int32_t> counts;
-  std::vector<KeySpan> spans;
+  std::vector<KeySpan> spans;      // or
+  std::vector<PackedSpan> packed;  // where the tile is packed
   std::vector<uint32_t> masks;  // [masks, tile.queries, kMaskWords]; bits of no key are random too
   int64_t tiles_per_map = 0, capacity = 0;
 
@@ -146,12 +147,14 @@ struct Blocks {
       classes[i] = !row_is_empty && !is_gap && uniform(random) < *p.density;
     }
     tiles_per_map = most_tiles(p.q_len, nq, tile.queries);
-    capacity = p.positions() / tile.keys + nk + 1;
+    capacity = tile.is_packed ? most_packed(p.positions(), nk, tile.keys)
+                              : p.positions() / tile.keys + nk + 1;
     tiles.resize(maps * tiles_per_map);
     counts.resize(maps * nq);
-    spans.resize(maps * nq * capacity);
+    spans.resize(tile.is_packed ? 0 : maps * nq * capacity);
+    packed.resize(tile.is_packed ? maps * nq * capacity : 0);
     int32_t fault = 0;
-    tile_lists_cpu(args(p, tiles.data(), counts.data(), spans.data(), &fault));
+    tile_lists_cpu(args(p, {tiles.data(), counts.data(), spans.data(), packed.data()}, &fault));
     EXPECT_EQ(fault, 0);
     if (p.masks) add_masks(random);
   }
@@ -172,8 +175,13 @@ struct Blocks {
     out.push_back(static_cast<int32_t>(len));
   }
 
-  TileListsArgs args(const AttentionProblem& p, QueryTile* tiles, int32_t* counts, KeySpan* spans,
-                     int32_t* fault) const {
+  struct Lists {
+    QueryTile* tiles;
+    int32_t* counts;
+    KeySpan* spans;
+    PackedSpan* packed;
+  };
+  TileListsArgs args(const AttentionProblem& p, const Lists& lists, int32_t* fault) const {
     TileListsArgs out;
     out.classes = classes.data();
     out.q_offsets = q_offsets.data(), out.kv_offsets = kv_offsets.data();
@@ -181,7 +189,12 @@ struct Blocks {
     out.num_q_blocks = nq, out.num_kv_blocks = nk;
     out.q_len = static_cast<int32_t>(p.q_len), out.kv_len = static_cast<int32_t>(p.positions());
     out.tile_queries = tile.queries, out.span_keys = tile.keys;
-    out.tiles = tiles, out.counts = counts, out.spans = spans, out.fault = fault;
+    out.tiles = lists.tiles, out.counts = lists.counts, out.fault = fault;
+    if (tile.is_packed) {
+      out.packed = lists.packed;
+    } else {
+      out.spans = lists.spans;
+    }
     out.tiles_per_map = tiles_per_map, out.capacity = capacity;
     return out;
   }
@@ -214,6 +227,7 @@ struct Blocks {
       if (classes[(map * nq + block) * nk + j] == 0) continue;
       std::fill(out.begin() + kv[j], out.begin() + kv[j + 1], true);
     }
+    if (!p.masks) return out;
     const int64_t part = (row - q[block]) / tile.queries, own = (row - q[block]) % tile.queries;
     for (int32_t i = 0; i < counts[map * nq + block]; ++i) {
       const KeySpan span = spans[(map * nq + block) * capacity + i];
@@ -376,7 +390,9 @@ class AttentionCase {
         lse_(std::vector<float>(p.batch * p.heads * p.q_len, 1e9f)),
         tiles_(in_.blocks ? in_.blocks->tiles : std::vector<QueryTile>(1)),
         counts_(in_.blocks ? in_.blocks->counts : std::vector<int32_t>(1)),
-        spans_(in_.blocks ? in_.blocks->spans : std::vector<KeySpan>(1)),
+        spans_(in_.blocks ? attention_test::or_one(in_.blocks->spans) : std::vector<KeySpan>(1)),
+        packed_(in_.blocks ? attention_test::or_one(in_.blocks->packed)
+                           : std::vector<PackedSpan>(1)),
         masks_(in_.blocks ? attention_test::or_one(in_.blocks->masks) : std::vector<uint32_t>(1)),
         bias_(attention_test::or_one(in_.bias)),
         order_(attention_test::or_one(in_.order)),
@@ -416,6 +432,7 @@ class AttentionCase {
                     b.nq,          b.capacity,     p_.heads,      1,
                     nullptr};
       if (p_.masks) args.lists.masks = masks_.data();
+      if (b.tile.is_packed) args.lists.spans = nullptr, args.lists.packed = packed_.data();
     }
     return args;
   }
@@ -479,6 +496,7 @@ class AttentionCase {
   DeviceArray<QueryTile> tiles_;
   DeviceArray<int32_t> counts_;
   DeviceArray<KeySpan> spans_;
+  DeviceArray<PackedSpan> packed_;
   DeviceArray<uint32_t> masks_;
   DeviceArray<float> bias_;
   DeviceArray<int32_t> order_;

@@ -141,6 +141,11 @@ class EmulatedCuda {
     const int64_t row = map * lists.rows + tile.row;
     Softmax softmax;
     FOVEA_ASSERT(lists.counts[row] >= 0 && lists.counts[row] <= lists.capacity);
+    if (args_.tile.is_packed) {
+      add_packed(item, head, tile.begin + i, row, softmax);
+      write(item, head, tile.begin + i, softmax);
+      return;
+    }
     int64_t end = 0;
     for (int32_t s = 0; s < lists.counts[row]; ++s) {
       const kernels::KeySpan span = lists.spans[row * lists.capacity + s];
@@ -161,6 +166,25 @@ class EmulatedCuda {
       }
     }
     write(item, head, tile.begin + i, softmax);
+  }
+
+  void add_packed(int64_t item, int64_t head, int64_t query, int64_t row, Softmax& softmax) const {
+    const kernels::TileLists& lists = args_.lists;
+    FOVEA_ASSERT(args_.key_bias.data == nullptr && lists.spans == nullptr);
+    const kernels::PackedSpan* span = lists.packed + row * lists.capacity;
+    for (int32_t step = 0; step < lists.counts[row]; ++step) {
+      int32_t keys = 0, spans = 0;
+      for (bool is_last = false; !is_last; ++span) {
+        const auto len = static_cast<int32_t>(span->len);
+        FOVEA_ASSERT(len >= 1 && static_cast<int32_t>(span->row) == keys &&
+                     span->begin + len <= end_of_keys(span->begin));
+        for (int32_t i = 0; i < len; ++i) add(item, head, query, span->begin + i, softmax);
+        keys += len, ++spans;
+        is_last = span->ends_step != 0;
+      }
+      FOVEA_ASSERT(keys <= args_.tile.keys && spans <= kernels::kMostPacked);
+    }
+    FOVEA_ASSERT(span - lists.packed <= (row + 1) * lists.capacity);
   }
 
   void add(int64_t item, int64_t head, int64_t query, int64_t key, Softmax& softmax) const {
@@ -370,6 +394,8 @@ inline kernels::AttentionTile emulated_tile(int64_t block_q, int64_t block_kv) {
   return block_kv % 128 == 0 ? kernels::AttentionTile{128, 128} : kernels::AttentionTile{128, 64};
 }
 
+inline kernels::AttentionTile emulated_packed_tile() { return {128, 160, true}; }
+
 inline std::optional<std::string> why_no_emulated_gradients(const AttentionCall& call) {
   if (call.q.size(3) <= 128) return std::nullopt;
   return "gives gradients of up to 128 channels a head";
@@ -384,6 +410,7 @@ inline const CudaBackend& emulated_backend() {
   static constexpr CudaBackend kBackend = {"cuda_emulated",
                                            &why_not_emulated,
                                            &emulated_tile,
+                                           &emulated_packed_tile,
                                            &run_emulated,
                                            {&why_no_emulated_gradients, &emulated_column_tile,
                                             &emulated_workspace_bytes, &run_backward_emulated},

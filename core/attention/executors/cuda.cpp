@@ -106,12 +106,25 @@ struct CudaExecutor::Softmax {
   at::Tensor q_rows, kv_rows;  // int32, the latter of the call's own keys; undefined: as they are
   at::Tensor out_rows;         // q_rows, all of them rows that are there
   BlockAxis q_blocks, kv_blocks;
-  std::optional<PaddedKeys> padded;  // of kv_blocks, kv_rows has its order then
-  kernels::AttentionTile tile;
+  std::optional<PaddedKeys> padded;                   // of kv_blocks, kv_rows has its order then
+  kernels::AttentionTile tile;                        // of lists of spans
+  std::optional<kernels::AttentionTile> packed_tile;  // of packed ones, where they are better
   bool is_trimmed = false;  // padding is at the end of blocks, which it shortens
   bool is_hidden = false;   // padding is hidden key by key
   // None where they are those of each call, or not needed. Columns are for gradients.
   std::optional<DeviceLists> lists, columns;
+
+  // Packed lists know no biases of keys, and gradients go by spans.
+  kernels::AttentionTile list_tile(bool needs_spans) const {
+    return packed_tile && !needs_spans ? *packed_tile : tile;
+  }
+  // Those that were made ahead, or a call's own; none where all is seen.
+  std::optional<DeviceLists> lists_of(const ListsOf& of, bool has_bias, bool needs_spans,
+                                      const at::Tensor& fault) const {
+    if (lists && !(lists->tile.is_packed && needs_spans)) return lists;
+    if (!lists && !is_trimmed && !has_bias) return std::nullopt;
+    return make_lists(of, list_tile(needs_spans), fault);
+  }
 
   ListsOf of(const SoftmaxBranch& branch, const AttentionCall& call) const {
     const int64_t keys = branch.keys ? branch.keys->k.size(2) : call.k.size(2);
@@ -295,8 +308,13 @@ std::shared_ptr<const CudaExecutor::Softmax> CudaExecutor::lower_softmax(
   }
   const ListsOf of = out->of(branch, call);
   out->tile = is_bytes(branch) ? kernels::kEightBitTile : tile_of(of, backend_.tile);
+  if (!is_bytes(branch) && backend_.packed_tile && are_better_packed(of, out->tile)) {
+    out->packed_tile = backend_.packed_tile();
+  }
   if ((in_order || out->padded) && !out->is_trimmed && of.kv_len > 0) {
-    out->lists = make_lists(of, out->tile, fault_.begin(device));
+    const bool has_bias = branch.keys ? branch.keys->bias.defined() : call.bias.defined();
+    const bool needs_spans = has_bias || out->is_hidden || wants_gradient(branch, call);
+    out->lists = make_lists(of, out->list_tile(needs_spans), fault_.begin(device));
     if (!selection.predicates.empty()) cut_pairs(of, *out->lists);
     if (wants_gradient(branch, call)) {
       const kernels::AttentionTile tile = tile_of(of, backend_.backward.column_tile);
@@ -360,14 +378,14 @@ Partial CudaExecutor::run_softmax(const Softmax& softmax, const SoftmaxBranch& b
   } else {
     in.take_own(softmax, branch, call, fault);
   }
-  std::optional<DeviceLists> lists = softmax.lists, columns;
+  const bool differentiates = wants_gradient(branch, call);
+  const bool has_bias = in.key_bias.defined();
   if (softmax.is_trimmed) {
     of.kv_valid = valid_of_blocks(softmax.kv_blocks, call.kv_layout, call.q.device());
   }
-  if (!lists && (softmax.is_trimmed || in.key_bias.defined())) {
-    lists = make_lists(of, softmax.tile, fault);
-  }
-  const bool differentiates = wants_gradient(branch, call);
+  const std::optional<DeviceLists> lists =
+      softmax.lists_of(of, has_bias, has_bias || differentiates, fault);
+  std::optional<DeviceLists> columns;
   if (lists && differentiates) {
     columns = softmax.columns;
     if (!columns) columns = make_columns(of, tile_of(of, backend_.backward.column_tile), fault);
@@ -382,7 +400,7 @@ Partial CudaExecutor::run_softmax(const Softmax& softmax, const SoftmaxBranch& b
       at::empty({args.batch, args.heads, args.q_len}, call.q.options().dtype(at::kFloat));
   args.out = written_view_of(out), args.lse = lse.mutable_data_ptr<float>();
   args.out_order = order_of(softmax.out_rows);
-  args.tile = softmax.tile;
+  args.tile = lists ? lists->tile : softmax.tile;
   at::Tensor next_tile;
   if (lists) {
     args.lists = lists->view();

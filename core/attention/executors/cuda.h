@@ -19,6 +19,8 @@ struct CudaBackend {
   /// Why it does not run on a device or takes no such heads, or nothing.
   std::optional<std::string> (*why_not)(const AttentionCall& call);
   kernels::AttentionTile (*tile)(int64_t block_q, int64_t block_kv);
+  /// Of packed lists; null: not offered.
+  kernels::AttentionTile (*packed_tile)();
   kernels::Status (*run)(const kernels::CudaAttentionArgs& args, kernels::CudaTarget target);
   struct Backward {
     /// Why it gives no gradients of such heads, or nothing.

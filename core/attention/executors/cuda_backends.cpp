@@ -52,6 +52,7 @@ const CudaBackend& sm90_backend() {
       "cuda_sm90",
       &why_not_sm90,
       &kernels::sm90_tile,
+      &kernels::sm90_packed_tile,
       &kernels::block_sparse_sm90,
       {&why_no_kernel_gradients, &kernels::sm90_column_tile,
        &kernels::attention_backward_workspace_bytes, &kernels::block_sparse_backward_sm90},
@@ -64,6 +65,7 @@ const CudaBackend& sm80_backend() {
       "cuda_sm80",
       &why_not_sm80,
       &kernels::sm80_tile,
+      nullptr,
       &kernels::block_sparse_sm80,
       {&why_no_kernel_gradients, &kernels::sm90_column_tile,
        &kernels::attention_backward_workspace_bytes, &kernels::block_sparse_backward_sm80}};

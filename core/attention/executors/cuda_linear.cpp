@@ -63,16 +63,20 @@ struct Side {
   }
 };
 
-// States of blocks, or sums of them.
-struct States {
-  at::Tensor states;  // bf16 [batch, heads, blocks, dim * dim]
-  at::Tensor totals;  // fp32 [batch, heads, blocks, dim]
-};
+const Selection& selection_of(const AttentionPlan& plan, const LinearBranch& branch) {
+  const Selection* selection = complemented(plan, branch);
+  FOVEA_ASSERT(selection != nullptr, "a linear branch of all keys");
+  return *selection;
+}
 
-States states_of_keys(const Side& side, const LinearBranch& branch, const AttentionCall& call) {
+}  // namespace
+
+LinearStates linear_states_of_keys(const AttentionPlan& plan, const LinearBranch& branch,
+                                   const AttentionCall& call) {
   const at::Tensor k = ops::with_aligned_rows(call.k), v = ops::with_aligned_rows(call.v);
+  const Side side(selection_of(plan, branch).kv_blocks, plan.kv_order, call.kv_layout, k.device());
   const int64_t batch = k.size(0), heads = k.size(1), dim = k.size(3);
-  States out;
+  LinearStates out;
   out.states = at::empty({batch, heads, side.blocks.blocks, dim * dim}, k.options());
   out.totals = at::empty({batch, heads, side.blocks.blocks, dim}, k.options().dtype(at::kFloat));
   kernels::LinearStatesArgs args;
@@ -87,17 +91,18 @@ States states_of_keys(const Side& side, const LinearBranch& branch, const Attent
   return out;
 }
 
-// Of each block of queries those of the keys that it skips.
-States taken(const States& keys, const at::Tensor& classes) {
+LinearStates skipped_linear_states(const AttentionPlan& plan, const LinearBranch& branch,
+                                   const LinearStates& keys) {
+  const at::Tensor& classes = selection_of(plan, branch).classes;
+  const at::Tensor skipped = classes.eq(block_class::skip);
   const std::vector<int64_t> sizes = {keys.states.size(0), keys.states.size(1), classes.size(2),
                                       classes.size(3)};
-  const at::Tensor skipped = classes.eq(block_class::skip).expand(sizes);
   // Ones and zeros are exact, and sums are fp32 until they are stored.
-  return {at::matmul(skipped.to(keys.states.scalar_type()), keys.states),
-          at::matmul(skipped.to(at::kFloat), keys.totals)};
+  const auto sum = [&](const at::Tensor& x) {
+    return at::matmul(skipped.to(x.scalar_type()).expand(sizes), x);
+  };
+  return {sum(keys.states), sum(keys.totals)};
 }
-
-}  // namespace
 
 bool has_linear_kernel(const AttentionPlan& plan, const LinearBranch& branch,
                        const AttentionCall& call) {
@@ -117,14 +122,11 @@ bool has_linear_kernel(const AttentionPlan& plan, const LinearBranch& branch,
          !want_gradient({call.q, call.k, call.v, branch.proj_weight, branch.proj_bias});
 }
 
-at::Tensor run_linear_kernel(const AttentionPlan& plan, const LinearBranch& branch,
-                             const AttentionCall& call, const at::Tensor& added) {
-  const Selection* selection = complemented(plan, branch);
-  FOVEA_ASSERT(selection != nullptr, "a linear branch of all keys");
+at::Tensor linear_result(const AttentionPlan& plan, const LinearBranch& branch,
+                         const AttentionCall& call, const LinearStates& sums,
+                         const at::Tensor& added) {
   const at::Device device = call.q.device();
-  const Side keys(selection->kv_blocks, plan.kv_order, call.kv_layout, device);
-  const Side queries(selection->q_blocks, plan.q_order, call.q_layout, device);
-  const States sums = taken(states_of_keys(keys, branch, call), selection->classes);
+  const Side queries(selection_of(plan, branch).q_blocks, plan.q_order, call.q_layout, device);
   const at::Tensor states = sums.states.contiguous(), totals = sums.totals.contiguous();
   const at::Tensor q = ops::with_aligned_rows(call.q);
   const at::Tensor out =
@@ -154,6 +156,12 @@ at::Tensor run_linear_kernel(const AttentionPlan& plan, const LinearBranch& bran
   ops::run_on("linear_out", device, args, &kernels::linear_out_cpu,
               FOVEA_CUDA_LAUNCHER(linear_out_cuda));
   return out;
+}
+
+at::Tensor run_linear_kernel(const AttentionPlan& plan, const LinearBranch& branch,
+                             const AttentionCall& call, const at::Tensor& added) {
+  const LinearStates keys = linear_states_of_keys(plan, branch, call);
+  return linear_result(plan, branch, call, skipped_linear_states(plan, branch, keys), added);
 }
 
 const LinearBranch* linear_to_add(const AttentionPlan& plan, const AttentionCall& call) {

@@ -22,6 +22,23 @@ bool has_linear_kernel(const AttentionPlan& plan, const LinearBranch& branch,
 at::Tensor run_linear_kernel(const AttentionPlan& plan, const LinearBranch& branch,
                              const AttentionCall& call, const at::Tensor& added);
 
+// What run_linear_kernel does, part by part, for programs that measure; the branch is one that
+// `has_linear_kernel` says yes to.
+
+/// States of blocks of keys, or of each block of queries the sum of those that it takes.
+struct LinearStates {
+  at::Tensor states;  ///< bf16 [batch, heads, blocks, dim * dim]: sum of phi(k)^T v
+  at::Tensor totals;  ///< fp32 [batch, heads, blocks, dim]: sum of phi(k)
+};
+LinearStates linear_states_of_keys(const AttentionPlan& plan, const LinearBranch& branch,
+                                   const AttentionCall& call);
+/// The keys that each block of queries skips.
+LinearStates skipped_linear_states(const AttentionPlan& plan, const LinearBranch& branch,
+                                   const LinearStates& keys);
+at::Tensor linear_result(const AttentionPlan& plan, const LinearBranch& branch,
+                         const AttentionCall& call, const LinearStates& sums,
+                         const at::Tensor& added);
+
 /// The linear branch of a plan that is nothing but a softmax and such a one, each in a group
 /// without a weight: its kernel adds the softmax's result. Else null.
 const LinearBranch* linear_to_add(const AttentionPlan& plan, const AttentionCall& call);

@@ -20,6 +20,7 @@ constexpr int64_t kUnit = 64;                           // of tiles
 
 static_assert(sizeof(kernels::QueryTile) == 4 * sizeof(int32_t));
 static_assert(sizeof(kernels::KeySpan) == 2 * sizeof(int32_t));
+static_assert(sizeof(kernels::PackedSpan) == 2 * sizeof(int32_t));
 
 at::TensorOptions integers(at::Device device) { return at::device(device).dtype(at::kInt); }
 
@@ -170,7 +171,11 @@ DeviceLists cut_lists(const ListsOf& of, kernels::AttentionTile tile, const Cut&
   out.spans = at::empty({maps, args.num_q_blocks, cut.capacity, 2}, integers(device));
   args.tiles = static_cast<kernels::QueryTile*>(out.tiles.mutable_data_ptr());
   args.counts = out.counts.mutable_data_ptr<int32_t>();
-  args.spans = static_cast<kernels::KeySpan*>(out.spans.mutable_data_ptr());
+  if (tile.is_packed) {
+    args.packed = static_cast<kernels::PackedSpan*>(out.spans.mutable_data_ptr());
+  } else {
+    args.spans = static_cast<kernels::KeySpan*>(out.spans.mutable_data_ptr());
+  }
   args.fault = fault.mutable_data_ptr<int32_t>();
   ops::run_on("tile_lists", device, args, &kernels::tile_lists_cpu,
               FOVEA_CUDA_LAUNCHER(tile_lists_cuda));
@@ -191,7 +196,11 @@ kernels::TileLists DeviceLists::view() const {
   kernels::TileLists out;
   out.tiles = static_cast<const kernels::QueryTile*>(tiles.const_data_ptr());
   out.counts = counts.const_data_ptr<int32_t>();
-  out.spans = static_cast<const kernels::KeySpan*>(spans.const_data_ptr());
+  if (tile.is_packed) {
+    out.packed = static_cast<const kernels::PackedSpan*>(spans.const_data_ptr());
+  } else {
+    out.spans = static_cast<const kernels::KeySpan*>(spans.const_data_ptr());
+  }
   out.tiles_per_map = tiles.size(1);
   out.rows = spans.size(1);
   out.capacity = spans.size(2);
@@ -211,6 +220,15 @@ kernels::AttentionTile tile_of(const ListsOf& of,
               is_pooled ? kUnit : usual_size(of.kv_blocks, of.kv_len));
 }
 
+bool are_better_packed(const ListsOf& of, kernels::AttentionTile tile) {
+  if (!of.selection.predicates.empty() || !of.selection.summaries.empty()) return false;
+  if (of.call.q.size(2) <= kUnit * of.q_blocks.num_blocks()) return false;
+  if (of.kv_blocks.host_offsets().empty()) return true;
+  // A twentieth of the steps empty: some blocks at the ends of segments do not count.
+  const int64_t loaded = most_pieces(of.kv_blocks, of.kv_len, tile.keys) * tile.keys;
+  return 20 * (loaded - of.kv_len) > of.kv_len;
+}
+
 std::vector<kernels::SummaryKeys> summary_keys(const Selection& selection, int64_t keys) {
   const std::vector<int64_t> places = summary_places(selection, keys);
   std::vector<kernels::SummaryKeys> out;
@@ -228,7 +246,9 @@ DeviceLists make_lists(const ListsOf& of, kernels::AttentionTile tile, const at:
   cut.tiled = offsets_of(of.q_blocks, of), cut.listed = offsets_of(of.kv_blocks, of);
   cut.tiled_len = of.call.q.size(2), cut.listed_len = of.kv_len;
   cut.tiles = most_pieces(of.q_blocks, cut.tiled_len, tile.queries);
-  cut.capacity = most_pieces(of.kv_blocks, cut.listed_len, tile.keys);
+  cut.capacity = tile.is_packed
+                     ? kernels::most_packed(cut.listed_len, of.kv_blocks.num_blocks(), tile.keys)
+                     : most_pieces(of.kv_blocks, cut.listed_len, tile.keys);
   cut.summaries = summary_keys(of.selection, of.kv_len);
   return cut_lists(of, tile, cut, fault);
 }

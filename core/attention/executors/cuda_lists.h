@@ -15,10 +15,11 @@ namespace fovea {
 /// Lists of kernels/attention/tile_lists.h as tensors, for maps of items and heads.
 struct DeviceLists {
   kernels::AttentionTile tile;
-  bool of_columns = false;               ///< tiles are of keys, spans of queries
-  at::Tensor tiles;                      ///< int32 [maps, tiles, 4] of `QueryTile`
-  at::Tensor counts;                     ///< int32 [maps, rows]
-  at::Tensor spans;                      ///< int32 [maps, rows, capacity, 2] of `KeySpan`
+  bool of_columns = false;  ///< tiles are of keys, spans of queries
+  at::Tensor tiles;         ///< int32 [maps, tiles, 4] of `QueryTile`
+  at::Tensor counts;        ///< int32 [maps, rows]
+  /// int32 [maps, rows, capacity, 2] of `KeySpan`, or of `PackedSpan` where the tile is packed
+  at::Tensor spans;
   at::Tensor masks;                      ///< int32 [masks, tile.queries, kMaskWords], or undefined
   int64_t map_items = 1, map_heads = 1;  ///< maps: those of the batch or 1, of the heads or 1
 
@@ -38,6 +39,11 @@ struct ListsOf {
 
 /// The tile that suits such blocks; `tile` is a backend's (`sm90_tile`, `sm90_column_tile`).
 kernels::AttentionTile tile_of(const ListsOf& of, kernels::AttentionTile (*tile)(int64_t, int64_t));
+
+/// Whether blocks of keys are such that their spans would leave much of a tile's steps empty, and
+/// blocks of queries large enough for packed lists' tiles of 128. Packed lists are for plans
+/// without predicates and summaries, for calls without biases of keys, and not for gradients.
+bool are_better_packed(const ListsOf& of, kernels::AttentionTile tile);
 
 /// Lists of blocks as their class map says. Neither waits for a GPU nor copies from or to it, but
 /// for what `device_constant` keeps.

@@ -1,12 +1,10 @@
 #include "core/attention/planners/kmeans.h"
 
 #include <algorithm>
-#include <vector>
 
 #include <ATen/ATen.h>
 
 #include "core/attention/planners/sampling.h"
-#include "core/ops/block_scores.h"
 #include "core/ops/widened.h"
 #include "core/parallel.h"
 
@@ -15,8 +13,6 @@ namespace {
 
 // Distances at once: of a CPU's cache, of a GPU's memory.
 constexpr int64_t kMaxCpuDistances = 1 << 20, kMaxDistances = 1 << 26;
-constexpr int64_t kExtra = 8;  // channels behind those of tokens: ones, and zeros up to 16 bytes
-constexpr int64_t kParts = 3;  // of a number of fp32 in bf16
 
 // Of each cluster the sum of its valid tokens, their number, and that of all its tokens.
 struct Sums {
@@ -97,90 +93,12 @@ int64_t tokens_at_once(const at::Tensor& x, int64_t clusters, int64_t most) {
   return std::max<int64_t>(1, most / (x.size(0) * x.size(1) * std::max<int64_t>(clusters, 1)));
 }
 
-// Numbers in bf16 whose sum is x: the nearest one, that of what is left, and so on.
-std::vector<at::Tensor> in_parts(const at::Tensor& x, int64_t count) {
-  std::vector<at::Tensor> out;
-  at::Tensor left = x;
-  for (int64_t i = 0; i < count; ++i) {
-    out.push_back(left.to(at::kBFloat16));
-    if (i + 1 < count) left = left - out.back().to(x.scalar_type());
-  }
-  return out;
-}
-
-// Centroids as tokens are multiplied with [x, x, 1, 1, 1, 0 ..] to give x·c − c²/2.
-at::Tensor factors_of(const at::Tensor& centroid) {
-  std::vector<at::Tensor> parts = in_parts(centroid, 2);
-  for (const at::Tensor& part : in_parts(centroid.square().sum(3, true) / -2, kParts)) {
-    parts.push_back(part);
-  }
-  std::vector<int64_t> sizes = centroid.sizes().vec();
-  sizes[3] = kExtra - kParts;
-  parts.push_back(at::zeros(sizes, parts[0].options()));
-  return at::cat(parts, 3);
-}
-
-// Sums of clusters as products of ones and [x, 1, ..]: the ones count.
-Sums sums_by_products(const at::Tensor& counted, const at::Tensor& label, const at::Tensor& valid,
-                      int64_t clusters, int64_t chunk) {
-  const int64_t tokens = label.size(2), dim = counted.size(3) - kExtra;
-  // As many as are 16 bytes: products are several times as fast then.
-  const at::Tensor numbers = at::arange((clusters + 7) / 8 * 8, label.options());
-  at::Tensor sum, count;
-  for (int64_t begin = 0; begin < tokens; begin += chunk) {
-    const int64_t end = std::min(begin + chunk, tokens);
-    at::Tensor is_in = label.slice(2, begin, end).unsqueeze(3).eq(numbers);
-    if (valid.defined()) {
-      const at::Tensor all = is_in.sum(2);
-      count = count.defined() ? count + all : all;
-      is_in = is_in.logical_and(valid.slice(2, begin, end).unsqueeze(3));
-    }
-    const at::Tensor part = ops::wide_product(is_in.to(counted.scalar_type()).transpose(2, 3),
-                                              counted.slice(2, begin, end));
-    sum = sum.defined() ? sum + part : part;
-  }
-  sum = sum.narrow(2, 0, clusters);
-  const at::Tensor number = sum.select(3, dim).to(at::kLong);
-  return {sum.narrow(3, 0, dim), number, count.defined() ? count.narrow(2, 0, clusters) : number};
-}
-
 at::Tensor new_centroids(const Sums& sums, const at::Tensor& before) {
   const at::Tensor number = sums.valid.unsqueeze(3);
   return at::where(number.gt(0), sums.sum / number.clamp_min(1), before);
 }
 
 }  // namespace
-
-Clusters k_means_by_products(const at::Tensor& x, const at::Tensor& centroid, int64_t iterations,
-                             const at::Tensor& valid_len) {
-  const int64_t clusters = centroid.size(2), tokens = x.size(2), dim = x.size(3);
-  const int64_t chunk = tokens_at_once(x, clusters, kMaxDistances);
-  const at::Tensor valid = valid_mask(valid_len, tokens);
-  // Padding may hold anything, also NaN.
-  const at::Tensor own = valid.defined() ? x.masked_fill(valid.logical_not().unsqueeze(3), 0) : x;
-  const std::vector<int64_t> lead = {x.size(0), x.size(1), tokens};
-  const auto filled = [&](int64_t channels, double value) {
-    return at::full({lead[0], lead[1], lead[2], channels}, value, x.options());
-  };
-  const at::Tensor twice = at::cat({own, own, filled(kParts, 1), filled(kExtra - kParts, 0)}, 3);
-  Clusters out;
-  out.centroid = centroid;
-  for (int64_t iteration = 0; iteration < iterations; ++iteration) {
-    const at::Tensor factors = factors_of(out.centroid).transpose(2, 3);
-    out.label = at::empty(lead, at::device(x.device()).dtype(at::kLong));
-    for (int64_t begin = 0; begin < tokens; begin += chunk) {
-      const int64_t end = std::min(begin + chunk, tokens);
-      const at::Tensor nearness = ops::wide_product(twice.slice(2, begin, end), factors);
-      out.label.slice(2, begin, end).copy_(nearness.argmax(3));
-    }
-    const Sums sums =
-        sums_by_products(twice.narrow(3, dim, dim + kExtra), out.label, valid, clusters, chunk);
-    out.centroid = new_centroids(sums, out.centroid);
-    out.count = sums.count;
-    out.valid = sums.valid;
-  }
-  return out;
-}
 
 at::Tensor first_centroids(const at::Tensor& x, int64_t clusters, int64_t seed,
                            const at::Tensor& valid_len) {
@@ -203,8 +121,8 @@ at::Tensor first_centroids(const at::Tensor& x, int64_t clusters, int64_t seed,
 
 Clusters k_means(const at::Tensor& x, const at::Tensor& centroid, int64_t iterations,
                  const at::Tensor& valid_len) {
-  if (x.is_cuda() && x.scalar_type() == at::kBFloat16 && x.numel() > 0) {
-    return k_means_by_products(x, centroid, iterations, valid_len);
+  if (x.is_cuda() && ops::has_k_means(x, centroid.size(2))) {
+    return ops::k_means(x, centroid, iterations, valid_len);
   }
   const int64_t clusters = centroid.size(2), tokens = x.size(2);
   const int64_t chunk = tokens_at_once(x, clusters, x.is_cpu() ? kMaxCpuDistances : kMaxDistances);
@@ -245,6 +163,7 @@ Clusters k_means(const at::Tensor& x, const at::Tensor& centroid, int64_t iterat
     out.count = sums.count;
     out.valid = sums.valid;
   }
+  out.order = at::argsort(out.label, /*stable=*/true, 2, false);
   return out;
 }
 

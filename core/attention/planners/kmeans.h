@@ -2,15 +2,11 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "core/ops/kmeans.h"
+
 namespace fovea {
 
-/// Groups of tokens around their means.
-struct Clusters {
-  at::Tensor centroid;  ///< [batch, heads, clusters, dim], fp32 at least
-  at::Tensor label;     ///< int64 [batch, heads, tokens]: the cluster of each token
-  at::Tensor count;     ///< int64 [batch, heads, clusters]: tokens in each, may be 0
-  at::Tensor valid;     ///< of those the ones that are not padding
-};
+using ops::Clusters;
 
 /// Tokens to begin with: token after token is cut into as many runs as there are clusters, and of
 /// each run one is drawn by counting, the same in all items.
@@ -27,7 +23,7 @@ at::Tensor first_centroids(const at::Tensor& x, int64_t clusters, int64_t seed,
 /// Lloyd's algorithm with Euclidean distances: each token joins the nearest centroid, of equally
 /// near ones the first, then centroids become the means of their tokens; one without tokens stays.
 /// Padding joins too, but is in no mean. Nothing is read by the host, and sums run in a fixed
-/// order.
+/// order. On GPUs by kernels of our own where they take it (`ops::k_means`).
 ///
 /// x           [batch, heads, tokens, dim]
 /// centroid    [batch, heads, clusters, dim]
@@ -35,9 +31,5 @@ at::Tensor first_centroids(const at::Tensor& x, int64_t clusters, int64_t seed,
 /// valid_len   as of first_centroids
 Clusters k_means(const at::Tensor& x, const at::Tensor& centroid, int64_t iterations,
                  const at::Tensor& valid_len = {});
-/// The same of bf16 by products of bf16 with fp32 sums, as GPUs are fast at: tokens whose two
-/// nearest centroids are equally far to 16 bits may join either.
-Clusters k_means_by_products(const at::Tensor& x, const at::Tensor& centroid, int64_t iterations,
-                             const at::Tensor& valid_len = {});
 
 }  // namespace fovea

@@ -75,7 +75,7 @@ Svg2Planner::Sorted Svg2Planner::sorted(const AttentionCall& call, Which which) 
       const Clusters clusters =
           cluster(x.slice(2, first, first + tokens), layout.valid_len()[number],
                   side * 16 + static_cast<int64_t>(grid), which, kept.after[grid]);
-      rows.push_back(first + at::argsort(clusters.label, /*stable=*/true, 2, false));
+      rows.push_back(first + clusters.order);
       sizes.push_back(clusters.count);
       centroids.push_back(clusters.centroid);
       counts.push_back(clusters.valid);

@@ -98,6 +98,29 @@ TEST_P(CudaExecutorTest, RunsBlocksInAnyOrder) {
   }
 }
 
+// Lists of clusters are packed, but not where keys have biases or gradients are wanted, which a
+// lowered plan does not know.
+TEST_P(CudaExecutorTest, RunsClusters) {
+  AttentionCall call = call_of(TokenLayout::sequence(700));
+  AttentionPlan plan = AttentionPlan::dense("clusters");
+  Selection& selection = selection_of(plan);
+  selection.q_blocks = on(test::random_blocks(2, 4, 5, 700));
+  selection.kv_blocks = on(test::random_blocks(2, 4, 40, 700));
+  selection.classes = on(test::random_classes(selection, 2, 4, 2));
+  expect_rules(plan, call);
+  plan.q_order = on(test::random_order(2, 4, 700));
+  plan.kv_order = on(test::random_order(2, 2, 700));
+  expect_rules(plan, call);
+  selection.kv_blocks = BlockAxis::uniform(call.kv_layout, 33);
+  selection.classes = on(test::random_classes(selection, 2, 4, 2));
+  expect_rules(plan, call);
+  const auto lowered = executor_->lower(plan, call);
+  call.bias = on(at::randn({2, 1, 1, 700}));
+  expect_rules(plan, call);
+  const AttentionResult late = executor_->run(plan, call, lowered.get());
+  test::expect_same_bits(late.out, executor_->run(plan, call, nullptr).out, "a bias after all");
+}
+
 TEST_P(CudaExecutorTest, RunsSummaries) {
   const at::Tensor valid = at::tensor({101, 7}, at::kLong);
   TokenLayout joint = TokenLayout::grid(3, 7, 13);

@@ -102,6 +102,25 @@ DeviceLists lists_of(const test::Problem& problem, const SoftmaxBranch& branch,
   return lists;
 }
 
+// A row of a packed list as spans, and the keys of each of its steps.
+struct PackedRow {
+  std::vector<kernels::KeySpan> spans;
+  std::vector<int32_t> steps;
+};
+PackedRow unpacked(const kernels::TileLists& lists, int64_t row) {
+  PackedRow out;
+  const kernels::PackedSpan* next = lists.packed + row * lists.capacity;
+  for (int32_t step = 0; step < lists.counts[row]; ++step) {
+    out.steps.push_back(0);
+    do {
+      EXPECT_EQ(static_cast<int32_t>(next->row), out.steps.back());
+      out.spans.push_back({next->begin, next->len});
+      out.steps.back() += static_cast<int32_t>(next->len);
+    } while ((next++)->ends_step == 0);
+  }
+  return out;
+}
+
 // Calls f(problem, branch) for problems that have lists.
 template <typename F>
 int64_t for_each_problem(int64_t count, at::Device device, const F& f) {
@@ -173,6 +192,53 @@ TEST(CudaLists, ColumnsHaveThePairsOfRows) {
   EXPECT_GE(ran, 100);
   EXPECT_GE(summed, 20);
   EXPECT_GE(masked, 20);
+}
+
+// The keys of a row one behind the other, and all its steps but the last one full.
+TEST(CudaLists, PackedHaveTheKeysOfSpans) {
+  const int64_t ran = for_each_problem(
+      400, at::kCPU, [](const test::Problem& problem, const SoftmaxBranch& branch) {
+        if (!branch.selection.predicates.empty()) return;
+        const at::Tensor fault = at::zeros({1}, at::kInt);
+        const BlockAxis blocks = default_blocks(problem.call.kv_layout);
+        const bool has_classes = branch.selection.classes.defined();
+        const ListsOf of{
+            problem.call,
+            branch.selection,
+            has_classes ? branch.selection.q_blocks : default_blocks(problem.call.q_layout),
+            has_classes ? branch.selection.kv_blocks : blocks,
+            problem.call.k.size(2),
+            at::Tensor(),
+            at::Tensor(),
+            at::Tensor()};
+        const DeviceLists spans = make_lists(of, {128, 64}, fault);
+        for (const int keys : {16, 160}) {
+          const DeviceLists packed = make_lists(of, {128, keys, true}, fault);
+          ASSERT_TRUE(packed.tiles.equal(spans.tiles));
+          const kernels::TileLists of_spans = spans.view(), of_packed = packed.view();
+          for (int64_t row = 0; row < spans.counts.numel(); ++row) {
+            const auto listed = [](const std::vector<kernels::KeySpan>& from) {
+              std::vector<int32_t> out;
+              for (const kernels::KeySpan& span : from) {
+                for (uint32_t i = 0; i < span.len; ++i) {
+                  out.push_back(span.begin + static_cast<int32_t>(i));
+                }
+              }
+              return out;
+            };
+            const kernels::KeySpan* first = of_spans.spans + row * of_spans.capacity;
+            const PackedRow own = unpacked(of_packed, row);
+            ASSERT_EQ(listed(own.spans), listed({first, first + of_spans.counts[row]}))
+                << problem.describe();
+            for (size_t i = 0; i + 1 < own.steps.size(); ++i) {
+              // Steps end early where blocks are few keys each.
+              EXPECT_TRUE(own.steps[i] == keys || keys == 160) << problem.describe();
+            }
+          }
+        }
+        EXPECT_EQ(fault.item<int32_t>(), 0);
+      });
+  EXPECT_GE(ran, 100);
 }
 
 // Masks are there only where some pairs are seen and some are not.

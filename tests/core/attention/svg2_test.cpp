@@ -52,20 +52,22 @@ std::vector<int64_t> nearest(const at::Tensor& x, at::Tensor& centroid, int64_t 
   return label;
 }
 
-// Of a device, which has its own sums.
-void expect_clusters_by_products(at::Device device) {
+// Kernels of a device beside LibTorch's products on the CPU.
+void expect_clusters_by_kernels(at::Device device, at::ScalarType type) {
   at::manual_seed(8);
-  const at::Tensor x = at::randn({2, 3, 700, 64}).to(device, at::kBFloat16);
+  const at::Tensor x = at::randn({2, 3, 700, 64}).to(device, type);
   const at::Tensor valid = at::tensor({700, 433}, at::kLong).to(device);
   for (const at::Tensor& lengths : {at::Tensor(), valid}) {
+    ASSERT_TRUE(ops::has_k_means(x, 21));
     const at::Tensor begin = first_centroids(x, 21, 3, lengths);
-    const at::Tensor label = k_means_by_products(x, begin, 1, lengths).label.cpu();
+    const at::Tensor label = ops::k_means(x, begin, 1, lengths).label.cpu();
     const at::Tensor expected =
         k_means(x.cpu(), begin.cpu(), 1, lengths.defined() ? lengths.cpu() : lengths).label;
     EXPECT_GE(label.eq(expected).to(at::kDouble).mean().item<double>(), 0.999);
-    const Clusters got = k_means_by_products(x, begin, 5, lengths);
+    const Clusters got = ops::k_means(x, begin, 5, lengths);
     at::Tensor is_in = got.label.unsqueeze(3).eq(at::arange(21, got.label.options()));
     EXPECT_TRUE(at::equal(got.count, is_in.sum(2)));
+    EXPECT_TRUE(at::equal(got.order.to(at::kLong), at::argsort(got.label, true, 2, false)));
     if (lengths.defined()) {
       const at::Tensor counts = at::arange(700, lengths.options()).lt(lengths.unsqueeze(1));
       is_in = is_in.logical_and(counts.unsqueeze(1).unsqueeze(3));
@@ -74,14 +76,30 @@ void expect_clusters_by_products(at::Device device) {
     EXPECT_GT(got.valid.min().item<int64_t>(), 0);
     const at::Tensor sums = at::matmul(is_in.to(at::kDouble).transpose(2, 3), x.to(at::kDouble));
     EXPECT_LE(relative_error(got.centroid.cpu(), (sums / got.valid.unsqueeze(3)).cpu()), 1e-6);
+    EXPECT_TRUE(at::equal(got.centroid, ops::k_means(x, begin, 5, lengths).centroid));
   }
 }
 
-TEST(KMeans, ByProductsIsTheSame) { expect_clusters_by_products(at::kCPU); }
+TEST(KMeans, ByKernelsIsTheSame) {
+  for (const at::ScalarType type : {at::kBFloat16, at::kHalf}) {
+    expect_clusters_by_kernels(at::kCPU, type);
+  }
+}
 
-TEST(KMeans, ByProductsOnAGpuIsTheSame) {
+TEST(KMeans, ByKernelsOnAGpuIsTheSame) {
   if (!at::hasCUDA()) GTEST_SKIP() << "missing: a GPU";
-  expect_clusters_by_products(at::kCUDA);
+  for (const at::ScalarType type : {at::kBFloat16, at::kHalf}) {
+    expect_clusters_by_kernels(at::kCUDA, type);
+  }
+}
+
+TEST(KMeans, KernelsTakeWhatTheySay) {
+  const at::Tensor x = at::zeros({1, 2, 40, 128}, at::kHalf);
+  EXPECT_TRUE(ops::has_k_means(x, 6144));
+  EXPECT_FALSE(ops::has_k_means(x, 6145));
+  EXPECT_FALSE(ops::has_k_means(x.slice(3, 0, 96), 3));
+  EXPECT_FALSE(ops::has_k_means(x.to(at::kFloat), 3));
+  EXPECT_FALSE(ops::has_k_means(x.slice(2, 0, 0), 3));
 }
 
 TEST(KMeans, IsLloydsAlgorithm) {
@@ -97,6 +115,7 @@ TEST(KMeans, IsLloydsAlgorithm) {
         EXPECT_TRUE(got.label[b][h].equal(at::tensor(label, at::kLong)));
         EXPECT_LE(relative_error(got.centroid[b][h], centroid), 1e-14);
         EXPECT_TRUE(got.count[b][h].equal(at::bincount(got.label[b][h], {}, 7)));
+        EXPECT_TRUE(got.order[b][h].equal(at::argsort(got.label[b][h], true, 0, false)));
       }
     }
   }

@@ -16,6 +16,8 @@ struct Made {
   std::vector<QueryTile> tiles;
   std::vector<int32_t> counts;
   std::vector<KeySpan> spans;
+  std::vector<PackedSpan> packed;
+  bool is_packed = false;
   int32_t fault = 0;
   TileListsArgs args;
 
@@ -27,7 +29,9 @@ struct Made {
     tiles.assign(args.maps * args.tiles_per_map, {-1, -1, -1, -1});
     counts.assign(args.maps * args.num_q_blocks, -1);
     spans.assign(args.maps * args.num_q_blocks * args.capacity, {-1, 255, 1});
+    packed.assign(spans.size() + 1, {-1, 255, 255, 1});
     args.tiles = tiles.data(), args.counts = counts.data(), args.spans = spans.data();
+    args.packed = is_packed ? packed.data() : nullptr;
     args.fault = &fault;
     tile_lists_cpu(args);
   }
@@ -200,6 +204,90 @@ TEST(TileLists, WhatIsNoBlockIsLeftOutAndTold) {
   EXPECT_EQ(fault_of([](Made& m) { m.q_offsets = {5, 2, 20}; }), 1);
   EXPECT_EQ(fault_of([](Made& m) { m.args.capacity = 3; }), 1);
   EXPECT_EQ(fault_of([](Made& m) { m.args.tiles_per_map = 3; }), 1);
+}
+
+TEST(TileLists, PackedStepsAreFilled) {
+  Made m;
+  m.is_packed = true;
+  m.q_offsets = {0, 8, 16}, m.kv_offsets = {0, 10, 10, 13, 40, 50};
+  m.classes = {1, 1, 1, 0, 1, 0, 0, 0, 1, 0};
+  m.args.q_len = 16, m.args.kv_len = 50;
+  m.args.tile_queries = 8, m.args.span_keys = 8;
+  m.args.tiles_per_map = 2, m.args.capacity = most_packed(50, 5, 8);
+  m.make();
+  EXPECT_EQ(m.fault, 0);
+  EXPECT_EQ(m.counts, (std::vector<int32_t>{3, 4}));
+  // 10, 3 and 10 keys; a step of 8, 2 + 3 + 3, 7.
+  const std::vector<PackedSpan> first = {
+      {0, 8, 0, 1}, {8, 2, 0, 0}, {10, 3, 2, 0}, {40, 3, 5, 1}, {43, 7, 0, 1}};
+  EXPECT_TRUE(std::equal(first.begin(), first.end(), m.packed.begin()));
+  const std::vector<PackedSpan> second = {
+      {13, 8, 0, 1}, {21, 8, 0, 1}, {29, 8, 0, 1}, {37, 3, 0, 1}};
+  EXPECT_TRUE(std::equal(second.begin(), second.end(), m.packed.begin() + m.args.capacity));
+  m.args.capacity = 4;
+  m.make();
+  EXPECT_EQ(m.fault, 1);
+  EXPECT_EQ(m.counts, (std::vector<int32_t>{0, 4}));
+}
+
+// What steps of a row hold, whatever blocks there are.
+TEST(TileLists, PackedStepsHaveEveryKeyOnce) {
+  std::mt19937 random(3);
+  const auto draw = [&](int below) { return static_cast<int32_t>(random() % below); };
+  int early = 0;
+  for (int run = 0; run < 300; ++run) {
+    Made m;
+    m.is_packed = true;
+    m.args.maps = m.args.kv_maps = m.args.valid_maps = 1 + draw(2);
+    const int32_t kv_len = 1 + draw(3000), nq = 1 + draw(3),
+                  nk = 1 + draw(run % 3 == 0 ? 1500 : 60);
+    m.args.q_len = 100, m.args.kv_len = kv_len;
+    m.q_offsets = random_offsets(1, nq, 100, random);
+    m.kv_offsets = random_offsets(m.args.maps, nk, kv_len, random);
+    const int density = 1 + draw(4);
+    for (int64_t i = 0; i < m.args.maps * nq * nk; ++i) m.classes.push_back(draw(4) < density);
+    std::vector<int32_t> valid(m.args.maps * nk);
+    for (int32_t& keys : valid) keys = draw(100) - 5;
+    if (draw(2)) m.args.kv_valid = valid.data();
+    m.args.tile_queries = 64, m.args.span_keys = 1 + draw(255);
+    m.args.tiles_per_map = most_tiles(100, nq, 64);
+    m.args.capacity = most_packed(kv_len, nk, m.args.span_keys);
+    m.make();
+    ASSERT_EQ(m.fault, 0);
+    for (int64_t row = 0; row < m.args.maps * nq; ++row) {
+      const int64_t map = row / nq;
+      std::vector<int32_t> expected, got;
+      for (int64_t block = 0; block < nk; ++block) {
+        if (m.classes[row * nk + block] == 0) continue;
+        const int32_t* keys = m.kv_offsets.data() + map * (nk + 1) + block;
+        const int32_t most = m.args.kv_valid == nullptr ? kv_len : valid[map * nk + block];
+        for (int32_t key = keys[0]; key < std::min(keys[1], keys[0] + most); ++key) {
+          expected.push_back(key);
+        }
+      }
+      const PackedSpan* span = m.packed.data() + row * m.args.capacity;
+      const PackedSpan* const end = span + m.args.capacity;
+      for (int32_t step = 0; step < m.counts[row]; ++step) {
+        int32_t keys = 0, spans = 0;
+        do {
+          ASSERT_LT(span, end);
+          ASSERT_TRUE(span->len > 0 && static_cast<int32_t>(span->row) == keys);
+          for (uint32_t i = 0; i < span->len; ++i) {
+            got.push_back(span->begin + static_cast<int32_t>(i));
+          }
+          keys += static_cast<int32_t>(span->len), ++spans;
+        } while ((span++)->ends_step == 0);
+        ASSERT_LE(keys, m.args.span_keys);
+        ASSERT_LE(spans, kMostPacked);
+        // Steps that end early do so because of a group's blocks.
+        const bool is_early = keys < m.args.span_keys && step + 1 < m.counts[row];
+        early += is_early;
+        ASSERT_TRUE(!is_early || m.args.span_keys > kMostPacked);
+      }
+      ASSERT_EQ(got, expected);
+    }
+  }
+  EXPECT_GT(early, 20);
 }
 
 TEST(TileLists, ColumnsAreThoseOfTheTransposedMap) {

@@ -1,4 +1,5 @@
 // Forward attention on compute capability 9.0 against fp64 on the CPU.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -18,9 +19,10 @@ using Problem = AttentionProblem;
 const std::vector<int64_t> kDims = {64, 128};
 
 // Tiles handed out in turns, and to whoever is ready.
-void check(const Problem& p, int seed) {
-  SCOPED_TRACE(name_of(p));
-  const AttentionCase one(p, sm90_tile(p.block_q, p.block_kv), seed);
+void check_tile(const Problem& p, AttentionTile tile, int seed) {
+  SCOPED_TRACE(testing::Message() << name_of(p) << (tile.is_packed ? ", packed by " : ", spans of ")
+                                  << tile.keys);
+  const AttentionCase one(p, tile, seed);
   CudaAttentionArgs args = one.args();
   const Status status = block_sparse_sm90(args, {});
   ASSERT_TRUE(status.ok()) << status.message;
@@ -33,6 +35,22 @@ void check(const Problem& p, int seed) {
     EXPECT_EQ(one.out(), first);
     EXPECT_EQ(one.tiles_counted(), 0);
   }
+}
+
+// Steps of all sizes; emulated, one of them.
+void check_packed(const Problem& p, int seed) {
+  const std::vector<int> sizes = {128, 160, 176};
+  const auto first = static_cast<size_t>(seed) % sizes.size();
+  for (int64_t i = 0; i < on_gpu(3, 1); ++i) {
+    check_tile(p, {128, sizes[(first + i) % sizes.size()], true}, seed);
+  }
+}
+
+// The same lists as spans and, where that can be, packed.
+void check(const Problem& p, int seed) {
+  check_tile(p, sm90_tile(p.block_q, p.block_kv), seed);
+  if (!p.density || p.masks || p.bias_begin) return;
+  check_packed(p, seed);
 }
 
 class Sm90Forward : public Sm90Test {};
@@ -71,6 +89,23 @@ TEST_F(Sm90Forward, MasksMoreKeysBiasesAndOrders) {
   }
 }
 
+// Blocks that end anywhere in a step, steps that end early, tiles without queries for a warpgroup.
+TEST_F(Sm90Forward, PackedBlocksOfManySizes) {
+  int seed = 0;
+  for (const int64_t dim : kDims) {
+    for (const int64_t block : {1, 3, 17, 30, 33, 64, 100, 128, 150, 384}) {
+      Problem p{.batch = 2, .q_len = 300, .kv_len = 901, .dim = dim};
+      p.heads = on_gpu(4, 2), p.kv_heads = on_gpu(2, 1);
+      p.block_q = std::vector<int64_t>{128, 40, 0, 300}[++seed % 4], p.block_kv = block;
+      p.density = std::vector<double>{0.4, 1, 0.1}[seed % 3];
+      p.out_order = seed % 5 == 0, p.rows_first = seed % 2 == 0;
+      p.dtype = seed % 3 == 0 ? DType::f16 : DType::bf16;
+      if (seed % 4 == 0) p.more_keys = 150, p.more_gap = 12;
+      check_packed(p, seed);
+    }
+  }
+}
+
 TEST_F(Sm90Forward, ManyTilesOfLists) {
   for (const int64_t block : {64, 128}) {
     check({.batch = 3,
@@ -86,39 +121,54 @@ TEST_F(Sm90Forward, ManyTilesOfLists) {
   }
 }
 
-TEST_F(Sm90Forward, ListsOfTheDeviceAreThoseOfTheHost) {
-  for (const int64_t block : {64, 128, 0}) {
-    const Problem p{.batch = 3,
-                    .heads = 2,
-                    .q_len = 3000,
-                    .kv_len = 5000,
-                    .density = 0.3,
-                    .block_q = block,
-                    .block_kv = block};
-    std::mt19937 random(1);
-    attention_test::Blocks host(p, sm90_tile(block, block), random);
-    const auto fill = [](auto values) {  // with what no list holds
-      std::memset(values.data(), 0x7f, values.size() * sizeof(values[0]));
-      return values;
-    };
-    const DeviceArray<QueryTile> tiles(fill(host.tiles));
-    const DeviceArray<int32_t> counts(fill(host.counts)), fault(std::vector<int32_t>{0});
-    const DeviceArray<KeySpan> spans(fill(host.spans));
-    const DeviceArray<uint8_t> classes(host.classes);
-    const DeviceArray<int32_t> q_offsets(host.q_offsets), kv_offsets(host.kv_offsets);
-    TileListsArgs args = host.args(p, tiles.data(), counts.data(), spans.data(), fault.data());
-    args.classes = classes.data(), args.q_offsets = q_offsets.data();
-    args.kv_offsets = kv_offsets.data();
-    ASSERT_TRUE(tile_lists_cuda(args, {}).ok());
-    EXPECT_EQ(counts.read(), host.counts);
-    EXPECT_EQ(fault.read()[0], 0);
-    EXPECT_EQ(tiles.read(), host.tiles);
-    const std::vector<KeySpan> own_spans = spans.read();
-    for (size_t row = 0; row < host.counts.size(); ++row) {
-      for (int32_t i = 0; i < host.counts[row]; ++i) {
-        const size_t at = row * host.capacity + i;
-        ASSERT_EQ(own_spans[at], host.spans[at]) << "row " << row << ", span " << i;
+void expect_lists_of_host(const Problem& p, AttentionTile tile) {
+  SCOPED_TRACE(testing::Message() << name_of(p) << (tile.is_packed ? ", packed" : ""));
+  std::mt19937 random(1);
+  attention_test::Blocks host(p, tile, random);
+  const auto fill = [](auto values) {  // with what no list holds
+    if (values.empty()) values.resize(1);
+    std::memset(values.data(), 0x7f, values.size() * sizeof(values[0]));
+    return values;
+  };
+  const DeviceArray<QueryTile> tiles(fill(host.tiles));
+  const DeviceArray<int32_t> counts(fill(host.counts)), fault(std::vector<int32_t>{0});
+  const DeviceArray<KeySpan> spans(fill(host.spans));
+  const DeviceArray<PackedSpan> packed(fill(host.packed));
+  const DeviceArray<uint8_t> classes(host.classes);
+  const DeviceArray<int32_t> q_offsets(host.q_offsets), kv_offsets(host.kv_offsets);
+  TileListsArgs args =
+      host.args(p, {tiles.data(), counts.data(), spans.data(), packed.data()}, fault.data());
+  args.classes = classes.data(), args.q_offsets = q_offsets.data();
+  args.kv_offsets = kv_offsets.data();
+  ASSERT_TRUE(tile_lists_cuda(args, {}).ok());
+  EXPECT_EQ(counts.read(), host.counts);
+  EXPECT_EQ(fault.read()[0], 0);
+  EXPECT_EQ(tiles.read(), host.tiles);
+  const std::vector<KeySpan> own_spans = spans.read();
+  const std::vector<PackedSpan> own_packed = packed.read();
+  for (size_t row = 0; row < host.counts.size(); ++row) {
+    size_t at = row * host.capacity;
+    for (int32_t left = host.counts[row]; left > 0; ++at) {
+      if (tile.is_packed) {
+        ASSERT_EQ(own_packed[at], host.packed[at]) << "row " << row << ", entry " << at;
+        left -= host.packed[at].ends_step;
+      } else {
+        ASSERT_EQ(own_spans[at], host.spans[at]) << "row " << row << ", entry " << at;
+        --left;
       }
+    }
+  }
+}
+
+TEST_F(Sm90Forward, ListsOfTheDeviceAreThoseOfTheHost) {
+  for (const int64_t block : {2, 5, 30, 64, 128, 0}) {
+    for (const double density : {0.3, 1.0}) {
+      Problem p{.batch = 3, .heads = 2, .kv_len = 5000, .density = density};
+      p.q_len = on_gpu(3000, 500);
+      p.block_q = std::max<int64_t>(block, 64), p.block_kv = block;
+      if (block == 0) p.block_q = 0;
+      expect_lists_of_host(p, sm90_tile(p.block_q, block));
+      for (const int keys : {128, 160, 176}) expect_lists_of_host(p, {128, keys, true});
     }
   }
 }
@@ -153,6 +203,9 @@ TEST(Sm90Refusals, SayWhy) {
   EXPECT_EQ(reason([](CudaAttentionArgs& a) { a.kv_len = 0; }), "takes at least one key");
   EXPECT_EQ(reason([](CudaAttentionArgs& a) { a.kv_len = int64_t{1} << 32; }),
             "takes up to 2^30 tokens");
+  const float bias = 0;
+  EXPECT_EQ(reason([&](CudaAttentionArgs& a) { a.key_bias.data = &bias, a.tile.is_packed = true; }),
+            "takes no bias of keys for packed lists");
 }
 
 }  // namespace

@@ -29,13 +29,16 @@ std::vector<__nv_bfloat16> as_bf16(const std::vector<int>& values) {
   return out;
 }
 
-// [rows, columns] as tensors of the copy engine: (64, rows, columns / 64, 1, 1).
-CUtensorMap panels(const __nv_bfloat16* data, uint64_t rows, uint64_t columns, uint32_t box_rows) {
+// [rows, columns] as tensors of the copy engine: (64, rows, columns / 64, 1, 1). Boxes have all
+// panels, or so many.
+CUtensorMap panels(const __nv_bfloat16* data, uint64_t rows, uint64_t columns, uint32_t box_rows,
+                   uint32_t box_panels = 0) {
   TensorMapSpec spec;
   spec.data = data;
   spec.size = {64, rows, columns / 64, 1, 1};
   spec.stride = {columns * 2, 128, rows * columns * 2, rows * columns * 2};
-  spec.box = {64, box_rows, static_cast<uint32_t>(columns / 64), 1, 1};
+  spec.box = {64, box_rows, box_panels > 0 ? box_panels : static_cast<uint32_t>(columns / 64), 1,
+              1};
   CUtensorMap map;
   const Status status = make_tensor_map(spec, &map);
   EXPECT_TRUE(status.ok()) << status.message;
@@ -104,6 +107,63 @@ TEST_F(Sm90Layout, BoxesAreSwizzledAndZeroOutside) {
         const bool inside = row >= 0 && row < kRows;
         ASSERT_EQ(__bfloat162float(numbers[place]), inside ? values[row * kColumns + c] : 0)
             << "row " << r << ", column " << c << " of the box at " << first;
+      }
+    }
+  }
+}
+
+// Boxes of one panel each at any row of it, one behind the other: as one copy of all rows would be.
+__global__ void __launch_bounds__(128, 1)
+    copy_piece(const __grid_constant__ CUtensorMap map, const __grid_constant__ CUtensorMap rest,
+               int3 rows, char* out) {
+#ifdef FOVEA_SM90A
+  __shared__ uint64_t barrier;
+  char* const panels = aligned_memory();  // (2, 160, 64) bf16
+  constexpr int kPanel = 160 * 128;
+  make_barrier(&barrier);
+  for (int i = threadIdx.x; i < 2 * kPanel; i += blockDim.x) panels[i] = 0x55;
+  ptx::fence_async_proxy();
+  __syncthreads();
+  const int from = rows.x, to = rows.y, height = rows.z;
+  if (threadIdx.x == 0) ptx::arrive_expect(&barrier, 2 * (height + 8) * 128);
+  __syncthreads();
+  // By lanes side by side, as kernels do it.
+  if (threadIdx.x < 4) {
+    const int panel = threadIdx.x % 2;
+    const bool is_rest = threadIdx.x >= 2;
+    char* const place = panels + panel * kPanel + (to + (is_rest ? height : 0)) * 128;
+    tma::load(place, is_rest ? rest : map, {0, from + (is_rest ? height : 0), panel, 0, 0},
+              &barrier, tma::evict_last());
+  }
+  ptx::wait(&barrier, 0);
+  for (int i = threadIdx.x; i < 2 * kPanel; i += blockDim.x) out[i] = panels[i];
+#endif
+}
+
+TEST_F(Sm90Layout, BoxesBeginAtAnyRow) {
+  constexpr int kRows = 200, kPanelRows = 160;
+  const std::vector<int> values = integers(kRows * 128, 100);
+  const DeviceArray<__nv_bfloat16> data(as_bf16(values));
+  const CUtensorMap rest = panels(data.data(), kRows, 128, 8, 1);
+  for (const int height : {1, 2, 3, 4, 7, 8, 16, 31, 32, 64, 128}) {
+    const CUtensorMap map = panels(data.data(), kRows, 128, height, 1);
+    for (const int to : {0, 1, 3, 5, 8, 14, 23}) {
+      const int from = to * 2 + 1;
+      const DeviceArray<char> out(std::vector<char>(2 * kPanelRows * 128));
+      launch(copy_piece, 1, 128, map, rest, make_int3(from, to, height), out.data());
+      const std::vector<char> got = out.read();
+      const auto* numbers = reinterpret_cast<const __nv_bfloat16*>(got.data());
+      for (int r = 0; r < kPanelRows; ++r) {
+        const bool is_there = r >= to && r < to + height + 8;
+        for (int c = 0; c < 128; ++c) {
+          const int place = (c / 64 * kPanelRows + r) * 64 + (c % 64 / 8 ^ r % 8) * 8 + c % 8;
+          if (is_there) {
+            ASSERT_EQ(__bfloat162float(numbers[place]), values[(from + r - to) * 128 + c])
+                << "row " << r << ", column " << c << " of " << height << " rows at " << to;
+          } else {
+            ASSERT_EQ(got[2 * place], 0x55) << "row " << r << " of " << height << " at " << to;
+          }
+        }
       }
     }
   }
@@ -229,6 +289,7 @@ TEST_F(Sm90Layout, ProductsOfSharedMemoryAndOfRegisters) {
   check_two_products<96>(draw);
   check_two_products<128>(draw);
   check_two_products<160>(draw);
+  check_two_products<176>(draw);
   check_two_products<192>(draw);
 }
 
