@@ -14,6 +14,7 @@ namespace {
 
 constexpr int64_t kPack = 8;           // channels that a GPU reads at a time
 constexpr int64_t kMostHeads = 65535;  // of all items, on a GPU
+constexpr int64_t kMostChannels = 256;
 
 at::Tensor with_whole_channels(const at::Tensor& x) {
   return x.stride(-1) == 1 || x.size(-1) == 1 ? x : x.contiguous();
@@ -55,18 +56,60 @@ void run(const char* op, const kernels::Status& status) {
   FOVEA_ASSERT(status.ok(), op, ": ", status.message);
 }
 
+void share_on_cpu(const kernels::BlockSharesArgs& args) {
+  const kernels::Parallel parallel = all_threads();
+  run("block_shares", kernels::check(args));
+  const int64_t bytes = kernels::block_shares_workspace_bytes(args, parallel.threads);
+  at::Tensor memory;
+  run("block_shares",
+      kernels::block_shares_cpu(args, workspace_in(memory, bytes), parallel, kernels::best_isa()));
+}
+
+void share_on_cuda([[maybe_unused]] const kernels::BlockSharesArgs& args,
+                   [[maybe_unused]] at::Device device) {
+#if FOVEA_HAS_CUDA
+  const kernels::CudaTarget target = cuda_target(device);
+  const int64_t bytes = kernels::block_shares_cuda_workspace_bytes(args, target);
+  const at::Tensor memory = at::empty({bytes}, at::device(device).dtype(at::kByte));
+  const kernels::Status status =
+      kernels::block_shares_cuda(args, {memory.mutable_data_ptr<uint8_t>(), bytes}, target);
+  require(accepted("block_shares", status), ErrorCode::device, "block_shares", status.message);
+#else
+  FOVEA_ASSERT(false, "block_shares without CUDA kernels");
+#endif
+}
+
+// What a kernel reads of groups.
+struct GroupsView {
+  at::Tensor rows, offsets, weight;
+
+  explicit GroupsView(const TokenGroups& groups)
+      : rows(groups.rows.to(at::kInt).contiguous()),
+        offsets(groups.offsets.to(at::kInt).contiguous()) {
+    if (!groups.weight.defined()) return;
+    weight = groups.weight.to(at::kFloat).contiguous();
+    FOVEA_ASSERT(weight.numel() == rows.size(1));
+  }
+  const float* weights() const {
+    return weight.defined() ? weight.const_data_ptr<float>() : nullptr;
+  }
+};
+
 void sum_on_cpu(const kernels::BlockSumsArgs& args) {
   run("block_sums", kernels::block_sums_cpu(args, all_threads(), kernels::best_isa()));
 }
 
 }  // namespace
 
-bool has_block_scores(const at::Tensor& x) { return x.is_cpu() && is_taken(x); }
-
 bool has_block_sums(const at::Tensor& x) {
-  if (!x.is_cuda()) return has_block_scores(x);
-  return kHasCudaKernels && is_taken(x) && x.size(3) % kPack == 0 &&
-         x.size(3) <= kMaxScoreChannels && x.size(0) * x.size(1) <= kMostHeads;
+  if (x.is_cpu()) return is_taken(x);
+  return x.is_cuda() && kHasCudaKernels && is_taken(x) && x.size(3) % kPack == 0 &&
+         x.size(3) <= kMostChannels && x.size(0) * x.size(1) <= kMostHeads;
+}
+
+bool has_block_shares(const at::Tensor& x) {
+  return has_block_sums(x) && x.size(3) <= kMostChannels &&
+         (x.is_cpu() || x.scalar_type() != at::kFloat);
 }
 
 BlockSums block_sums(const at::Tensor& x, const BlockPositions& positions, const at::Tensor& centre,
@@ -114,43 +157,30 @@ at::Tensor wide_product(const at::Tensor& a, const at::Tensor& b) {
 
 at::Tensor block_shares(const at::Tensor& q, const TokenGroups& q_groups, const at::Tensor& k,
                         const TokenGroups& kv_groups, double scale, Shares of_blocks) {
-  const at::Tensor q_whole = with_whole_channels(q), k_whole = with_whole_channels(k);
-  const at::Tensor q_rows = q_groups.rows.to(at::kInt).contiguous();
-  const at::Tensor kv_rows = kv_groups.rows.to(at::kInt).contiguous();
-  FOVEA_ASSERT(q_rows.size(0) == kv_rows.size(0));
-  const std::vector<int32_t> q_offsets(q_groups.offsets.begin(), q_groups.offsets.end());
-  const std::vector<int32_t> kv_offsets(kv_groups.offsets.begin(), kv_groups.offsets.end());
+  const auto laid_out = [](const at::Tensor& x) {
+    return x.is_cuda() ? with_packs(x.unsqueeze(0))[0] : with_whole_channels(x);
+  };
+  const at::Tensor q_whole = laid_out(q), k_whole = laid_out(k);
+  const GroupsView from(q_groups), to(kv_groups);
+  FOVEA_ASSERT(from.rows.size(0) == to.rows.size(0));
   kernels::BlockSharesArgs args;
   args.heads = q.size(0), args.q_len = q.size(1), args.dim = q.size(2);
   args.kv_heads = k.size(0), args.kv_len = k.size(1);
   args.q = view(q_whole), args.k = view(k_whole);
-  args.phases = q_rows.size(0), args.q_groups = q_rows.size(1), args.kv_groups = kv_rows.size(1);
-  args.q_rows = q_rows.const_data_ptr<int32_t>();
-  args.kv_rows = kv_rows.const_data_ptr<int32_t>();
-  args.q_blocks = static_cast<int64_t>(q_offsets.size()) - 1;
-  args.kv_blocks = static_cast<int64_t>(kv_offsets.size()) - 1;
-  args.q_offsets = q_offsets.data(), args.kv_offsets = kv_offsets.data();
-  at::Tensor q_weight, kv_weight;
-  const auto weight = [](const at::Tensor& given, int64_t groups,
-                         at::Tensor& kept) -> const float* {
-    if (!given.defined()) return nullptr;
-    kept = given.to(at::kFloat).contiguous();
-    FOVEA_ASSERT(kept.numel() == groups);
-    return kept.const_data_ptr<float>();
-  };
-  args.q_weight = weight(q_groups.weight, args.q_groups, q_weight);
-  args.kv_weight = weight(kv_groups.weight, args.kv_groups, kv_weight);
+  args.phases = from.rows.size(0);
+  args.q_groups = from.rows.size(1), args.kv_groups = to.rows.size(1);
+  args.q_rows = from.rows.const_data_ptr<int32_t>();
+  args.kv_rows = to.rows.const_data_ptr<int32_t>();
+  args.q_blocks = from.offsets.numel() - 1, args.kv_blocks = to.offsets.numel() - 1;
+  args.q_offsets = from.offsets.const_data_ptr<int32_t>();
+  args.kv_offsets = to.offsets.const_data_ptr<int32_t>();
+  args.q_weight = from.weights(), args.kv_weight = to.weights();
   args.scale = scale;
   args.largest = of_blocks == Shares::largest;
   const at::Tensor out =
       at::empty({args.heads, args.q_blocks, args.kv_blocks}, q.options().dtype(at::kFloat));
   args.shares = out.mutable_data_ptr<float>();
-  const kernels::Parallel parallel = all_threads();
-  run("block_shares", kernels::check(args));
-  const int64_t bytes = kernels::block_shares_workspace_bytes(args, parallel.threads);
-  at::Tensor memory;
-  run("block_shares",
-      kernels::block_shares_cpu(args, workspace_in(memory, bytes), parallel, kernels::best_isa()));
+  q.is_cuda() ? share_on_cuda(args, q.device()) : share_on_cpu(args);
   return out;
 }
 

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
 #include <ATen/core/Tensor.h>
 
@@ -9,10 +8,11 @@
 
 namespace fovea::ops {
 
-/// Whether `block_shares` takes x: fp32, fp16 or bf16 on the CPU, and no gradient is wanted.
-bool has_block_scores(const at::Tensor& x);
-/// Whether `block_sums` takes x: the same, and on GPUs up to 256 channels, a multiple of 8.
+/// Whether `block_sums` takes x [batch, heads, len, dim]: fp32, fp16 or bf16, on GPUs with up to
+/// 256 channels, a multiple of 8; and no gradient is wanted.
 bool has_block_sums(const at::Tensor& x);
+/// Whether `block_shares` takes x: the same, everywhere with up to 256 channels, on GPUs not fp32.
+bool has_block_shares(const at::Tensor& x);
 
 /// One side of an attention cut into blocks of consecutive positions; on x's device.
 struct BlockPositions {
@@ -41,21 +41,23 @@ at::Tensor wide_product(const at::Tensor& a, const at::Tensor& b);
 
 /// Tokens of one side in groups of `phases` each, and groups in blocks.
 struct TokenGroups {
-  at::Tensor rows;               ///< int64 [phases, groups]
-  std::vector<int64_t> offsets;  ///< [blocks + 1] first groups
+  at::Tensor rows;     ///< int64 [phases, groups]
+  at::Tensor offsets;  ///< int64 [blocks + 1] first groups, ascending
   /// [groups]: of queries what a group's shares count, of keys a factor of its exponential;
   /// undefined: 1
   at::Tensor weight;
 };
 
 enum class Shares { sum, largest };
-constexpr int64_t kMaxScoreChannels = 256;
 
 /// Softmax between groups: the logit of two groups is scale · Σ over phases of q · k. Per pair of
 /// blocks the sum of all shares of its groups, or the largest of them.
 ///
-/// q, k     [heads, q_len, dim] and [kv_heads, kv_len, dim] of one type, dim up to
-/// `kMaxScoreChannels` returns  fp32 [heads, q blocks, kv blocks]
+/// On a GPU nothing waits for the host, and rows that are not there count as zeros.
+///
+/// q, k     [heads, q_len, dim] and [kv_heads, kv_len, dim] of one type that `has_block_shares`
+/// returns  fp32 [heads, q blocks, kv blocks]
+/// throws   Error device where the driver refuses, or there are 2^29 groups or 2^23 blocks
 at::Tensor block_shares(const at::Tensor& q, const TokenGroups& q_groups, const at::Tensor& k,
                         const TokenGroups& kv_groups, double scale, Shares of_blocks);
 

@@ -61,5 +61,14 @@ Status block_sums_cuda(const BlockSumsArgs& args, CudaTarget target);
 int64_t block_shares_workspace_bytes(const BlockSharesArgs& args, int threads);
 Status block_shares_cpu(const BlockSharesArgs& args, Workspace workspace, const Parallel& parallel,
                         Isa isa);
+/// What block_shares_cuda needs, of any content: per head up to (kv_blocks + kv_groups / 21) *
+/// q_groups floats, for as many heads as 256 MiB hold, at least one.
+int64_t block_shares_cuda_workspace_bytes(const BlockSharesArgs& args, CudaTarget target);
+/// The same on a GPU of compute capability 8.0 or newer but for the last bits, the same ones in
+/// every run, with q and k of bf16 or fp16 as they are multiplied there, their sums in fp32. All
+/// pointers lead to the device, where no index is trusted: a row that is not there counts as zeros,
+/// and offsets that do not ascend give any shares. Unsupported for fp32 and where rows are no
+/// 16-byte packs of up to 256 channels.
+Status block_shares_cuda(const BlockSharesArgs& args, Workspace workspace, CudaTarget target);
 
 }  // namespace fovea::kernels

@@ -44,12 +44,7 @@ Status check(const BlockSumsArgs& args) {
 }
 
 Status check(const BlockSharesArgs& args) {
-  const bool sized = args.heads >= 1 && args.kv_heads >= 1 && args.heads % args.kv_heads == 0 &&
-                     args.dim >= 1 && args.phases >= 1 && args.q_groups >= 0 &&
-                     args.kv_groups >= 0 && args.q_blocks >= 0 && args.kv_blocks >= 0;
-  if (!sized) return {StatusCode::invalid, "sizes contradict each other"};
-  if (args.dim > kMaxDim) return {StatusCode::unsupported, "more than 256 channels"};
-  if (args.q.dtype != args.k.dtype) return {StatusCode::invalid, "q and k differ in type"};
+  if (const Status status = check_sizes(args); !status.ok()) return status;
   if (!args.q.data || !args.k.data || !args.shares || !args.q_rows || !args.kv_rows)
     return {StatusCode::invalid, "a pointer is missing"};
   if (!ascends(args.q_offsets, args.q_blocks, args.q_groups) ||

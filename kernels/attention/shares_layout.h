@@ -22,6 +22,17 @@ struct SharePart {
   int32_t block, first, last;  ///< groups
 };
 
+/// What can be said without a look at numbers behind pointers.
+inline Status check_sizes(const BlockSharesArgs& args) {
+  const bool sized = args.heads >= 1 && args.kv_heads >= 1 && args.heads % args.kv_heads == 0 &&
+                     args.dim >= 1 && args.phases >= 1 && args.q_groups >= 0 &&
+                     args.kv_groups >= 0 && args.q_blocks >= 0 && args.kv_blocks >= 0;
+  if (!sized) return {StatusCode::invalid, "sizes contradict each other"};
+  if (args.dim > kMaxDim) return {StatusCode::unsupported, "more than 256 channels"};
+  if (args.q.dtype != args.k.dtype) return {StatusCode::invalid, "q and k differ in type"};
+  return {};
+}
+
 SharesLayout shares_layout(const BlockSharesArgs& args, int threads);
 
 }  // namespace fovea::kernels

@@ -121,9 +121,10 @@ at::Tensor largest_shares(const Sample& q, const Sample& k, const AttentionCall&
 // [batch, heads, q blocks, kv blocks], rows with sum 1
 at::Tensor importance(const Sample& q, const Sample& k, const AttentionCall& call) {
   at::Tensor largest;
-  if (ops::has_block_scores(call.q) && call.q.size(3) <= ops::kMaxScoreChannels) {
-    const auto groups = [](const Sample& sample, int64_t item) -> ops::TokenGroups {
-      return {of_item(sample.rows, item).unsqueeze(0), sample.first_run,
+  if (ops::has_block_shares(call.q)) {
+    const auto groups = [&](const Sample& sample, int64_t item) -> ops::TokenGroups {
+      return {of_item(sample.rows, item).unsqueeze(0),
+              device_numbers(sample.first_run, call.q.device()),
               sample.valid.defined() ? of_item(sample.valid, item) : at::Tensor()};
     };
     std::vector<at::Tensor> items;

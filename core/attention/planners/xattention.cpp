@@ -96,10 +96,11 @@ at::Tensor sum_blocks(const at::Tensor& x, const Pieces& pieces, int64_t axis) {
 // to one factor for all.
 at::Tensor shares_between(const AttentionCall& call, Pieces q, const Pieces& k, double scale) {
   q.rows = q.rows.flip(2);  // antidiagonals
-  if (ops::has_block_scores(call.q) && call.q.size(3) <= ops::kMaxScoreChannels) {
-    const auto groups = [](const Pieces& pieces, int64_t item) -> ops::TokenGroups {
+  if (ops::has_block_shares(call.q)) {
+    const auto groups = [&](const Pieces& pieces, int64_t item) -> ops::TokenGroups {
       const int64_t own = pieces.rows.size(0) == 1 ? 0 : item;
-      return {pieces.rows[own].t(), pieces.first, pieces.count[own]};
+      return {pieces.rows[own].t(), device_numbers(pieces.first, call.q.device()),
+              pieces.count[own]};
     };
     std::vector<at::Tensor> items;
     for (int64_t item = 0; item < call.q.size(0); ++item) {
