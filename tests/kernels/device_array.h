@@ -1,6 +1,8 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
+#include <utility>
 #include <vector>
 
 #include <cuda_runtime.h>
@@ -33,6 +35,17 @@ class DeviceArray {
  private:
   T* data_ = nullptr;
   size_t size_;
+};
+
+/// Memory of the device beside the host's, filled alike.
+template <typename T>
+struct Both {
+  std::vector<T> host;
+  DeviceArray<T> device;
+
+  explicit Both(std::vector<T> values) : host(std::move(values)), device(host) {}
+  Both(int64_t count, T value) : Both(std::vector<T>(static_cast<size_t>(count), value)) {}
+  T* on(bool is_device) { return is_device ? device.data() : host.data(); }
 };
 
 }  // namespace fovea::kernels

@@ -9,10 +9,8 @@
 #include <string>
 #include <vector>
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include "kernels/attention/kmeans.h"
+#include "tests/kernels/attention_problem.h"
 #include "tests/kernels/gpu_test.h"
 
 namespace fovea::kernels {
@@ -31,24 +29,9 @@ struct Shape {
   }
 };
 
-uint16_t bits_of(DType type, float x) {
-  return type == DType::f16 ? __half_as_ushort(__float2half(x))
-                            : __bfloat16_as_ushort(__float2bfloat16(x));
-}
 float number(DType type, uint16_t bits) {
-  return type == DType::f16 ? __half2float(__ushort_as_half(bits))
-                            : __bfloat162float(__ushort_as_bfloat16(bits));
+  return static_cast<float>(attention_test::value_of(type, bits));
 }
-
-// Device memory beside the host's, filled alike.
-template <typename T>
-struct Both {
-  std::vector<T> host;
-  DeviceArray<T> device;
-  explicit Both(std::vector<T> values) : host(std::move(values)), device(host) {}
-  Both(int64_t count, T value) : Both(std::vector<T>(static_cast<size_t>(count), value)) {}
-  T* on(bool is_device) { return is_device ? device.data() : host.data(); }
-};
 
 // What the steps read and write, on both sides. Tokens lie before heads.
 struct Problem {
@@ -84,7 +67,7 @@ struct Problem {
 
   static std::vector<uint16_t> bits(const Shape& s, const std::vector<float>& tokens) {
     std::vector<uint16_t> out;
-    for (const float value : tokens) out.push_back(bits_of(s.type, value));
+    for (const float value : tokens) out.push_back(attention_test::bits_of(s.type, value));
     return out;
   }
   KMeansArgs args(bool device) {

@@ -219,14 +219,6 @@ struct LinearProblem {
   }
 };
 
-// Device memory beside the host's, filled alike.
-template <typename T>
-struct Both {
-  std::vector<T> host;
-  DeviceArray<T> device;
-  explicit Both(std::vector<T> values) : host(std::move(values)), device(host) {}
-};
-
 // As numbers, of which both zeros are equal.
 std::vector<float> values(const std::vector<uint16_t>& bits) {
   std::vector<float> out;

@@ -8,10 +8,8 @@
 #include <string>
 #include <vector>
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include "kernels/attention/block_scores.h"
+#include "tests/kernels/attention_problem.h"
 #include "tests/kernels/gpu_test.h"
 
 namespace fovea::kernels {
@@ -32,14 +30,7 @@ struct SharesCase {
   }
 };
 
-uint16_t rounded(float x, DType dtype) {
-  return dtype == DType::bf16 ? __bfloat16_as_ushort(__float2bfloat16(x))
-                              : __half_as_ushort(__float2half(x));
-}
-double number(uint16_t bits, DType dtype) {
-  return dtype == DType::bf16 ? __bfloat162float(__ushort_as_bfloat16(bits))
-                              : __half2float(__ushort_as_half(bits));
-}
+using attention_test::bits_of, attention_test::value_of;
 
 /// One side. Rows lie one token after the other, all heads of a token together, with channels
 /// between them that do not belong to any.
@@ -91,7 +82,7 @@ class Sm80Shares : public Sm80Test {
     for (int64_t i = 0; i < len * out.row_stride(); ++i) {
       const bool between = i % out.row_stride() >= heads * c.dim;
       const bool hidden = i / out.row_stride() == len - 1;
-      out.x.push_back(rounded(between || hidden ? NAN : draw(random_), c.dtype));
+      out.x.push_back(bits_of(c.dtype, between || hidden ? NAN : draw(random_)));
     }
     for (int64_t i = 0; i < c.phases * groups; ++i) out.rows.push_back(below(len - 1));
     out.offsets =
@@ -169,7 +160,7 @@ std::vector<double> expected_shares(const Problem& p) {
   std::vector<double> out(p.size(), 0), mass(static_cast<size_t>(c.kv_groups));
   const auto value = [&](const Side& side, int64_t head, int64_t row, int64_t d) {
     if (row < 0 || row >= side.len) return 0.0;
-    return number(side.x[row * side.row_stride() + head * side.dim + d], c.dtype);
+    return value_of(c.dtype, side.x[row * side.row_stride() + head * side.dim + d]);
   };
   for (int64_t h = 0; h < p.heads(); ++h) {
     for (int64_t i = 0; i < c.q_blocks; ++i) {
@@ -282,8 +273,8 @@ TEST_F(Sm80Shares, OfLogitsThatGrow) {
   for (int32_t g = 0; g < 520; ++g) p.k.rows[g] = g;
   for (int64_t i = 0; i < static_cast<int64_t>(p.k.x.size()); ++i) {
     const auto row = static_cast<float>(i / p.k.row_stride());
-    const auto x = static_cast<float>(number(p.k.x[i], p.c.dtype));
-    p.k.x[i] = rounded(x * row / 40, p.c.dtype);
+    const auto x = static_cast<float>(value_of(p.c.dtype, p.k.x[i]));
+    p.k.x[i] = bits_of(p.c.dtype, x * row / 40);
   }
   for (const bool largest : {false, true}) {
     p.c.largest = largest;
