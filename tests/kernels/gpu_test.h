@@ -20,7 +20,7 @@ constexpr int64_t on_gpu(int64_t full, [[maybe_unused]] int64_t emulated) {
 template <typename Run>
 void expect_same_every_time(const Run& run) {
   const auto first = run();
-  for (int64_t i = 1; i < on_gpu(250, 3); ++i) ASSERT_EQ(run(), first) << "run " << i;
+  for (int64_t i = 1; i < on_gpu(250, 4); ++i) ASSERT_EQ(run(), first) << "run " << i;
 }
 
 /// Skips where there is no GPU of a compute capability from kFrom, below kTo.
