@@ -43,8 +43,9 @@ at::Tensor sampled_rows(const AttentionPlan& plan, const AttentionCall& call, in
 
 /// How far off fp32 may have softmax weights that a plan quantizes, relatively; 0 where it
 /// quantizes none. On a GPU logits of e4m3 count with 2⁻¹³ of the largest ‖q‖ ‖k‖, as
-/// Hopper's matrix units keep 13 bits of fraction of the largest product that they add (DeepSeek-V3,
-/// arXiv:2412.19437, section 3.3.2): what errors of many products come to, no strict bound.
+/// Hopper's matrix units keep 13 bits of fraction of the largest product that they add
+/// (DeepSeek-V3, arXiv:2412.19437, section 3.3.2): what errors of many products come to, no strict
+/// bound.
 double weight_error(const AttentionPlan& plan, const AttentionCall& call);
 
 /// By how much kernels of GPUs may round pooled keys, relatively: they multiply numbers of the
