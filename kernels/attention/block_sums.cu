@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(kThreads, 2) block_sums_kernel(BlockSumsArgs a
         if constexpr (kDirections) square += x[c] * x[c];
       }
       if constexpr (kDirections) {
-        const float factor = 1 / fmaxf(sqrtf(sum_of_lanes(square, lanes)), kShortest);
+        const float factor = fminf(rsqrtf(sum_of_lanes(square, lanes)), 1 / kShortest);
         for (int c = 0; c < kChannels; ++c) directions[c] += x[c] * factor;
       }
     }
