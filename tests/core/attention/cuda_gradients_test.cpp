@@ -86,7 +86,9 @@ class CudaGradients : public test::CudaBackendTest {
     const at::Tensor is_finite = y.isfinite();
     EXPECT_TRUE(x.detach().isfinite().equal(is_finite));
     const at::Tensor own = x.detach().masked_select(is_finite), other = y.masked_select(is_finite);
-    if (own.numel() > 0) EXPECT_LE(test::relative_error(own, other), most);
+    if (own.numel() > 0) {
+      EXPECT_LE(test::relative_error(own, other), most);
+    }
   }
 
   // Rules M1 and M3 to M6 with the factors of gradients, and the same bits in a second run.
