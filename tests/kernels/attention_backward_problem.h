@@ -237,7 +237,7 @@ class BackwardCase {
         spans_(columns_ ? columns_->spans : std::vector<KeySpan>(1)),
         masks_(columns_ ? attention_test::or_one(columns_->masks) : std::vector<uint32_t>(1)),
         workspace_(std::vector<float>(
-            attention_backward_workspace_bytes(args(with_lse, nullptr)) / sizeof(float), NAN)),
+            sm90_backward_workspace_bytes(args(with_lse, nullptr)) / sizeof(float), NAN)),  // most
         args_(args(with_lse, workspace_.data())) {}
 
   const CudaAttentionBackwardArgs& args() const { return args_; }
