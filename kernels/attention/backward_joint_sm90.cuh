@@ -58,9 +58,9 @@ struct JointParams {
 template <typename Shape, Type kType>
 struct JointDifferentiator : Differentiator<Shape, kType> {
   using Base = Differentiator<Shape, kType>;
-  using typename Base::Operand;
   using Base::dx, Base::dy, Base::group, Base::kStepRegisters, Base::memory, Base::place,
       Base::release, Base::thread;
+  using typename Base::Operand;
   static constexpr int kBoth = 3;  // barrier of all computing threads
 
   JointMemory<Shape>& joint;
@@ -85,8 +85,8 @@ struct JointDifferentiator : Differentiator<Shape, kType> {
   __device__ void store_logit_gradients(const Operand& gradients) const {
     const int lane = thread % 32, query = lane / 16 * 8 + lane % 8;
     const int unit = thread / 32 * 2 + lane / 8 % 2;  // of 8 keys
-    const uint32_t at = ptx::shared_address(joint.ds) + group * Shape::kOthers * 128 +
-                        query * 128 + (unit ^ lane % 8) * 16;
+    const uint32_t at = ptx::shared_address(joint.ds) + group * Shape::kOthers * 128 + query * 128 +
+                        (unit ^ lane % 8) * 16;
     ptx::wait(&joint.ds_empty, parity ^ 1);
 #pragma unroll
     for (int step = 0; step < Shape::kOthers / 16; ++step) {
@@ -253,8 +253,13 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   const int warpgroup = __shfl_sync(0xffffffff, thread / 128, 0);
   if (warpgroup == Shape::kGroups) {
     ptx::give_registers<Shape::kLoadRegisters>();
-    if (thread == 128 * Shape::kGroups) load_joint_tiles(params, joint, maps, memory);
-    if (thread == 128 * Shape::kGroups + 32) add_query_gradients(params, joint, memory);
+    // The same of the warp; with conditions on threads 24 registers are too few.
+    const int warp = __shfl_sync(0xffffffff, thread / 32, 0) - 4 * Shape::kGroups;
+    if (warp == 0) {
+      if (ptx::elect_one()) load_joint_tiles(params, joint, maps, memory);
+    } else if (warp == 1) {
+      if (ptx::elect_one()) add_query_gradients(params, joint, memory);
+    }
   } else {
     ptx::take_registers<Shape::kComputeRegisters>();
     JointDifferentiator<Shape, kType>{{params, memory, warpgroup, thread % 128}, memory}
@@ -278,8 +283,7 @@ __global__ void __launch_bounds__(256)
   __shared__ float4 places[kQueries * kPitch / 4];
   auto* const rows = reinterpret_cast<float*>(places);
   const int64_t step = blockIdx.x;
-  const auto* const from =
-      reinterpret_cast<const float4*>(params.from + step * (kQueries * kDim));
+  const auto* const from = reinterpret_cast<const float4*>(params.from + step * (kQueries * kDim));
 #pragma unroll 4
   for (int at = threadIdx.x; at < kQueries * kDim / 4; at += 256) {
     const float4 x = from[at];

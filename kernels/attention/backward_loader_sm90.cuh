@@ -231,7 +231,8 @@ struct BackwardLoader {
     ptx::arrive_expect(&memory.u_full[slot], Shape::kStepBytes + 4 * Shape::kStats);
     load_rows(memory.u[slot], maps.u, maps.more_u, step, &memory.u_full[slot]);
     if constexpr (Shape::kJoint) {
-      const int64_t of_head = static_cast<int64_t>(item) * params.heads * params.heads_per_kv + head;
+      const int64_t of_head =
+          static_cast<int64_t>(item) * params.heads * params.heads_per_kv + head;
       const int steps = (params.other_len + Shape::kOthers - 1) / Shape::kOthers;
       const int64_t at = of_head * steps + step.spans[0].begin / Shape::kOthers;
       ptx::bulk_load(memory.stats[slot], params.stats + at * Shape::kStats, 4 * Shape::kStats,

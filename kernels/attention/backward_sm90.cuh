@@ -290,8 +290,7 @@ struct Differentiator {
   /// The numbers of a thread's two queries.
   __device__ void read_stats(const TileNotes& tile) {
     const int64_t head = static_cast<int64_t>(tile.item) * params.heads + tile.head;
-    const auto* const stats =
-        reinterpret_cast<const float4*>(params.stats) + head * params.own_len;
+    const auto* const stats = reinterpret_cast<const float4*>(params.stats) + head * params.own_len;
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
       const int at = tile.begin + group * 64 + fragment::first_row(thread) + 8 * row;

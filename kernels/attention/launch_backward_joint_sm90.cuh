@@ -13,8 +13,7 @@ struct JointLayout {
   int64_t dq_at, counts_at;  ///< in floats
   int64_t bytes;
 
-  JointLayout(const CudaAttentionArgs& args, int64_t step)
-      : steps((args.q_len + step - 1) / step) {
+  JointLayout(const CudaAttentionArgs& args, int64_t step) : steps((args.q_len + step - 1) / step) {
     const int64_t all = args.batch * args.heads * steps;
     dq_at = all * 2 * step, counts_at = dq_at + all * step * args.dim;
     bytes = (counts_at + all) * static_cast<int64_t>(sizeof(float));

@@ -33,7 +33,7 @@ uint32_t seed_of_environment() {
 struct Settings {
   Timing timing = Timing::any;
   std::minstd_rand random{seed_of_environment() + 1};
-  int processors = 2;
+  int processors = kProcessors;
 };
 Settings g_settings;
 

@@ -32,7 +32,8 @@ enum class Timing { early, late, any };
 /// For the launches that follow.
 void set_timing(Timing timing, uint32_t seed);
 
-/// Multiprocessors of the device, two until it is called.
+/// Multiprocessors of the device.
+constexpr int kProcessors = 2;
 void set_processors(int count);
 int processors();
 

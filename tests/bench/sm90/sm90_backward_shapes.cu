@@ -2,14 +2,15 @@
 //
 //   sm90_backward_shapes
 //
-// TFLOP/s in bf16 on random numbers: of the whole backward pass those of five products of queries
-// and keys, of its two kernels alone those of the products that each makes, three and four. All of
+// TFLOP/s in bf16 on random numbers: of the whole backward pass, and of its joint form with what
+// comes before and behind it, those of five products of queries and keys, of the two kernels alone
+// those of the products that each makes, three and four. All of
 // a problem run in turns, in this order and in the opposite one, each warmed up by itself.
 #include <cstdio>
 #include <string>
 #include <vector>
 
-#include "kernels/attention/launch_backward_sm90.cuh"
+#include "kernels/attention/launch_backward_joint_sm90.cuh"
 #include "tests/bench/sm90/stopwatch.h"
 
 namespace {
@@ -76,6 +77,14 @@ Contestant contestant() {
   return {name, Shape::kColumns ? 4 : 3, launch_backward<Shape, Type::bf16>};
 }
 
+template <typename Shape>
+Contestant joint_contestant() {
+  char name[64];
+  std::snprintf(name, sizeof name, "joint, %d x %d, %d stages%s", Shape::kOwn, Shape::kOthers,
+                Shape::kStages, Shape::kAhead ? ", ahead" : "");
+  return {name, 5, launch_joint<Shape, Type::bf16>};
+}
+
 struct Problem {
   int64_t batch, heads, len, dim;
   float density = 1;  // of random blocks of 128
@@ -125,7 +134,8 @@ CudaAttentionBackwardArgs make_args(const Problem& p, Pool& pool) {
   f.out = tensor(), args.grad_out = readable(tensor());
   args.grad_q = tensor(), args.grad_k = tensor(), args.grad_v = tensor();
   f.lse = pool.take<float>(size / p.dim);
-  args.workspace = pool.take<float>(attention_backward_workspace_bytes(args) / sizeof(float));
+  const int64_t bytes = std::max(sm90_backward_workspace_bytes(args), JointLayout(f, 80).bytes);
+  args.workspace = pool.take<float>(bytes / sizeof(float));
   if (p.density < 1) {
     const int64_t blocks = (p.len + 127) / 128, pairs = p.batch * p.heads * blocks * blocks;
     auto* const classes = pool.take<uint8_t>(pairs);
@@ -172,6 +182,11 @@ std::vector<Contestant> columns() {
   return {contestant<BackwardShape<true, kDim, kGroups, kOthers, kStages, kPieces>>()};
 }
 
+template <int kOthers, int kStages, bool kAhead>
+std::vector<Contestant> joint() {
+  return {joint_contestant<JointShape<128, kOthers, kStages, kAhead>>()};
+}
+
 std::vector<Contestant> all(const std::vector<std::vector<Contestant>>& parts) {
   std::vector<Contestant> out;
   for (const auto& part : parts) out.insert(out.end(), part.begin(), part.end());
@@ -183,7 +198,8 @@ std::vector<Contestant> all(const std::vector<std::vector<Contestant>>& parts) {
 int main() {
   const std::vector<Contestant> dense_128 =
       all({rows<128, 2, 128, 2>(), rows<128, 3, 64, 3>(), rows<128, 2, 96, 3>(),
-           columns<128, 2, 64, 4>(), columns<128, 2, 64, 3>()});
+           columns<128, 2, 64, 4>(), columns<128, 2, 64, 3>(), joint<64, 3, true>(),
+           joint<64, 2, true>(), joint<64, 3, false>(), joint<80, 2, false>()});
   const std::vector<Contestant> dense_64 = all({rows<64, 2, 128, 4>(), rows<64, 3, 96, 4>(),
                                                 columns<64, 2, 64, 6>(), columns<64, 2, 96, 4>()});
   measure({1, 12, 32760, 128}, dense_128);

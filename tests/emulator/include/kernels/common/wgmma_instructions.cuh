@@ -36,7 +36,13 @@ struct Instruction {
  private:
   static emulator::Product product(Type type, bool n_major, bool a_in_shared, uint32_t a,
                                    uint32_t b, int keep) {
-    return {static_cast<emulator::Product::Type>(type), kN, n_major, false, a_in_shared, a, b,
+    return {static_cast<emulator::Product::Type>(type),
+            kN,
+            n_major,
+            false,
+            a_in_shared,
+            a,
+            b,
             keep != 0};
   }
 };
