@@ -21,11 +21,14 @@
 namespace fovea::kernels::sm90 {
 
 /// Without kAhead_ S of a step starts when the sums of the one before are done: fewer registers.
-template <int kDim, int kOthers_, int kStages_, bool kAhead_>
+/// kApart_ is of AddOrder: the wait for a turn has so many steps to be over, and the cache as many
+/// times the number of blocks to hold.
+template <int kDim, int kOthers_, int kStages_, bool kAhead_, int kApart_ = 2>
 struct JointShape : BackwardShape<true, kDim, 2, kOthers_, kStages_> {
   static constexpr bool kJoint = true;
   static constexpr bool kAhead = kAhead_;
   static constexpr int kStats = 2 * kOthers_;
+  static constexpr int kApart = kApart_;
   static_assert(kDim == 128, "a warpgroup makes 64 channels of dQ");
 };
 
@@ -110,7 +113,9 @@ struct JointDifferentiator : Differentiator<Shape, kType> {
   __device__ void store_query_gradients(const float (&dq)[kStepRegisters]) const {
     release(&joint.ds_empty);
     ptx::wait(&joint.dq_empty, parity ^ 1);
-    auto* const to = reinterpret_cast<float4*>(joint.dq) + group * 16 * Shape::kOthers + thread;
+    int first = group * 16 * Shape::kOthers + thread;
+    ptx::opaque(first);  // or its place is kept from the begin of the kernel
+    auto* const to = reinterpret_cast<float4*>(joint.dq) + first;
 #pragma unroll
     for (int i = 0; i < kStepRegisters / 4; ++i) {
       to[i * 128] = make_float4(dq[4 * i], dq[4 * i + 1], dq[4 * i + 2], dq[4 * i + 3]);
@@ -172,6 +177,12 @@ struct JointDifferentiator : Differentiator<Shape, kType> {
   }
 };
 
+template <typename Shape>
+__device__ AddOrder order_of(const BackwardParams& params, const JointParams& joint, int tile) {
+  const auto blocks = static_cast<int>(gridDim.x);
+  return AddOrder::of(tile, params.tiles, blocks, joint.steps, Shape::kApart);
+}
+
 /// Everything that is loaded; one thread.
 template <typename Shape>
 __device__ void load_joint_tiles(const BackwardParams& params, const JointParams& joint,
@@ -181,7 +192,7 @@ __device__ void load_joint_tiles(const BackwardParams& params, const JointParams
     const BackwardWork<Shape> work(params, index);
     const Walk<Shape> walk = work.walk(params, 0);  // that of each of its heads of queries
     loader.begin(work);
-    const int first = AddOrder::of(index, params.tiles, gridDim.x, joint.steps).first_step();
+    const int first = order_of<Shape>(params, joint, index).first_step();
     const int first_head = work.first_head(params);
     loader.head = first_head + first / walk.steps;
     int at = first % walk.steps;
@@ -205,7 +216,7 @@ __device__ void add_query_gradients(const BackwardParams& params, const JointPar
                                     JointMemory<Shape>& memory) {
   uint32_t parity = 0;
   for (int index = blockIdx.x; index < params.num_tiles; index += gridDim.x) {
-    const AddOrder order = AddOrder::of(index, params.tiles, gridDim.x, joint.steps);
+    const AddOrder order = order_of<Shape>(params, joint, index);
     const int64_t head = index / params.tiles;
     int step = order.first_step();
 #pragma unroll 1
@@ -231,8 +242,8 @@ __device__ void add_query_gradients(const BackwardParams& params, const JointPar
   }
 }
 
-/// Grid: as many blocks as run at a time, one a multiprocessor, as they wait for one another (what
-/// else runs there ends at some time); each takes every gridDim.x-th tile.
+/// Grid: as many blocks as run at a time, one a multiprocessor, started together as they wait for
+/// one another; each takes every gridDim.x-th tile.
 template <typename Shape, Type kType>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     joint_backward_kernel(const __grid_constant__ BackwardMaps maps,

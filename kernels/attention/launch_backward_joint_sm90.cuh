@@ -61,8 +61,9 @@ Status launch_joint(const CudaAttentionBackwardArgs& args, CudaTarget target) {
   unsigned blocks = 0;
   if (status.ok()) status = resident_blocks(target.device, Shape::kBlocks, num_tiles, &blocks);
   if (status.ok()) {
-    status = launch_kernel(joint_backward_kernel<Shape, kType>,
-                           {blocks, Shape::kThreads, kBytes, target.stream}, maps, params, joint);
+    status =
+        launch_kernel(joint_backward_kernel<Shape, kType>,
+                      {blocks, Shape::kThreads, kBytes, target.stream, true}, maps, params, joint);
   }
   return status.ok() ? round_queries<Shape, kType>(args, layout, target) : status;
 }

@@ -109,12 +109,13 @@ TEST(Sm90BackwardOrder, EachStepGetsEveryTileOnceInAnOrderThatCanBe) {
     for (const int tiles : {1, 2, 3, 7, 36}) {
       for (const int steps : {1, 2, 3, 5, 12, 100}) {
         for (const int all : {1, 2, 5, 8, 132}) {
+          const int apart = 1 + (tiles + steps + all) % 4;
           const int blocks = std::min(all, heads * tiles);
           // When a tile adds to a step: its wave, how many steps it has behind it, its number.
           using When = std::array<int, 3>;
           std::vector<std::vector<When>> adds(heads * steps, std::vector<When>(tiles));
           for (int tile = 0; tile < heads * tiles; ++tile) {
-            const AddOrder order = AddOrder::of(tile, tiles, blocks, steps);
+            const AddOrder order = AddOrder::of(tile, tiles, blocks, steps, apart);
             ASSERT_LT(order.first_step(), steps);
             for (int i = 0; i < steps; ++i) {
               const int step = (order.first_step() + i) % steps, rank = order.rank(step);
