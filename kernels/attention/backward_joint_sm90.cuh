@@ -86,15 +86,9 @@ struct JointDifferentiator : Differentiator<Shape, kType> {
 
   /// This warpgroup's keys of dS to their place, a row of keys for each query.
   __device__ void store_logit_gradients(const Operand& gradients) const {
-    const int lane = thread % 32, query = lane / 16 * 8 + lane % 8;
-    const int unit = thread / 32 * 2 + lane / 8 % 2;  // of 8 keys
-    const uint32_t at = ptx::shared_address(joint.ds) + group * Shape::kOthers * 128 + query * 128 +
-                        (unit ^ lane % 8) * 16;
     ptx::wait(&joint.ds_empty, parity ^ 1);
-#pragma unroll
-    for (int step = 0; step < Shape::kOthers / 16; ++step) {
-      ptx::store_transposed(at + step * 2048, gradients[step]);
-    }
+    const uint32_t panel = ptx::shared_address(joint.ds) + group * Shape::kOthers * 128;
+    fragment::store_transposed(gradients, panel, thread);
     ptx::fence_async_proxy();
   }
 
