@@ -18,11 +18,12 @@ using wgmma::Type;
 template <int kDim_, int kGroups_, int kKeys_, int kStages_, int kPieces_ = 0, bool kHold_ = false>
 struct ForwardShape {
   static constexpr bool kIsBytes = false, kTwice = false, kTurns = false, kPacked = false;
-  static constexpr int kHeights = 1;        // of copied boxes of keys
-  static constexpr int kDim = kDim_;        // channels of a head
-  static constexpr int kGroups = kGroups_;  // computing warpgroups
-  static constexpr int kKeys = kKeys_;      // of a step
-  static constexpr int kStages = kStages_;  // steps that a ring holds
+  static constexpr bool kQueriesKept = false;  // in registers, see `QueriesKept`
+  static constexpr int kHeights = 1;           // of copied boxes of keys
+  static constexpr int kDim = kDim_;           // channels of a head
+  static constexpr int kGroups = kGroups_;     // computing warpgroups
+  static constexpr int kKeys = kKeys_;         // of a step
+  static constexpr int kStages = kStages_;     // steps that a ring holds
   static constexpr bool kListed = kPieces_ > 0;
   static constexpr int kPieces = kListed ? kPieces_ : 1;  // spans of a step
   // The compiler waits for the values before the exponentials, unless something of these is stored
@@ -46,6 +47,8 @@ struct ForwardShape {
   static constexpr int kRings = 2 * kStages * kStepBytes;
   static constexpr int kSlots = 2 * kQueryBytes + kRings <= kRoom ? 2 : 1;
   static constexpr int kValueStages = kQueryBytes + kRings <= kRoom ? kStages : kStages - 1;
+  // The last values of a tile come with the first logits of the next one, where registers suffice.
+  static constexpr bool kFlows = kSlots > 1 && kGroups == 2 && kPieces == 1;
 };
 
 /// A shape whose two warpgroups start products in turns: one has exponentials to make meanwhile
@@ -53,6 +56,13 @@ struct ForwardShape {
 template <typename Base>
 struct InTurns : Base {
   static constexpr bool kTurns = true;
+};
+
+/// A shape whose warpgroups keep their queries in registers: products of logits then read keys from
+/// shared memory, no queries.
+template <typename Base>
+struct QueriesKept : Base {
+  static constexpr bool kQueriesKept = true;
 };
 
 /// The shape of a kernel of 8-bit numbers, in two warpgroups and steps of 128 keys, one span each.

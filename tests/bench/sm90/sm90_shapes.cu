@@ -42,7 +42,8 @@ template <typename Shape>
 Contestant contestant_of() {
   char name[64];
   std::snprintf(name, sizeof name, "%d x %d, %d stages%s%s", Shape::kQueries, Shape::kKeys,
-                Shape::kStages, Shape::kHold ? ", hold" : "", Shape::kTurns ? ", turns" : "");
+                Shape::kStages, Shape::kHold ? ", hold" : "",
+                Shape::kQueriesKept ? ", q kept" : "");
   return {name,
           [](const Operands& operands) { return launch<Shape, Type::bf16>(operands.args, {}); }};
 }
@@ -164,19 +165,21 @@ void measure(const Problem& p, std::vector<Contestant> contestants, const Wish& 
 
 int main(int argc, char** argv) {
   const Wish wish{argc > 1 ? argv[1] : "", argc > 2};
-  using Wide128 = ForwardShape<128, 2, 128, 2, 0, true>;
-  using Wide160 = Registers<ForwardShape<128, 2, 160, 2, 0, true>, 40, 232>;
-  using Wide176 = Registers<ForwardShape<128, 2, 176, 2, 0, true>, 40, 232>;
+  using Plain = Registers<ForwardShape<128, 2, 128, 2>, 40, 232>;
+  using Hold = Registers<ForwardShape<128, 2, 128, 2, 0, true>, 40, 232>;
   using E4m3 = BytesShape<128, Type::e4m3, false, false, true>;
   using Int8 = BytesShape<128, Type::s8, false, false, true>;
-  const std::vector<Contestant> of_128 = {
-      contestant<128, 3, 80, 4, false>(), contestant<128, 3, 80, 4, true>(),
-      contestant<128, 3, 64, 4, true>(),  contestant<128, 2, 128, 2, false>(),
-      contestant_of<Wide128>(),           contestant_of<InTurns<Wide128>>(),
-      contestant_of<Wide160>(),           contestant_of<InTurns<Wide160>>(),
-      contestant_of<Wide176>(),           contestant_of<InTurns<Wide176>>(),
-      contestant_of_bytes<E4m3>(),        contestant_of_bytes<InTurns<E4m3>>(),
-      contestant_of_bytes<Int8>(),        contestant_of_bytes<InTurns<Int8>>()};
+  const std::vector<Contestant> of_128 = {contestant<128, 3, 80, 4, false>(),
+                                          contestant<128, 3, 80, 4, true>(),
+                                          contestant<128, 3, 64, 4, true>(),
+                                          contestant_of<Plain>(),
+                                          contestant_of<Hold>(),
+                                          contestant_of<QueriesKept<Plain>>(),
+                                          contestant_of<QueriesKept<Hold>>(),
+                                          contestant_of_bytes<E4m3>(),
+                                          contestant_of_bytes<InTurns<E4m3>>(),
+                                          contestant_of_bytes<Int8>(),
+                                          contestant_of_bytes<InTurns<Int8>>()};
   const std::vector<Contestant> of_64 = {
       contestant<64, 3, 128, 4, false>(), contestant<64, 3, 128, 4, true>(),
       contestant<64, 3, 96, 4, true>(), contestant<64, 2, 128, 4, true>(),
