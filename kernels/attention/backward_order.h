@@ -7,12 +7,12 @@ namespace fovea::kernels {
 /// When a tile of keys adds to the gradients of each step of queries, so that additions in global
 /// memory have a fixed order with few waits.
 ///
-/// Tiles are numbered head by head; block b of a grid takes b, b + blocks, ...: wave w are the tiles
-/// from w blocks on. Those of one head in one wave begin at steps `apart` from one another, and each
-/// goes round all steps: at a time they are at different ones, that still are in the cache. To a
-/// step they add in the order in which they come to it, after all those of earlier waves. A tile
-/// waits only for ones of earlier waves, or that have fewer steps behind them, or as many and a
-/// lower number: nothing waits for itself, if the blocks of a grid run at the same time.
+/// Tiles are numbered head by head; block b of a grid takes b, b + blocks, ...: wave w are the
+/// tiles from w blocks on. Those of one head in one wave begin at steps `apart` from one another,
+/// and each goes round all steps: at a time they are at different ones, that still are in the
+/// cache. To a step they add in the order in which they come to it, after all those of earlier
+/// waves. A tile waits only for ones of earlier waves, or that have fewer steps behind them, or as
+/// many and a lower number: nothing waits for itself, if the blocks of a grid run at the same time.
 struct AddOrder {
   int before;  ///< tiles of the head in earlier waves
   int count;   ///< its tiles in this wave
