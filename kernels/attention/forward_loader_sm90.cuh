@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "kernels/attention/block_sparse_cuda.h"
+#include "kernels/attention/head_prefetch_sm90.cuh"
 #include "kernels/common/tma.cuh"
 #include "kernels/common/wgmma.cuh"
 
@@ -18,12 +19,12 @@ using wgmma::Type;
 template <int kDim_, int kGroups_, int kKeys_, int kStages_, int kPieces_ = 0, bool kHold_ = false>
 struct ForwardShape {
   static constexpr bool kIsBytes = false, kTwice = false, kTurns = false, kPacked = false;
-  static constexpr bool kQueriesKept = false;  // in registers, see `QueriesKept`
-  static constexpr int kHeights = 1;           // of copied boxes of keys
-  static constexpr int kDim = kDim_;           // channels of a head
-  static constexpr int kGroups = kGroups_;     // computing warpgroups
-  static constexpr int kKeys = kKeys_;         // of a step
-  static constexpr int kStages = kStages_;     // steps that a ring holds
+  static constexpr bool kPrefetches = kPieces_ > 0;  // the next head's keys and values
+  static constexpr int kHeights = 1;                 // of copied boxes of keys
+  static constexpr int kDim = kDim_;                 // channels of a head
+  static constexpr int kGroups = kGroups_;           // computing warpgroups
+  static constexpr int kKeys = kKeys_;               // of a step
+  static constexpr int kStages = kStages_;           // steps that a ring holds
   static constexpr bool kListed = kPieces_ > 0;
   static constexpr int kPieces = kListed ? kPieces_ : 1;  // spans of a step
   // The compiler waits for the values before the exponentials, unless something of these is stored
@@ -58,13 +59,6 @@ struct InTurns : Base {
   static constexpr bool kTurns = true;
 };
 
-/// A shape whose warpgroups keep their queries in registers: products of logits then read keys from
-/// shared memory, no queries.
-template <typename Base>
-struct QueriesKept : Base {
-  static constexpr bool kQueriesKept = true;
-};
-
 /// The shape of a kernel of 8-bit numbers, in two warpgroups and steps of 128 keys, one span each.
 /// Rows are 128 bytes; O is twice as large as Q and written into the same slot.
 ///
@@ -77,6 +71,7 @@ template <int kDim_, Type kLogits_, bool kListed_, bool kByKey_, bool kOnline_>
 struct BytesShape {
   static constexpr bool kTwice = !kOnline_;  // keys come twice
   static constexpr bool kIsBytes = true, kTurns = false, kPacked = false;
+  static constexpr bool kPrefetches = kListed_;
   static constexpr int kHeights = 1;
   static constexpr Type kLogits = kLogits_;
   static constexpr bool kByKey = kByKey_;
@@ -165,6 +160,7 @@ struct ForwardParams {
   int heads, heads_per_kv, q_len, kv_len;
   int tiles, num_tiles;  // of a head, of all heads
   int32_t* next_tile;
+  bool prefetches;  // the next head's keys and values
   TileLists lists;
   int more_begin;  // keys from here on are those of the other tensors
   KeyBias key_bias;
@@ -449,6 +445,7 @@ struct Loader {
     }
     ptx::arrive_expect(full, Shape::kLoadedQueryBytes);
     tma::load(memory.q[slot], maps.q, {0, notes.begin, 0, notes.head, notes.item}, full, once);
+    if (Shape::kPrefetches && params.prefetches) prefetch_next_head<Shape>(params, maps, index);
   }
 
   /// All keys of the tile, ahead of those that come with values.

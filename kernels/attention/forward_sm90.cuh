@@ -6,7 +6,6 @@
 #include "kernels/attention/forward_bytes_sm90.cuh"
 #include "kernels/attention/forward_tile_sm90.cuh"
 #include "kernels/attention/packed_loader_sm90.cuh"
-#include "kernels/common/mma.cuh"
 
 // The forward pass of softmax attention on compute capability 9.0a.
 //
@@ -37,18 +36,6 @@ struct Computer : TileWorker<Shape, kType> {
   float o[Shape::kDim / 2];
   float s[Shape::kKeys / 2];
   uint32_t p[Shape::kKeys / 16][4];
-  uint32_t own[Shape::kDim / 16][4];  // queries, where they are kept
-
-  /// Of the tile at hand.
-  __device__ void keep_queries() {
-    if constexpr (!Shape::kQueriesKept) return;
-    const uint32_t rows = ptx::shared_address(memory.q[q_place.slot]) + group * 64 * 128;
-#pragma unroll
-    for (int step = 0; step < Shape::kDim / 16; ++step) {
-      const uint32_t panel = rows + step / 4 * Shape::kQueries * 128;
-      mma::load_matrices(panel + fragment::unit_of(thread, step % 4), own[step]);
-    }
-  }
 
   /// S = Q Kᵀ of the ring's next step, as a group of its own.
   __device__ void start_logits() {
@@ -59,13 +46,8 @@ struct Computer : TileWorker<Shape, kType> {
 #pragma unroll
     for (int step = 0; step < Shape::kDim / 16; ++step) {
       const int inside = step % 4 * wgmma::kStepBytes;
-      const wgmma::Matrix b = keys.further(step / 4 * Shape::kKeys * 128 + inside);
-      if constexpr (Shape::kQueriesKept) {
-        wgmma::multiply<kType>(s, own[step], b, step > 0);
-      } else {
-        wgmma::multiply<kType>(s, queries.further(step / 4 * Shape::kQueries * 128 + inside), b,
-                               step > 0);
-      }
+      wgmma::multiply<kType>(s, queries.further(step / 4 * Shape::kQueries * 128 + inside),
+                             keys.further(step / 4 * Shape::kKeys * 128 + inside), step > 0);
     }
     wgmma::commit();
   }
@@ -211,12 +193,10 @@ struct Computer : TileWorker<Shape, kType> {
   __device__ void attend(int steps, Unfinished& before) {
     OnlineSoftmax softmax;
     float keep[2];
-    keep_queries();
     if (Shape::kFlows && before.steps > 0) {
       take_both(true, before.steps == 1, softmax, keep);
       make_operand();
       write(q_place.slot ^ 1, before.softmax);
-      keep_queries();  // again, which is cheaper than to keep them meanwhile
     } else {
       take_logits(true);
       softmax.step(params.scale_log2, s, keep);

@@ -44,17 +44,6 @@ __device__ inline void to_operand_e4m3(const float (&c)[kCount], int step, uint3
   }
 }
 
-/// Where a lane finds, or leaves, its row of 16 columns in a panel of 64 rows of 128 bytes,
-/// swizzled: the 8 columns of `mma::load_matrices` and `ptx::store_matrices`.
-///
-/// step  of 16 columns
-__device__ inline uint32_t unit_of(int thread, int step) {
-  const int lane = thread % 32;
-  const int row = thread / 32 * 16 + lane / 8 % 2 * 8 + lane % 8;
-  const int unit = step * 2 + lane / 16;
-  return row * 128 + (unit ^ row % 8) * 16;
-}
-
 /// Writes a result [64, 2 kCount] in 16-bit numbers to shared memory, as a warpgroup: rows of 64
 /// columns, swizzled, in panels `panel_bytes` apart, as the copy engine stores them.
 ///
@@ -62,11 +51,15 @@ __device__ inline uint32_t unit_of(int thread, int step) {
 template <wgmma::Type kType, int kCount>
 __device__ inline void store(const float (&c)[kCount], uint32_t address, uint32_t panel_bytes,
                              int thread) {
+  const int lane = thread % 32;
+  const int row = thread / 32 * 16 + lane / 8 % 2 * 8 + lane % 8;
 #pragma unroll
   for (int step = 0; step < kCount / 8; ++step) {
+    const int unit = step % 4 * 2 + lane / 16;  // of 8 columns, within the panel
+    const uint32_t place = step / 4 * panel_bytes + row * 128 + ((unit ^ (row % 8)) * 16);
     uint32_t bits[4];
     to_operand<kType>(c, step, bits);
-    ptx::store_matrices(address + step / 4 * panel_bytes + unit_of(thread, step % 4), bits);
+    ptx::store_matrices(address + place, bits);
   }
 }
 

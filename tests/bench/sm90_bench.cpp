@@ -269,6 +269,7 @@ using Kernel = Status (*)(const CudaAttentionArgs& args, CudaTarget target);
 struct Wish {
   double duration = 0.4;
   std::string only = {};
+  bool bytes = true;  // 8-bit numbers too
   Kernel kernel = block_sparse_sm90;
   Status (*backward)(const CudaAttentionBackwardArgs& args,
                      CudaTarget target) = block_sparse_backward_sm90;
@@ -330,6 +331,7 @@ struct Field {
   const Case& c;
   const Tensors& tensors;
   Kernel kernel;
+  bool bytes;
   double products = 2 * product_of(c);  // of dense attention
   std::vector<EightBit> eight_bit = {};
   std::vector<Lists> lists = {};
@@ -357,7 +359,7 @@ struct Field {
   }
 
   void add_dense(at::Device device) {
-    if (c.dim == 128 && kernel == block_sparse_sm90) {
+    if (bytes && c.dim == 128 && kernel == block_sparse_sm90) {
       eight_bit.reserve(2);
       for (const ByteFormat format : {ByteFormat::e4m3, ByteFormat::int8}) {
         eight_bit.emplace_back(c, format, device);
@@ -393,7 +395,7 @@ struct Field {
 void measure(const Case& c, const Wish& wish) {
   const Tensors tensors(c);
   const auto& [q, k, v, out, args] = tensors;
-  Field field{c, tensors, wish.kernel};
+  Field field{c, tensors, wish.kernel, wish.bytes};
   std::vector<Contestant>& contestants = field.contestants;
   const double products = field.products;
   contestants.push_back(
@@ -482,13 +484,20 @@ std::vector<Sparse> all_lists() {
       {.block = 128, .density = 0.1},
       {.block = 128, .density = 0.05},
       {.block = 128, .density = 0.1, .block_kv = 64},
+      {.block = 64, .density = 0.1},
       {.block = 64, .density = 0.1, .block_kv = 64, .q_clusters = 300, .kv_clusters = 1000}};
   std::vector<Sparse> out;
   for (const Sparse& map : maps) {
     out.push_back(map);
-    for (const int keys : {128, 160, 176}) out.push_back(map), out.back().packed = keys;
+    const bool is_packed = map.block == 128 || map.kv_clusters > 0;  // rows of 128 are
+    for (const int keys : {128, 160, 176}) {
+      if (is_packed) out.push_back(map), out.back().packed = keys;
+    }
     for (const ListShape& shape : list_shapes()) {
-      if (!shape.tile.is_packed && shape.tile != sm90_tile(map.block, map.block_kv)) continue;
+      const bool fits = shape.tile.is_packed ? is_packed
+                                             : shape.tile == sm90_tile(map.block, map.block_kv) &&
+                                                   map.kv_clusters == 0;
+      if (!fits) continue;
       out.push_back(map), out.back().shape = &shape;
     }
   }
@@ -515,6 +524,7 @@ int main(int argc, char** argv) {
   if (quick) wish.duration = 0.1;
   const c10::InferenceMode no_grad;
   if (lists) {
+    wish.bytes = false;
     measure({1, 12, 32760, 128, all_lists()}, wish);
     return 0;
   }

@@ -41,9 +41,8 @@ struct Registers : Base {
 template <typename Shape>
 Contestant contestant_of() {
   char name[64];
-  std::snprintf(name, sizeof name, "%d x %d, %d stages%s%s", Shape::kQueries, Shape::kKeys,
-                Shape::kStages, Shape::kHold ? ", hold" : "",
-                Shape::kQueriesKept ? ", q kept" : "");
+  std::snprintf(name, sizeof name, "%d x %d, %d stages%s", Shape::kQueries, Shape::kKeys,
+                Shape::kStages, Shape::kHold ? ", hold" : "");
   return {name,
           [](const Operands& operands) { return launch<Shape, Type::bf16>(operands.args, {}); }};
 }
@@ -174,8 +173,6 @@ int main(int argc, char** argv) {
                                           contestant<128, 3, 64, 4, true>(),
                                           contestant_of<Plain>(),
                                           contestant_of<Hold>(),
-                                          contestant_of<QueriesKept<Plain>>(),
-                                          contestant_of<QueriesKept<Hold>>(),
                                           contestant_of_bytes<E4m3>(),
                                           contestant_of_bytes<InTurns<E4m3>>(),
                                           contestant_of_bytes<Int8>(),
