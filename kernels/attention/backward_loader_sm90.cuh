@@ -19,6 +19,7 @@ struct BackwardShape {
   static constexpr int kGroups = kGroups_;     // computing warpgroups
   static constexpr int kOthers = kOthers_;     // rows of a step
   static constexpr int kStages = kStages_;     // steps that a ring holds
+  static constexpr bool kJoint = false;        // see backward_joint_sm90.cuh
   static constexpr bool kListed = kPieces_ > 0;
   static constexpr int kPieces = kListed ? kPieces_ : 1;  // spans of a step
   static constexpr int kOwn = 64 * kGroups;               // rows of a tile
@@ -27,6 +28,7 @@ struct BackwardShape {
   static constexpr int kPanels = kDim / 64;  // of 64 columns
   static constexpr int kOwnBytes = kOwn * kDim * 2;
   static constexpr int kStepBytes = kOthers * kDim * 2;
+  static constexpr int kStats = kColumns ? 4 * kOthers : 0;  // numbers of a step's queries
   // The compiler waits for dP of rows before the exponentials, unless something of these is stored
   // first: then the matrix units work meanwhile.
   static constexpr bool kHold = kHold_;
@@ -59,8 +61,8 @@ struct BackwardMemory {
   alignas(1024) char y[Shape::kOwnBytes];
   alignas(1024) char u[Shape::kStages][Shape::kStepBytes];  // (panels, other rows, 64)
   alignas(1024) char w[Shape::kStages][Shape::kStepBytes];
-  // Of columns: the stats of a step's queries, (pieces, 2, span).
-  alignas(128) float4 stats[Shape::kStages][Shape::kColumns ? Shape::kOthers : 8];
+  // Of columns: (-lse log2(e), -delta, -, -) of a step's queries; of joint ones all -lse first.
+  alignas(128) float stats[Shape::kStages][Shape::kStats > 0 ? Shape::kStats : 32];
   uint64_t own_full, own_empty;
   TileNotes tile;  // what there is to do with the own rows
   uint64_t u_full[Shape::kStages], u_empty[Shape::kStages];
@@ -85,8 +87,8 @@ struct BackwardParams {
   KeyBias key_bias;
   MutableHeadRows dx, dy, more_dx, more_dy;
   // [batch, heads of queries, queries] of (-lse log2(e), -delta, -, -): what the copy engine brings
-  // begins at multiples of 16 bytes.
-  const float4* stats;
+  // begins at multiples of 16 bytes. Of joint ones [batch, heads, steps, 2, queries of a step].
+  const float* stats;
   float scale, scale_log2, per_scale_log2;  // sm_scale, times log2(e), and 1 over that
   float inverse_scale;                      // 1 over sm_scale
 };
@@ -226,13 +228,19 @@ struct BackwardLoader {
       const uint32_t mask = span.mask == 0 ? 0 : span.mask + part;
       memory.spans[slot][piece] = {span.len | mask << 8, Shape::kColumns ? head : span.begin};
     }
-    constexpr int kStatsBytes = Shape::kColumns ? 16 * Shape::kOthers : 0;
-    ptx::arrive_expect(&memory.u_full[slot], Shape::kStepBytes + kStatsBytes);
+    ptx::arrive_expect(&memory.u_full[slot], Shape::kStepBytes + 4 * Shape::kStats);
     load_rows(memory.u[slot], maps.u, maps.more_u, step, &memory.u_full[slot]);
-    if constexpr (Shape::kColumns) {
+    if constexpr (Shape::kJoint) {
+      const int64_t of_head =
+          static_cast<int64_t>(item) * params.heads * params.heads_per_kv + head;
+      const int steps = (params.other_len + Shape::kOthers - 1) / Shape::kOthers;
+      const int64_t at = of_head * steps + step.spans[0].begin / Shape::kOthers;
+      ptx::bulk_load(memory.stats[slot], params.stats + at * Shape::kStats, 4 * Shape::kStats,
+                     &memory.u_full[slot]);
+    } else if constexpr (Shape::kColumns) {
 #pragma unroll
       for (int piece = 0; piece < kPieces; ++piece) {
-        tma::load(memory.stats[slot] + piece * Shape::kSpan, maps.stats,
+        tma::load(memory.stats[slot] + 4 * piece * Shape::kSpan, maps.stats,
                   {0, step.spans[piece].begin, head, item, 0}, &memory.u_full[slot], policy);
       }
     }

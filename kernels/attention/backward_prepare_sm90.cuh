@@ -8,7 +8,7 @@
 #include "kernels/attention/block_sparse.h"
 #include "kernels/common/wgmma.cuh"
 
-// What both kernels of backward_sm90.cuh need of each query.
+// What the backward kernels need of each query.
 
 namespace fovea::kernels::sm90 {
 
@@ -17,10 +17,13 @@ using wgmma::Type;
 struct PrepareParams {
   int64_t rows;  // of all items and heads
   int heads, q_len;
+  int rows_of_head;  // those behind q_len get zeros
   HeadRows out, grad_out;
   const float* lse;
   const float* grad_lse;  // or null
-  float4* stats;
+  float* stats;
+  int step;         // of the joint form the queries of one, else 0
+  int32_t* counts;  // of the joint form: becomes 0 for each step
 };
 
 template <Type kType>
@@ -32,8 +35,8 @@ __device__ inline float2 unpack(uint32_t bits) {
   }
 }
 
-/// -lse log2(e) and -delta of every query; kDim / 8 threads a query. A query without keys gets
-/// -inf, so that its weights become 0.
+/// -lse log2(e) and -delta of every query, as BackwardParams::stats has them; kDim / 8 threads a
+/// query. A query without keys gets -inf, so that its weights become 0.
 template <int kDim, Type kType>
 __global__ void __launch_bounds__(256)
     prepare_backward_kernel(const __grid_constant__ PrepareParams params) {
@@ -41,7 +44,8 @@ __global__ void __launch_bounds__(256)
   const int64_t index = (static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x) / kLanes;
   const int lane = threadIdx.x % kLanes;
   const int64_t row = min(index, params.rows - 1);
-  const int64_t of_head = row / params.q_len, query = row % params.q_len;
+  const int64_t of_head = row / params.rows_of_head, place = row % params.rows_of_head;
+  const int64_t query = min(place, int64_t{params.q_len} - 1);
   const int64_t item = of_head / params.heads, head = of_head % params.heads;
   const auto numbers = [&](const HeadRows& x) {
     const int64_t at = item * x.batch_stride + head * x.head_stride + query * x.row_stride;
@@ -58,12 +62,20 @@ __global__ void __launch_bounds__(256)
 #pragma unroll
   for (int step = kLanes / 2; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffff, sum, step);
   if (lane != 0 || index >= params.rows) return;
-  const float lse = params.lse[row];
-  const bool is_empty = lse == -INFINITY;
-  const float of_lse = params.grad_lse != nullptr ? params.grad_lse[row] : 0;
+  const int64_t of_query = of_head * params.q_len + query;
+  const float lse = params.lse[of_query];
+  const float of_lse = params.grad_lse != nullptr ? params.grad_lse[of_query] : 0;
   constexpr float kLog2e = 1.44269504f;
-  params.stats[row] =
-      is_empty ? make_float4(-INFINITY, 0, 0, 0) : make_float4(-lse * kLog2e, of_lse - sum, 0, 0);
+  float2 both = make_float2(-lse * kLog2e, of_lse - sum);
+  if (lse == -INFINITY) both = make_float2(-INFINITY, 0);
+  if (params.step == 0) {
+    reinterpret_cast<float4*>(params.stats)[row] = make_float4(both.x, both.y, 0, 0);
+    return;
+  }
+  if (place != query) both = make_float2(0, 0);
+  float* const at = params.stats + row / params.step * 2 * params.step + row % params.step;
+  at[0] = both.x, at[params.step] = both.y;
+  if (row % params.step == 0) params.counts[row / params.step] = 0;
 }
 
 }  // namespace fovea::kernels::sm90

@@ -71,6 +71,10 @@ Status launch_all(const CudaAttentionBackwardArgs& args, CudaTarget target) {
 
 }  // namespace
 
+int64_t sm80_backward_workspace_bytes(const CudaAttentionBackwardArgs& args) {
+  return sm90::backward_stats_bytes(args);
+}
+
 Status block_sparse_backward_sm80(const CudaAttentionBackwardArgs& args, CudaTarget target) {
   const CudaAttentionArgs& f = args.forward;
   if (const Status status = check_backward(args); !status.ok()) return status;

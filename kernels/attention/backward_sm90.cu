@@ -1,7 +1,7 @@
 #include <type_traits>
 
 #include "kernels/attention/backward_check.h"
-#include "kernels/attention/launch_backward_sm90.cuh"
+#include "kernels/attention/launch_backward_joint_sm90.cuh"
 
 namespace fovea::kernels {
 namespace {
@@ -16,6 +16,7 @@ using DenseRows = std::conditional_t<kDim == 64, BackwardShape<false, 64, 2, 128
 template <int kDim>
 using DenseColumns = std::conditional_t<kDim == 64, BackwardShape<true, 64, 2, 96, 4>,
                                         BackwardShape<true, 128, 2, 64, 4>>;
+using DenseJoint = JointShape<128, 64, 3, true>;
 template <int kDim>
 using Rows128x128 = BackwardShape<false, kDim, 2, 128, kDim == 64 ? 4 : 2, 1, true>;
 template <int kDim>
@@ -58,8 +59,17 @@ Status launch_columns(const CudaAttentionBackwardArgs& args, CudaTarget target) 
   return {StatusCode::invalid, "columns of another tile"};
 }
 
+/// Whether one kernel makes all gradients; two do otherwise.
+bool is_joint(const CudaAttentionBackwardArgs& args) {
+  const bool wants_all = args.grad_q.data != nullptr && args.grad_k.data != nullptr;
+  return wants_all && args.forward.lists.tiles == nullptr && args.forward.dim == DenseJoint::kDim;
+}
+
 template <int kDim, Type kType>
 Status launch_all(const CudaAttentionBackwardArgs& args, CudaTarget target) {
+  if constexpr (kDim == DenseJoint::kDim) {
+    if (is_joint(args)) return launch_joint<DenseJoint, kType>(args, target);
+  }
   Status status = prepare_backward<kDim, kType>(args, target);
   if (status.ok() && args.grad_q.data != nullptr) status = launch_rows<kDim, kType>(args, target);
   if (status.ok() && args.grad_k.data != nullptr) {
@@ -74,9 +84,9 @@ AttentionTile sm90_column_tile(int64_t /*block_q*/, int64_t block_kv) {
   return {block_kv % 128 == 0 ? 128 : 64, 64};
 }
 
-int64_t attention_backward_workspace_bytes(const CudaAttentionBackwardArgs& args) {
-  const CudaAttentionArgs& f = args.forward;
-  return f.batch * f.heads * f.q_len * static_cast<int64_t>(sizeof(float4));
+int64_t sm90_backward_workspace_bytes(const CudaAttentionBackwardArgs& args) {
+  if (is_joint(args)) return JointLayout(args.forward, DenseJoint::kOthers).bytes;
+  return backward_stats_bytes(args);
 }
 
 Status block_sparse_backward_sm90(const CudaAttentionBackwardArgs& args, CudaTarget target) {

@@ -163,8 +163,13 @@ struct Differentiator {
   /// The numbers of the queries of columns 8 i + 2 (thread % 4) and + 1 of the step: 0 is -lse, 1
   /// is -delta.
   __device__ float2 of_columns(int which, int i) const {
-    const float4* const stats = memory.stats[place.slot] + 8 * i + thread % 4 * 2;
-    return which == 0 ? make_float2(stats[0].x, stats[1].x) : make_float2(stats[0].y, stats[1].y);
+    const float* const stats = memory.stats[place.slot];
+    const int query = 8 * i + thread % 4 * 2;
+    if constexpr (Shape::kJoint) {
+      return *reinterpret_cast<const float2*>(stats + which * Shape::kOthers + query);
+    } else {
+      return make_float2(stats[4 * query + which], stats[4 * query + 4 + which]);
+    }
   }
 
   /// Numbers of the queries of the columns that the registers have.
@@ -285,7 +290,7 @@ struct Differentiator {
   /// The numbers of a thread's two queries.
   __device__ void read_stats(const TileNotes& tile) {
     const int64_t head = static_cast<int64_t>(tile.item) * params.heads + tile.head;
-    const float4* const stats = params.stats + head * params.own_len;
+    const auto* const stats = reinterpret_cast<const float4*>(params.stats) + head * params.own_len;
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
       const int at = tile.begin + group * 64 + fragment::first_row(thread) + 8 * row;
@@ -368,6 +373,19 @@ struct Differentiator {
   }
 };
 
+/// One thread, before the others go on.
+template <typename Shape>
+__device__ void make_barriers(BackwardMemory<Shape>& memory) {
+  ptx::barrier_init(&memory.own_full, 1);
+  ptx::barrier_init(&memory.own_empty, Shape::kGroups);
+  for (int i = 0; i < Shape::kStages; ++i) {
+    ptx::barrier_init(&memory.u_full[i], 1);
+    ptx::barrier_init(&memory.w_full[i], 1);
+    ptx::barrier_init(&memory.u_empty[i], 4 * Shape::kGroups);
+    ptx::barrier_init(&memory.w_empty[i], 4 * Shape::kGroups);
+  }
+}
+
 /// Grid: as many blocks as are to run at a time; each takes every gridDim.x-th tile.
 template <typename Shape, Type kType>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
@@ -376,14 +394,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
 #ifdef FOVEA_SM90A
   auto& memory = *reinterpret_cast<BackwardMemory<Shape>*>(ptx::hidden_dynamic_memory());
   if (threadIdx.x == 0) {
-    ptx::barrier_init(&memory.own_full, 1);
-    ptx::barrier_init(&memory.own_empty, Shape::kGroups);
-    for (int i = 0; i < Shape::kStages; ++i) {
-      ptx::barrier_init(&memory.u_full[i], 1);
-      ptx::barrier_init(&memory.w_full[i], 1);
-      ptx::barrier_init(&memory.u_empty[i], 4 * Shape::kGroups);
-      ptx::barrier_init(&memory.w_empty[i], 4 * Shape::kGroups);
-    }
+    make_barriers(memory);
     ptx::fence_barrier_init();
   }
   __syncthreads();

@@ -8,7 +8,10 @@ namespace fovea::kernels {
 
 /// Gradients of the results of block_sparse_sm90 and _sm80 with respect to q, k and v,
 /// deterministic: each tile of queries walks over its keys and each tile of keys over its queries,
-/// without additions in global memory. The weights are computed again from q, k and lse
+/// without additions in global memory. All gradients of dense attention with 128 channels come from
+/// one kernel of compute capability 9.0, where tiles of keys add to the gradients of queries in
+/// global memory, in an order that the shapes and the number of multiprocessors give, and timing
+/// does not. The weights are computed again from q, k and lse
 /// (FlashAttention-2, Dao 2023, arXiv:2307.08691, section 3.1.2). Sums are fp32; weights and
 /// gradients of logits are rounded to the type of q for their products. A row that sees no key
 /// gives and gets 0. All rows of q, k, v and grad_out hold finite numbers, also those that no list
@@ -38,7 +41,9 @@ struct CudaAttentionBackwardArgs {
 /// The tile of `columns` for lists of blocks of such sizes. Both are the same.
 AttentionTile sm90_column_tile(int64_t block_q, int64_t block_kv);
 
-int64_t attention_backward_workspace_bytes(const CudaAttentionBackwardArgs& args);
+/// What the kernels below need; `args` are all but for the workspace.
+int64_t sm90_backward_workspace_bytes(const CudaAttentionBackwardArgs& args);
+int64_t sm80_backward_workspace_bytes(const CudaAttentionBackwardArgs& args);
 
 /// On compute capability 9.0. Answers `unsupported` with a reason for what it does not cover,
 /// `device` for what the driver refused. All work is in the stream; nothing is waited for.

@@ -72,7 +72,8 @@ Status backward_maps(const CudaAttentionBackwardArgs& args, BackwardMaps* out) {
     if (i->shape == of_more && f.more.k.data == nullptr) continue;
     if (const Status status = map_of(i->x, i->shape, i->box, i->out); !status.ok()) return status;
   }
-  return Shape::kColumns ? map_of_stats(args, Shape::kSpan, &out->stats) : Status{};
+  const bool has_map = Shape::kColumns && !Shape::kJoint;
+  return has_map ? map_of_stats(args, Shape::kSpan, &out->stats) : Status{};
 }
 
 /// Without the number of tiles.
@@ -93,7 +94,7 @@ BackwardParams backward_params(const CudaAttentionBackwardArgs& args) {
   params.dx = Shape::kColumns ? args.grad_k : args.grad_q;
   params.dy = args.grad_v;
   params.more_dx = args.grad_more_k, params.more_dy = args.grad_more_v;
-  params.stats = reinterpret_cast<const float4*>(args.workspace);
+  params.stats = args.workspace;
   params.scale = static_cast<float>(f.sm_scale);
   params.scale_log2 = static_cast<float>(f.sm_scale * kLog2e);
   params.per_scale_log2 = static_cast<float>(1 / (f.sm_scale * kLog2e));
@@ -124,16 +125,26 @@ Status launch_backward(const CudaAttentionBackwardArgs& args, CudaTarget target)
                        {blocks, Shape::kThreads, kBytes, target.stream}, maps, params);
 }
 
-/// Writes the numbers of each query into the workspace.
+/// Of the numbers of each query.
+inline int64_t backward_stats_bytes(const CudaAttentionBackwardArgs& args) {
+  const CudaAttentionArgs& f = args.forward;
+  return f.batch * f.heads * f.q_len * static_cast<int64_t>(sizeof(float4));
+}
+
+/// Writes the numbers of each query into the workspace; for the joint form those of steps of so
+/// many queries, and zeros to their counters.
 template <int kDim, Type kType>
-Status prepare_backward(const CudaAttentionBackwardArgs& args, CudaTarget target) {
+Status prepare_backward(const CudaAttentionBackwardArgs& args, CudaTarget target, int step = 0,
+                        int32_t* counts = nullptr) {
   const CudaAttentionArgs& f = args.forward;
   PrepareParams params;
-  params.rows = f.batch * f.heads * f.q_len;
+  const int64_t rows = step == 0 ? f.q_len : (f.q_len + step - 1) / step * step;
+  params.rows = f.batch * f.heads * rows, params.rows_of_head = static_cast<int>(rows);
+  params.step = step, params.counts = counts;
   params.heads = static_cast<int>(f.heads), params.q_len = static_cast<int>(f.q_len);
   params.out = readable(f.out), params.grad_out = args.grad_out;
   params.lse = f.lse, params.grad_lse = args.grad_lse;
-  params.stats = reinterpret_cast<float4*>(args.workspace);
+  params.stats = args.workspace;
   constexpr int kRows = 256 / (kDim / 8);  // of a block
   const int64_t blocks = (params.rows + kRows - 1) / kRows;
   if (blocks > std::numeric_limits<int32_t>::max()) {

@@ -63,4 +63,18 @@ __device__ inline void store(const float (&c)[kCount], uint32_t address, uint32_
   }
 }
 
+/// Writes a result [64, 16 kSteps], as operands have it, transposed to shared memory, as a
+/// warpgroup: for each of its columns a row of 64 numbers, swizzled.
+///
+/// address  of the rows, a multiple of 1024
+template <int kSteps>
+__device__ inline void store_transposed(const uint32_t (&a)[kSteps][4], uint32_t address,
+                                        int thread) {
+  const int lane = thread % 32, row = lane / 16 * 8 + lane % 8;
+  const int unit = thread / 32 * 2 + lane / 8 % 2;  // of 8 numbers
+  const uint32_t at = address + row * 128 + (unit ^ lane % 8) * 16;
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step) ptx::store_transposed(at + step * 2048, a[step]);
+}
+
 }  // namespace fovea::kernels::fragment

@@ -110,6 +110,28 @@ __device__ inline void fence_async_proxy() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
+// ---- Blocks in turns ----------------------------------------------------------------------------
+
+/// Waits until blocks have raised the counter to `value`; what their copy engines had brought into
+/// global memory before is what this thread's one finds there. Those blocks must be running, or be
+/// sure to.
+__device__ inline void wait_for_turn(const int32_t* counter, int32_t value) {
+  while (true) {
+    int32_t now;
+    asm volatile("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(now) : "l"(counter) : "memory");
+    if (now == value) break;
+    __nanosleep(32);
+  }
+  asm volatile("fence.proxy.async.global;" ::: "memory");
+}
+/// One more; `bulk_wait` comes before it.
+__device__ inline void pass_turn(int32_t* counter) {
+  asm volatile(
+      "fence.proxy.async.global;\n"
+      "red.release.gpu.global.add.s32 [%0], 1;" ::"l"(counter)
+      : "memory");
+}
+
 // ---- Numbers ------------------------------------------------------------------------------------
 
 /// 2^x, to about 2 ulp; 0 for -inf.
@@ -156,6 +178,13 @@ __device__ inline void opaque(float& x) { asm volatile("" : "+f"(x)::"memory"); 
 __device__ inline void store_matrices(uint32_t row_address, const uint32_t (&value)[4]) {
   asm volatile(
       "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row_address),
+      "r"(value[0]), "r"(value[1]), "r"(value[2]), "r"(value[3])
+      : "memory");
+}
+/// The same with each matrix transposed: the row at an address is a column of what lanes hold.
+__device__ inline void store_transposed(uint32_t row_address, const uint32_t (&value)[4]) {
+  asm volatile(
+      "stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row_address),
       "r"(value[0]), "r"(value[1]), "r"(value[2]), "r"(value[3])
       : "memory");
 }

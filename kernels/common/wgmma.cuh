@@ -51,11 +51,11 @@ __device__ inline Matrix n_major(uint32_t address, uint32_t panel_bytes) {
 /// C += A · B with A and B in shared memory; `keep` 0: C = A · B.
 ///
 /// c    [N / 2], fp32 or int32
-/// a    `k_major`
+/// a    `k_major`, or as `n_major` of one panel where kMMajor: of 16-bit numbers, rows k of 64
 /// b    `k_major`, or `n_major` where kNMajor
-template <Type kType, bool kNMajor = false, typename C, int kCount>
+template <Type kType, bool kNMajor = false, bool kMMajor = false, typename C, int kCount>
 __device__ inline void multiply(C (&c)[kCount], Matrix a, Matrix b, int keep) {
-  Instruction<2 * kCount>::template shared<kType, kNMajor>(c, a, b, keep);
+  Instruction<2 * kCount>::template shared<kType, kNMajor, kMMajor>(c, a, b, keep);
 }
 
 /// The same with A in registers: of 16-bit numbers row 8 (r % 2) + t % 32 / 4 (+ 16 a warp) and

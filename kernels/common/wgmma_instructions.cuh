@@ -55,18 +55,18 @@ __device__ inline void wait() {
 #define FOVEA_WGMMA(N, COUNT, P0, P1, P2, P3, P4, P5, P6)                                         \
   template <>                                                                                     \
   struct Instruction<N> {                                                                         \
-    template <Type kType, bool kNMajor>                                                           \
+    template <Type kType, bool kNMajor, bool kMMajor>                                             \
     __device__ static void shared(Accumulator<kType> (&c)[COUNT], Matrix a, Matrix b, int keep) { \
       if constexpr (kType == Type::bf16) {                                                        \
         asm volatile(FOVEA_WGMMA_TEXT(P2, P0, P1, "m64n" #N "k16.f32.bf16.bf16", FOVEA_P##COUNT,  \
-                                      "a, b, keep, 1, 1, 0, %" #P3)                               \
+                                      "a, b, keep, 1, 1, %" #P4 ", %" #P3)                        \
                      : FOVEA_C##COUNT(FOVEA_FLOAT)                                                \
-                     : "r"(a.bits), "r"(b.bits), "r"(keep), "n"(kNMajor));                        \
+                     : "r"(a.bits), "r"(b.bits), "r"(keep), "n"(kNMajor), "n"(kMMajor));          \
       } else if constexpr (kType == Type::f16) {                                                  \
         asm volatile(FOVEA_WGMMA_TEXT(P2, P0, P1, "m64n" #N "k16.f32.f16.f16", FOVEA_P##COUNT,    \
-                                      "a, b, keep, 1, 1, 0, %" #P3)                               \
+                                      "a, b, keep, 1, 1, %" #P4 ", %" #P3)                        \
                      : FOVEA_C##COUNT(FOVEA_FLOAT)                                                \
-                     : "r"(a.bits), "r"(b.bits), "r"(keep), "n"(kNMajor));                        \
+                     : "r"(a.bits), "r"(b.bits), "r"(keep), "n"(kNMajor), "n"(kMMajor));          \
       } else if constexpr (kType == Type::e4m3) {                                                 \
         asm volatile(FOVEA_WGMMA_TEXT(P2, P0, P1, "m64n" #N "k32.f32.e4m3.e4m3", FOVEA_P##COUNT,  \
                                       "a, b, keep, 1, 1")                                         \

@@ -430,7 +430,7 @@ struct Gradients {
     out.forward.lse = lse.mutable_data_ptr<float>();
     out.grad_out = view(grad_out);
     out.grad_q = written(q), out.grad_k = written(k), out.grad_v = written(v);
-    workspace = at::empty({attention_backward_workspace_bytes(out)}, q.options().dtype(at::kByte));
+    workspace = at::empty({sm90_backward_workspace_bytes(out)}, q.options().dtype(at::kByte));
     out.workspace = static_cast<float*>(workspace.mutable_data_ptr());
     return out;
   }

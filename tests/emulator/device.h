@@ -22,7 +22,7 @@ cudaError_t cudaFuncSetAttribute(Result (*kernel)(Parameters...), cudaFuncAttrib
   return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), attribute, value);
 }
 
-// One block runs at a time, on one thread of the system. As `thread_local` may stand behind
+// Each block has a thread of the system to itself. As `thread_local` may stand behind
 // `extern` and makes variables of functions static.
 #undef __shared__
 #define __shared__ thread_local

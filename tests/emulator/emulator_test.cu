@@ -77,6 +77,42 @@ TEST(Emulator, FindsFaultsOfCopies) {
   EXPECT_TRUE(std::isnan(out.read()[0])) << "read before the copy";
 }
 
+// Blocks in falling order.
+__global__ void turns_kernel(int32_t* counter, int32_t* out) {
+  const int turn = static_cast<int>(gridDim.x - 1 - blockIdx.x);
+  if (threadIdx.x == 0) {
+    ptx::wait_for_turn(counter, turn);
+    out[turn] = static_cast<int>(blockIdx.x);
+    ptx::pass_turn(counter);
+  }
+}
+
+TEST(Emulator, RunsBlocksThatWaitForOneAnother) {
+  const int processors = emulator::processors();
+  const auto run = [&](unsigned blocks) {
+    const DeviceArray<int32_t> counter(std::vector<int32_t>(1, 0)),
+        out(std::vector<int32_t>(blocks, 0));
+    std::string fault;
+    try {
+      EXPECT_TRUE(launch_kernel(turns_kernel, {blocks, 32}, counter.data(), out.data()).ok());
+    } catch (const emulator::Fault& found) {
+      fault = found.what();
+    }
+    if (fault.empty()) {
+      for (unsigned i = 0; i < blocks; ++i) {
+        EXPECT_EQ(out.read()[i], static_cast<int>(blocks - 1 - i));
+      }
+    }
+    return fault;
+  };
+  emulator::set_processors(4);
+  EXPECT_EQ(run(4), "");
+  // The fifth one never begins.
+  EXPECT_NE(run(5).find("all threads wait: 1 for other blocks (first thread 0)"),
+            std::string::npos);
+  emulator::set_processors(processors);
+}
+
 __global__ void product_kernel(bool waits, float* out) {
   char* const memory = ptx::dynamic_memory();
   for (int i = threadIdx.x; i < 4096; i += 128) {

@@ -160,7 +160,8 @@ void ProductWork::read_a(float* out, int steps) const {
     for (int k = 0; k < steps; ++k) {
       const char* at = nullptr;
       if (product.a_in_shared) {
-        at = k_major(product.a_matrix, row, k * size);
+        at = product.m_major ? n_major(product.a_matrix, k, row)
+                             : k_major(product.a_matrix, row, k * size);
       } else {
         // A thread's register r holds 4 bytes of row 8 (r % 2), from byte 16 (r / 2) on.
         const int byte = k * size, thread = row / 16 * 32 + row % 8 * 4 + byte % 16 / 4;

@@ -1,5 +1,5 @@
 // The functions of the CUDA runtime that the project calls, for a device that is this processor:
-// compute capability 9.0, two multiprocessors. Memory ends where nothing may be touched, and is
+// compute capability 9.0, a few multiprocessors. Memory ends where nothing may be touched, and is
 // no number before it is written.
 
 #include <sys/mman.h>
@@ -114,7 +114,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
       *value = 50 << 20;
       break;
     case cudaDevAttrMultiProcessorCount:
-      *value = 2;
+      *value = fovea::emulator::processors();
       break;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
       *value = 227 * 1024;

@@ -5,13 +5,16 @@
 
 #include <algorithm>
 #include <array>
+#include <condition_variable>
 #include <csetjmp>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <map>
+#include <mutex>
 #include <random>
 #include <sstream>
+#include <thread>
 
 #include "tests/emulator/products.h"
 #include "tests/emulator/shared.h"
@@ -30,6 +33,7 @@ uint32_t seed_of_environment() {
 struct Settings {
   Timing timing = Timing::any;
   std::minstd_rand random{seed_of_environment() + 1};
+  int processors = kProcessors;
 };
 Settings g_settings;
 
@@ -73,6 +77,7 @@ struct Fiber {
   bool is_done = false;
   const char* waits_for = nullptr;
   const std::function<bool()>* ready = nullptr;
+  bool waits_for_blocks = false;
   std::array<Groups, 2> groups;
   // Of products: how many were started, and how many of them each group ends with.
   size_t products = 0;
@@ -111,8 +116,29 @@ struct Block {
   Fiber* running = nullptr;
   const std::function<void()>* body = nullptr;
 };
-Block* g_block = nullptr;
-std::vector<std::unique_ptr<Stack>> g_stacks;
+thread_local Block* g_block = nullptr;
+thread_local std::vector<std::unique_ptr<Stack>> g_stacks;
+
+// Threads of the system that run the blocks of a launch, one at a time. A block that waits for
+// others lets another thread go on.
+struct Launch {
+  dim3 blocks, threads;
+  size_t shared_bytes = 0;
+  const std::function<void()>* body = nullptr;
+  uint64_t next = 0;  // block to start
+  std::vector<std::thread> others;
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::vector<bool> is_done = {false};  // of each thread, the launching one first
+  size_t turn = 0;
+  uint64_t idle = 0;  // turns since a block did anything
+  std::string fault;
+};
+Launch* g_launch = nullptr;
+thread_local size_t g_worker = 0;
+
+uint64_t count_of(dim3 x) { return uint64_t{x.x} * x.y * x.z; }
+void run_blocks();
 
 Block& block() {
   if (g_block == nullptr) throw std::logic_error("device code outside of a kernel");
@@ -177,10 +203,48 @@ bool run_round() {
   return any;
 }
 
-void run_block(dim3 index, dim3 blocks, dim3 threads, const std::function<void()>& body) {
-  Block own;
-  g_block = &own;
-  own.body = &body;
+void wait_for_turn() {
+  Launch& launch = *g_launch;
+  std::unique_lock lock(launch.mutex);
+  launch.changed.wait(lock, [&] { return launch.turn == g_worker; });
+}
+
+// Another thread goes on, a new one while there are multiprocessors.
+void give_turn() {
+  Launch& launch = *g_launch;
+  const size_t count = launch.is_done.size();
+  const bool has_more = launch.next < count_of(launch.blocks) && launch.fault.empty();
+  const std::lock_guard lock(launch.mutex);
+  if (has_more && count < static_cast<size_t>(g_settings.processors)) {
+    launch.is_done.push_back(false);
+    launch.turn = count;
+    launch.others.emplace_back([count] {
+      g_worker = count;
+      wait_for_turn();
+      run_blocks();
+    });
+  } else {
+    launch.turn = draw(static_cast<uint32_t>(count));
+    for (size_t i = 0; i < count && launch.is_done[launch.turn]; ++i) {
+      launch.turn = (launch.turn + 1) % count;
+    }
+  }
+  launch.changed.notify_all();
+}
+
+// A block that waits for others lets them go on; `moved` since it was its turn. Returns whether
+// they ever will.
+bool let_others_run(bool moved) {
+  Launch& launch = *g_launch;
+  constexpr uint64_t kHang = 1000;  // turns are drawn
+  launch.idle = moved ? 0 : launch.idle + 1;
+  if (launch.idle > kHang) return false;
+  give_turn();
+  wait_for_turn();
+  return true;
+}
+
+void make_fibers(Block& own, dim3 index, dim3 blocks, dim3 threads) {
   const size_t count = size_t{threads.x} * threads.y * threads.z;
   own.fibers.resize(count), own.warps.resize((count + kWarp - 1) / kWarp);
   own.warpgroups.resize((count + kWarpgroup - 1) / kWarpgroup);
@@ -197,17 +261,34 @@ void run_block(dim3 index, dim3 blocks, dim3 threads, const std::function<void()
     one.context.uc_link = nullptr;
     makecontext(&one.context, fiber_main, 0);
   }
-  while (own.fault.empty()) {
+}
+
+void run_block(dim3 index, dim3 blocks, dim3 threads, const std::function<void()>& body) {
+  Block own;
+  g_block = &own;
+  own.body = &body;
+  make_fibers(own, index, blocks, threads);
+  bool moved = false;  // since other blocks ran
+  while (own.fault.empty() && g_launch->fault.empty()) {
     const bool any = run_round();
+    moved = moved || any;
     if (!own.fault.empty() || std::all_of(own.fibers.begin(), own.fibers.end(),
                                           [](const Fiber& one) { return one.is_done; })) {
       break;
     }
     if (!own.copies.empty() && (!any || (g_settings.timing != Timing::late && draw(4) == 0))) {
       finish_copy(draw(static_cast<uint32_t>(own.copies.size())));
-    } else if (!any) {
-      own.fault = hang_report();
+      continue;
     }
+    const bool waits = std::any_of(own.fibers.begin(), own.fibers.end(),
+                                   [](const Fiber& one) { return one.waits_for_blocks; });
+    if (any && !(waits && draw(8) == 0)) continue;
+    if (!waits || !let_others_run(moved)) own.fault = hang_report();
+    moved = false;
+  }
+  if (!g_launch->fault.empty()) {  // of another block
+    g_block = nullptr;
+    return;
   }
   for (const Fiber& one : own.fibers) {
     if (own.fault.empty() && !one.groups[0].closed.empty()) {
@@ -219,7 +300,23 @@ void run_block(dim3 index, dim3 blocks, dim3 threads, const std::function<void()
   if (own.fault.empty()) return;
   std::ostringstream out;
   out << "block " << index.x << ", " << index.y << ", " << index.z << ": " << own.fault;
-  throw Fault(out.str());
+  g_launch->fault = out.str();
+}
+
+// Blocks one after the other, then other threads go on.
+void run_blocks() {
+  Launch& launch = *g_launch;
+  while (launch.next < count_of(launch.blocks) && launch.fault.empty()) {
+    const uint64_t at = launch.next++;
+    fill_shared(launch.shared_bytes);
+    const auto x = static_cast<unsigned>(at % launch.blocks.x);
+    const auto y = static_cast<unsigned>(at / launch.blocks.x % launch.blocks.y);
+    const auto z = static_cast<unsigned>(at / launch.blocks.x / launch.blocks.y);
+    run_block(dim3(x, y, z), launch.blocks, launch.threads, *launch.body);
+    launch.idle = 0;
+  }
+  launch.is_done[g_worker] = true;
+  give_turn();
 }
 
 }  // namespace
@@ -228,6 +325,9 @@ void set_timing(Timing timing, uint32_t seed) {
   g_settings.timing = timing;
   g_settings.random.seed(seed + 1);
 }
+
+void set_processors(int count) { g_settings.processors = count; }
+int processors() { return g_settings.processors; }
 
 const Place& place() { return fiber().place; }
 int thread_index() { return fiber().index; }
@@ -238,6 +338,12 @@ void wait_until(const char* what, const std::function<bool()>& ready) {
   own.waits_for = what, own.ready = &ready;
   switch_away();
   own.waits_for = nullptr, own.ready = nullptr;
+}
+
+void wait_for_blocks(const std::function<bool()>& ready) {
+  fiber().waits_for_blocks = true;
+  wait_until("other blocks", ready);
+  fiber().waits_for_blocks = false;
 }
 
 void fail(const std::string& why) {
@@ -351,14 +457,12 @@ void finish_products(int but) {
 }
 
 void run(dim3 blocks, dim3 threads, size_t shared_bytes, const std::function<void()>& body) {
-  for (unsigned z = 0; z < blocks.z; ++z) {
-    for (unsigned y = 0; y < blocks.y; ++y) {
-      for (unsigned x = 0; x < blocks.x; ++x) {
-        fill_shared(shared_bytes);
-        run_block(dim3(x, y, z), blocks, threads, body);
-      }
-    }
-  }
+  Launch launch{blocks, threads, shared_bytes, &body};
+  g_launch = &launch;
+  run_blocks();
+  for (size_t i = 0; i < launch.others.size(); ++i) launch.others[i].join();
+  g_launch = nullptr;
+  if (!launch.fault.empty()) throw Fault(launch.fault);
 }
 
 }  // namespace fovea::emulator

@@ -11,7 +11,9 @@
 
 // Runs CUDA kernels, compiled as C++, on the CPU: the threads of a block are fibers of one thread
 // of the system, which change at barriers, at what a warp does together, and where they wait for
-// copies or matrix products. Blocks run one after the other.
+// copies or matrix products. Blocks run one after the other; from the first one on that waits for
+// others as many run in turns as there are multiprocessors, each on a thread of the system, of
+// which one goes on at a time.
 //
 // Copies and products that run on while their threads go on end at once, as late as is allowed, or
 // at any time between; which one comes next is drawn. A kernel whose result depends on it has a
@@ -30,6 +32,11 @@ enum class Timing { early, late, any };
 /// For the launches that follow.
 void set_timing(Timing timing, uint32_t seed);
 
+/// Multiprocessors of the device.
+constexpr int kProcessors = 2;
+void set_processors(int count);
+int processors();
+
 // ---- Of the running thread ----------------------------------------------------------------------
 
 struct Place {
@@ -41,6 +48,9 @@ int thread_index();
 
 /// Goes on with other threads until `ready` says so; `what` is for the report of a hang.
 void wait_until(const char* what, const std::function<bool()>& ready);
+
+/// The same for what other blocks do.
+void wait_for_blocks(const std::function<bool()>& ready);
 
 /// Ends the launch.
 [[noreturn]] void fail(const std::string& why);
@@ -76,6 +86,7 @@ struct Product {
   Type type;
   int columns;           // N
   bool n_major = false;  // B
+  bool m_major = false;  // A
   bool a_in_shared;
   uint32_t a_matrix, b_matrix;
   int keep;

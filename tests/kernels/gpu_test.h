@@ -16,6 +16,23 @@ constexpr int64_t on_gpu(int64_t full, [[maybe_unused]] int64_t emulated) {
 #endif
 }
 
+/// So many multiprocessors while it lives, where they are emulated.
+class Processors {
+ public:
+  explicit Processors([[maybe_unused]] int count) {
+#if FOVEA_EMULATED
+    emulator::set_processors(count);
+#endif
+  }
+  ~Processors() {
+#if FOVEA_EMULATED
+    emulator::set_processors(emulator::kProcessors);
+#endif
+  }
+  Processors(const Processors&) = delete;
+  Processors& operator=(const Processors&) = delete;
+};
+
 /// What `run` gives is the same each time.
 template <typename Run>
 void expect_same_every_time(const Run& run) {

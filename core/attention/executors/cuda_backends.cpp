@@ -55,7 +55,7 @@ const CudaBackend& sm90_backend() {
       &kernels::sm90_packed_tile,
       &kernels::block_sparse_sm90,
       {&why_no_kernel_gradients, &kernels::sm90_column_tile,
-       &kernels::attention_backward_workspace_bytes, &kernels::block_sparse_backward_sm90},
+       &kernels::sm90_backward_workspace_bytes, &kernels::block_sparse_backward_sm90},
       &kernels::eight_bit_attention_sm90};
   return kBackend;
 }
@@ -68,7 +68,7 @@ const CudaBackend& sm80_backend() {
       nullptr,
       &kernels::block_sparse_sm80,
       {&why_no_kernel_gradients, &kernels::sm90_column_tile,
-       &kernels::attention_backward_workspace_bytes, &kernels::block_sparse_backward_sm80}};
+       &kernels::sm80_backward_workspace_bytes, &kernels::block_sparse_backward_sm80}};
   return kBackend;
 }
 #endif

@@ -1,4 +1,6 @@
 // Backward attention on compute capability 9.0 against fp64 on the CPU.
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -7,6 +9,7 @@
 #include <vector>
 
 #include "kernels/attention/block_sparse_backward_cuda.h"
+#include "kernels/attention/launch_backward_joint_sm90.cuh"
 #include "tests/kernels/attention_backward_cases.h"
 
 namespace fovea::kernels {
@@ -101,6 +104,37 @@ TEST(Sm90BackwardReference, ColumnsHaveThePairsOfRows) {
   }
 }
 
+TEST(Sm90BackwardOrder, EachStepGetsEveryTileOnceInAnOrderThatCanBe) {
+  for (const int heads : {1, 2, 5}) {
+    for (const int tiles : {1, 2, 3, 7, 36}) {
+      for (const int steps : {1, 2, 3, 5, 12, 100}) {
+        for (const int all : {1, 2, 5, 8, 132}) {
+          const int apart = 1 + (tiles + steps + all) % 4;
+          const int blocks = std::min(all, heads * tiles);
+          // When a tile adds to a step: its wave, how many steps it has behind it, its number.
+          using When = std::array<int, 3>;
+          std::vector<std::vector<When>> adds(heads * steps, std::vector<When>(tiles));
+          for (int tile = 0; tile < heads * tiles; ++tile) {
+            const AddOrder order = AddOrder::of(tile, tiles, blocks, steps, apart);
+            ASSERT_LT(order.first_step(), steps);
+            for (int i = 0; i < steps; ++i) {
+              const int step = (order.first_step() + i) % steps, rank = order.rank(step);
+              ASSERT_TRUE(0 <= rank && rank < tiles) << rank;
+              When& when = adds[tile / tiles * steps + step][rank];
+              ASSERT_EQ(when, When{}) << "two tiles of one rank";
+              when = {1 + tile / blocks, i, tile};
+            }
+          }
+          for (const auto& of_step : adds) {
+            ASSERT_TRUE(std::is_sorted(of_step.begin(), of_step.end()))
+                << heads << " heads, " << tiles << " tiles, " << steps << " steps, " << blocks;
+          }
+        }
+      }
+    }
+  }
+}
+
 // ---- On the GPU ---------------------------------------------------------------------------------
 
 class Sm90Backward : public Sm90Test {};
@@ -123,6 +157,51 @@ TEST_F(Sm90Backward, OnlyWhatIsWanted) {
   only_gradients_that_are_wanted(block_sparse_backward_sm90);
 }
 TEST_F(Sm90Backward, RepeatsBitForBit) { gradients_repeat_bit_for_bit(block_sparse_backward_sm90); }
+
+/// The joint kernel with steps of 80 queries.
+Status joint_in_steps_of_80(const CudaAttentionBackwardArgs& args, CudaTarget target) {
+  using Shape = sm90::JointShape<128, 80, 2, false>;
+  const auto bytes = static_cast<size_t>(sm90::JointLayout(args.forward, 80).bytes);
+  const DeviceArray<float> workspace(std::vector<float>(bytes / sizeof(float), NAN));
+  CudaAttentionBackwardArgs own = args;
+  own.workspace = workspace.data();
+  const Status status = args.forward.q.dtype == DType::bf16
+                            ? sm90::launch_joint<Shape, sm90::Type::bf16>(own, target)
+                            : sm90::launch_joint<Shape, sm90::Type::f16>(own, target);
+  cudaDeviceSynchronize();  // before the workspace goes
+  return status;
+}
+
+TEST_F(Sm90Backward, JointInStepsOf80) {
+  int seed = 0;
+  for (const DType dtype : {DType::bf16, DType::f16}) {
+    for (const auto& [q_len, kv_len] : Sizes{{1, 1}, {80, 128}, {81, 127}, {300, 500}, {5, 1000}}) {
+      check_named({.q_len = q_len, .kv_len = kv_len, .dtype = dtype}, joint_in_steps_of_80, ++seed);
+    }
+  }
+}
+
+// Tiles in several waves, of several heads a wave, and more of them than there are steps.
+TEST_F(Sm90Backward, JointInManyWaves) {
+  for (const auto& [processors, q_len] : {std::pair{3, 150}, std::pair{5, 60}}) {
+    const Processors some(processors);
+    AttentionProblem p{.batch = on_gpu(9, 1), .heads = 6, .kv_heads = 3, .q_len = q_len};
+    p.kv_len = on_gpu(1000, 300);
+    check_named(p, block_sparse_backward_sm90, processors);
+    check_named(p, joint_in_steps_of_80, processors);
+  }
+}
+
+TEST_F(Sm90Backward, JointRepeatsBitForBitInManyWaves) {
+  const Processors some(5);
+  const AttentionProblem p{
+      .batch = on_gpu(4, 1), .heads = 4, .kv_heads = 2, .q_len = 500, .kv_len = on_gpu(5000, 700)};
+  const BackwardCase one(p, true, 1);
+  expect_same_every_time([&] {
+    EXPECT_TRUE(block_sparse_backward_sm90(one.args(), {}).ok());
+    return one.read();
+  });
+}
 
 TEST_F(Sm90Backward, ColumnsOfTheDeviceAreThoseOfTheHost) {
   for (const int64_t block : {64, 0}) {

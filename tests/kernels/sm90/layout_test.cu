@@ -293,6 +293,85 @@ TEST_F(Sm90Layout, ProductsOfSharedMemoryAndOfRegisters) {
   check_two_products<192>(draw);
 }
 
+// Sᵀ = K Qᵀ [64, N], and G = Kᵀ Sᵀ [64, N], S as bf16 through shared memory. Q [N, 64], K [64, 64].
+template <int kN>
+__global__ void __launch_bounds__(128, 1)
+    product_of_columns(const __grid_constant__ CUtensorMap q_map,
+                       const __grid_constant__ CUtensorMap map_k, float* g_out) {
+#ifdef FOVEA_SM90A
+  __shared__ uint64_t barrier;
+  char* const s_k = aligned_memory();  // (64, 64) bf16
+  char* const s_q = s_k + 64 * 128;    // (kN, 64)
+  char* const s_s = s_q + kN * 128;    // (kN, 64)
+  make_barrier(&barrier);
+  if (threadIdx.x == 0) {
+    ptx::arrive_expect(&barrier, (64 + kN) * 128);
+    tma::load(s_k, map_k, {}, &barrier, tma::evict_last());
+    tma::load(s_q, q_map, {}, &barrier, tma::evict_last());
+  }
+  ptx::wait(&barrier, 0);
+  const int thread = threadIdx.x;
+  float s[kN / 2], out[kN / 2];
+  const uint32_t q = ptx::shared_address(s_q), k = ptx::shared_address(s_k);
+  wgmma::fence();
+#pragma unroll
+  for (int step = 0; step < 4; ++step) {
+    const int inside = step * wgmma::kStepBytes;
+    wgmma::multiply<Type::bf16>(s, wgmma::k_major(k + inside), wgmma::k_major(q + inside),
+                                step > 0);
+  }
+  wgmma::commit();
+  wgmma::wait<0>();
+  wgmma::pin(s);
+  uint32_t p[kN / 16][4];
+#pragma unroll
+  for (int step = 0; step < kN / 16; ++step) fragment::to_operand<Type::bf16>(s, step, p[step]);
+  fragment::store_transposed(p, ptx::shared_address(s_s), thread);
+  ptx::fence_async_proxy();
+  __syncthreads();
+  wgmma::fence();
+#pragma unroll
+  for (int step = 0; step < 4; ++step) {
+    const uint32_t of_s = ptx::shared_address(s_s) + step * wgmma::kStepBytes;
+    wgmma::multiply<Type::bf16, false, true>(out, wgmma::k_major(k + step * 2048),
+                                             wgmma::k_major(of_s), step > 0);
+  }
+  wgmma::commit();
+  wgmma::wait<0>();
+#pragma unroll
+  for (int i = 0; i < kN / 2; ++i) {
+    const int row = fragment::first_row(thread) + i / 2 % 2 * 8;
+    g_out[row * kN + fragment::column(thread, i)] = out[i];
+  }
+#endif
+}
+
+template <int kN>
+void check_product_of_columns(const std::vector<int>& q, const std::vector<int>& k) {
+  const DeviceArray<__nv_bfloat16> g_q(as_bf16(q)), g_k(as_bf16(k));
+  const DeviceArray<float> g_out(std::vector<float>(64 * kN, -1e9f));
+  launch(product_of_columns<kN>, 1, 128, panels(g_q.data(), kN, 64, kN),
+         panels(g_k.data(), 64, 64, 64), g_out.data());
+  const std::vector<float> out = g_out.read();
+  for (int n = 0; n < kN; ++n) {
+    std::vector<int> sums(64, 0);
+    for (int key = 0; key < 64; ++key) {
+      int s = 0;
+      for (int d = 0; d < 64; ++d) s += k[key * 64 + d] * q[n * 64 + d];
+      for (int d = 0; d < 64; ++d) sums[d] += k[key * 64 + d] * s;
+    }
+    for (int d = 0; d < 64; ++d) {
+      ASSERT_EQ(out[d * kN + n], sums[d]) << "N " << kN << ", row " << d << ", column " << n;
+    }
+  }
+}
+
+TEST_F(Sm90Layout, ProductsOfTransposedMatrices) {
+  const std::vector<int> k = integers(64 * 64, 1);
+  check_product_of_columns<64>(integers(64 * 64, 1), k);
+  check_product_of_columns<80>(integers(80 * 64, 1), k);
+}
+
 // ---- 4. The same in 8-bit numbers: S in e4m3 or in integers, values transposed and permuted
 // ------
 

@@ -87,6 +87,13 @@ inline void opaque(uint32_t&) {}
 inline void opaque(int&) {}
 inline void opaque(float&) {}
 
+// ---- Blocks in turns ----------------------------------------------------------------------------
+
+inline void wait_for_turn(const int32_t* counter, int32_t value) {
+  emulator::wait_for_blocks([=] { return *counter == value; });
+}
+inline void pass_turn(int32_t* counter) { ++*counter; }
+
 // ---- Numbers ------------------------------------------------------------------------------------
 
 inline float exp2_approx(float x) {
@@ -113,6 +120,23 @@ inline void store_matrices(uint32_t row_address, const uint32_t (&value)[4]) {
     for (int matrix = 0; matrix < 4; ++matrix) {
       char* const row = emulator::shared_pointer(in(matrix * 8 + lane / 4).address);
       std::memcpy(row + lane % 4 * 4, &in(lane).value[matrix], 4);
+    }
+    return 0;
+  });
+}
+
+inline void store_transposed(uint32_t row_address, const uint32_t (&value)[4]) {
+  struct Lane {
+    uint32_t address, value[4];
+  };
+  const Lane own{row_address, {value[0], value[1], value[2], value[3]}};
+  emulator::collected<int>(0xffffffff, "stmatrix.trans", own, [](int lane, const auto& in) {
+    for (int matrix = 0; matrix < 4; ++matrix) {
+      for (int i = 0; i < 2; ++i) {
+        char* const row = emulator::shared_pointer(in(matrix * 8 + lane % 4 * 2 + i).address);
+        const auto bits = static_cast<uint16_t>(in(lane).value[matrix] >> 16 * i);
+        std::memcpy(row + lane / 4 * 2, &bits, 2);
+      }
     }
     return 0;
   });

@@ -22,9 +22,11 @@ void wait() {
 
 template <int kN>
 struct Instruction {
-  template <Type kType, bool kNMajor>
+  template <Type kType, bool kNMajor, bool kMMajor>
   static void shared(Accumulator<kType> (&c)[kN / 2], Matrix a, Matrix b, int keep) {
-    emulator::start_product(product(kType, kNMajor, true, a.bits, b.bits, keep), c, nullptr);
+    emulator::Product own = product(kType, kNMajor, true, a.bits, b.bits, keep);
+    own.m_major = kMMajor;
+    emulator::start_product(own, c, nullptr);
   }
   template <Type kType, bool kNMajor>
   static void registers(float (&c)[kN / 2], const uint32_t (&a)[4], Matrix b, int keep) {
@@ -34,7 +36,14 @@ struct Instruction {
  private:
   static emulator::Product product(Type type, bool n_major, bool a_in_shared, uint32_t a,
                                    uint32_t b, int keep) {
-    return {static_cast<emulator::Product::Type>(type), kN, n_major, a_in_shared, a, b, keep != 0};
+    return {static_cast<emulator::Product::Type>(type),
+            kN,
+            n_major,
+            false,
+            a_in_shared,
+            a,
+            b,
+            keep != 0};
   }
 };
 
