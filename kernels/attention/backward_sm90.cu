@@ -16,7 +16,7 @@ using DenseRows = std::conditional_t<kDim == 64, BackwardShape<false, 64, 2, 128
 template <int kDim>
 using DenseColumns = std::conditional_t<kDim == 64, BackwardShape<true, 64, 2, 96, 4>,
                                         BackwardShape<true, 128, 2, 64, 4>>;
-using DenseJoint = JointShape<128, 64, 3, true>;
+using DenseJoint = JointShape<128, 80, 2, false>;
 template <int kDim>
 using Rows128x128 = BackwardShape<false, kDim, 2, 128, kDim == 64 ? 4 : 2, 1, true>;
 template <int kDim>
