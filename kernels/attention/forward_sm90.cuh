@@ -163,12 +163,12 @@ struct Computer : TileWorker<Shape, kType> {
     if constexpr (Shape::kSlots > 1) release_stored();
     for (int i = 1; i < steps; ++i) {
       ptx::wait(&memory.k_full[k_place.slot], k_place.parity);
-      this->take_turn();
+      this->take_turn(Turns::products);
       start_logits();
       ptx::wait(&memory.v_full[v_place.slot], v_place.parity);
       clear_tails();
       start_values(i == 1);
-      this->pass_turn();
+      this->pass_turn(Turns::products);
       wgmma::wait<1>();
       finish_logits(false);
       softmax.step(params.scale_log2, s, keep);
@@ -212,7 +212,7 @@ struct Computer : TileWorker<Shape, kType> {
       ptx::wait(&memory.k_full[k_place.slot], k_place.parity);
       release(&memory.k_empty[k_place.slot]);
       k_place.next();
-      if (i > 0) this->take_turn(), this->pass_turn();
+      if (i > 0) this->take_turn(Turns::products), this->pass_turn(Turns::products);
       ptx::wait(&memory.v_full[v_place.slot], v_place.parity);
       release(&memory.v_empty[v_place.slot]);
       v_place.next();
