@@ -44,6 +44,22 @@ at::Tensor sizes_of(const BlockAxis& axis, at::Device device, bool divides) {
   });
 }
 
+PooledTokens with_counts(const at::Tensor& mean, const BlockAxis& axis) {
+  const at::Device device = mean.device();
+  const std::vector<int64_t>& offsets = axis.host_offsets();
+  PooledTokens out;
+  out.mean = mean;
+  out.count = sizes_of(axis, device, false).expand({mean.size(0), mean.size(1), mean.size(2)});
+  bool is_full = true;
+  for (size_t i = 1; i < offsets.size(); ++i) is_full = is_full && offsets[i] > offsets[i - 1];
+  if (!is_full) return out;
+  out.share = device_constant("shares of " + key_of(offsets), device, [&] {
+    const at::Tensor sizes = at::tensor(offsets, at::kLong).diff().to(at::kFloat);
+    return (sizes / sizes.sum()).unsqueeze(1);
+  });
+  return out;
+}
+
 }  // namespace
 
 PooledTokens pool_tokens(const at::Tensor& x, const at::Tensor& group, int64_t num_groups,
@@ -92,20 +108,14 @@ ops::BlockPositions positions_of_blocks(const BlockAxis& axis, const TokenOrder&
   return out;
 }
 
+ops::SharedBlocks shared_blocks(const at::Tensor& x, const BlockAxis& axis, const TokenOrder& order,
+                                const TokenLayout& layout) {
+  const ops::BlockPositions positions = positions_of_blocks(axis, order, layout, x.device());
+  return {x, positions.offsets, positions.rows};
+}
+
 PooledTokens pooled_sums(const at::Tensor& sums, const BlockAxis& axis) {
-  const at::Device device = sums.device();
-  const std::vector<int64_t>& offsets = axis.host_offsets();
-  PooledTokens out;
-  out.count = sizes_of(axis, device, false).expand({sums.size(0), sums.size(1), sums.size(2)});
-  out.mean = sums / sizes_of(axis, device, true).unsqueeze(1);
-  bool is_full = true;
-  for (size_t i = 1; i < offsets.size(); ++i) is_full = is_full && offsets[i] > offsets[i - 1];
-  if (!is_full) return out;
-  out.share = device_constant("shares of " + key_of(offsets), device, [&] {
-    const at::Tensor sizes = at::tensor(offsets, at::kLong).diff().to(at::kFloat);
-    return (sizes / sizes.sum()).unsqueeze(1);
-  });
-  return out;
+  return with_counts(sums / sizes_of(axis, sums.device(), true).unsqueeze(1), axis);
 }
 
 at::Tensor positions_of_rows(const at::Tensor& rows) {
@@ -163,6 +173,9 @@ PooledTokens pool_blocks(const at::Tensor& x, const BlockAxis& axis, const Token
   at::Tensor valid = layout.valid_mask();
   if (valid.defined()) valid = valid.squeeze(1).squeeze(1);
   if (has_sums_of_blocks(x, axis, order, layout)) {
+    if (x.is_cuda()) {
+      return with_counts(ops::block_means({shared_blocks(x, axis, order, layout)})[0], axis);
+    }
     const ops::BlockPositions positions = positions_of_blocks(axis, order, layout, x.device());
     return pooled_sums(ops::block_sums(x, positions).rows, axis);
   }

@@ -4,6 +4,7 @@
 
 #include "core/attention/block_mask.h"
 #include "core/attention/token_order.h"
+#include "core/ops/block_means.h"
 #include "core/ops/block_scores.h"
 #include "core/token_layout.h"
 
@@ -42,6 +43,9 @@ ops::BlockPositions positions_of_blocks(const BlockAxis& axis, const TokenOrder&
                                         const TokenLayout& layout, at::Device device);
 /// Means and counts of what it gives.
 PooledTokens pooled_sums(const at::Tensor& sums, const BlockAxis& axis);
+/// What `ops::block_means` is given then.
+ops::SharedBlocks shared_blocks(const at::Tensor& x, const BlockAxis& axis, const TokenOrder& order,
+                                const TokenLayout& layout);
 
 /// int64 [batch or 1, heads or 1, seq_len]: the block of each row, by the positions of the order.
 at::Tensor block_of_row(const BlockAxis& axis, const TokenOrder& order, const TokenLayout& layout,

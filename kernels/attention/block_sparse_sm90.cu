@@ -21,9 +21,9 @@ using Dense128 = ForwardShape<128, 3, 80, 4>;
 using Dense64 = ForwardShape<64, 3, 128, 4>;
 // Of lists: tiles of 128 or 64 queries, spans of 128 or 64 keys.
 template <int kDim>
-using Lists128x128 = ForwardShape<kDim, 2, 128, kDim == 64 ? 4 : 2, 1, true>;
+using Lists128x128 = ForwardShape<kDim, 2, 128, kDim == 64 ? 4 : 2, 1>;
 template <int kDim>
-using Lists128x64 = ForwardShape<kDim, 2, 128, kDim == 64 ? 4 : 2, 2, true>;
+using Lists128x64 = ForwardShape<kDim, 2, 128, kDim == 64 ? 4 : 2, 2>;
 template <int kDim>
 using Lists64x64 = ForwardShape<kDim, 1, 64, kDim == 64 ? 4 : 2, 1>;
 

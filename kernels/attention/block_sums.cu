@@ -1,41 +1,20 @@
 #include <cstdint>
 #include <limits>
-#include <type_traits>
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
 #include "kernels/attention/block_scores.h"
+#include "kernels/attention/packs.cuh"
 #include "kernels/common/launch.cuh"
 
 namespace fovea::kernels {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kChannels = 8;         // of a thread
+constexpr int kChannels = kPackChannels;
 constexpr int kBytesAtOnce = 128;    // that a thread has under way
 constexpr float kShortest = 1e-12f;  // length that directions are divided by at least
-
-template <typename T>
-struct alignas(16) Pack {
-  uint32_t words[kChannels * sizeof(T) / 4];
-
-  __device__ void widen(float (&x)[kChannels]) const {
-#pragma unroll
-    for (int i = 0; i < kChannels / 2; ++i) {
-      if constexpr (std::is_same_v<T, float>) {
-        x[2 * i] = __uint_as_float(words[2 * i]);
-        x[2 * i + 1] = __uint_as_float(words[2 * i + 1]);
-      } else if constexpr (std::is_same_v<T, __nv_bfloat16>) {
-        x[2 * i] = __uint_as_float(words[i] << 16);
-        x[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
-      } else {
-        x[2 * i] = __half2float(__ushort_as_half(static_cast<uint16_t>(words[i])));
-        x[2 * i + 1] = __half2float(__ushort_as_half(static_cast<uint16_t>(words[i] >> 16)));
-      }
-    }
-  }
-};
 
 /// Sum over the `lanes` neighbours, a power of two, that read a row together.
 __device__ float sum_of_lanes(float x, int lanes) {
@@ -75,8 +54,7 @@ __device__ void store_sum(float (&own)[kChannels], float* all, int lanes, int di
 /// kThreads / lanes-th of them. Grid: blocks * batch * heads, heads one after the other, so that
 /// what runs at a time reads neighbours in memory where tokens come before heads.
 template <typename T, bool kDirections>
-__global__ void __launch_bounds__(kThreads, kDirections ? 2 : 3)
-    block_sums_kernel(BlockSumsArgs args, int lanes) {
+__global__ void __launch_bounds__(kThreads, 2) block_sums_kernel(BlockSumsArgs args, int lanes) {
   constexpr int kAtOnce = kBytesAtOnce / static_cast<int>(sizeof(Pack<T>));  // rows
   __shared__ float4 all[kThreads * kChannels / 4];
   const auto heads = static_cast<unsigned>(args.batch * args.heads);
@@ -93,7 +71,7 @@ __global__ void __launch_bounds__(kThreads, kDirections ? 2 : 3)
   if (order) order += item * args.order.batch_stride + head * args.order.head_stride;
   const bool* const valid = args.valid ? args.valid + item * args.rows : nullptr;
   const T* const from = static_cast<const T*>(args.x.data) + item * args.x.batch_stride +
-                        head * args.x.head_stride + channel;
+                        head * args.x.head_stride + (has_channels ? channel : 0);
   const int64_t place = static_cast<int64_t>(of_head) * args.blocks + block;
   float centre[kChannels] = {}, sum[kChannels] = {};
   float directions[kDirections ? kChannels : 1] = {};
@@ -104,31 +82,44 @@ __global__ void __launch_bounds__(kThreads, kDirections ? 2 : 3)
   }
   for (int first = begin + static_cast<int>(threadIdx.x) / lanes; first < end;
        first += kAtOnce * groups) {
-    Pack<T> packs[kAtOnce];
+    // Rows that do not count are read as others, and not added: with branches between the loads
+    // they would wait for each other.
+    int row[kAtOnce];
     uint32_t counts = 0;
 #pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      const int at = first + i * groups;
-      const int64_t row = at < end ? (order ? order[at] : at) : -1;
-      if (row < 0 || row >= args.rows || (valid && !valid[row])) continue;
-      counts |= 1u << i;
-      if (has_channels) {
-        packs[i] = *reinterpret_cast<const Pack<T>*>(from + row * args.x.row_stride);
-      }
+    for (int i = 0; i < kAtOnce; ++i) row[i] = min(first + i * groups, end - 1);
+    if (order) {
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) row[i] = order[row[i]];
     }
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
-      if ((counts >> i & 1) == 0) continue;  // the same for all lanes of a row
+      const bool is_there = first + i * groups < end && row[i] >= 0 && row[i] < args.rows;
+      counts |= (is_there ? 1u : 0u) << i;
+      row[i] = is_there ? row[i] : 0;
+    }
+    if (valid) {
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) counts &= ~((valid[row[i]] ? 0u : 1u) << i);
+    }
+    Pack<T> packs[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      packs[i] = *reinterpret_cast<const Pack<T>*>(from + row[i] * args.x.row_stride);
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const bool is_in = has_channels && (counts >> i & 1) != 0;
       float x[kChannels], square = 0;
       packs[i].widen(x);
 #pragma unroll
       for (int c = 0; c < kChannels; ++c) {
-        x[c] = has_channels ? x[c] - centre[c] : 0;
+        x[c] = is_in ? x[c] - centre[c] : 0;
         sum[c] += x[c];
         if constexpr (kDirections) square += x[c] * x[c];
       }
       if constexpr (kDirections) {
-        const float factor = 1 / fmaxf(sqrtf(sum_of_lanes(square, lanes)), kShortest);
+        const float factor = fminf(rsqrtf(sum_of_lanes(square, lanes)), 1 / kShortest);
         for (int c = 0; c < kChannels; ++c) directions[c] += x[c] * factor;
       }
     }

@@ -484,7 +484,8 @@ struct BytesComputer : TileWorker<Shape, kOut> {
       o[i] *= share[0] * both.x, o[i + 1] *= share[0] * both.y;
       o[i + 2] *= share[1] * both.x, o[i + 3] *= share[1] * both.y;
     }
-    this->store(tile, places, o);
+    this->store(q_place.slot, places, o);
+    q_place.next();
   }
 
   /// Of the tile's queries, as far as there are any.

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "kernels/attention/block_sparse_cuda.h"
+#include "kernels/attention/head_prefetch_sm90.cuh"
 #include "kernels/common/tma.cuh"
 #include "kernels/common/wgmma.cuh"
 
@@ -13,7 +14,7 @@ namespace fovea::kernels::sm90 {
 
 using wgmma::Type;
 
-/// What the two warpgroups of a block do in turns: nothing, start products, or, in 8-bit numbers,
+/// What the two warpgroups of a block of 8-bit numbers do in turns: nothing, start products, or
 /// make exponentials.
 enum class Turns : uint8_t { none, products, weights };
 
@@ -22,12 +23,12 @@ enum class Turns : uint8_t { none, products, weights };
 template <int kDim_, int kGroups_, int kKeys_, int kStages_, int kPieces_ = 0, bool kHold_ = false>
 struct ForwardShape {
   static constexpr bool kIsBytes = false, kTwice = false, kPacked = false;
-  static constexpr Turns kTurns = Turns::none;
-  static constexpr int kHeights = 1;        // of copied boxes of keys
-  static constexpr int kDim = kDim_;        // channels of a head
-  static constexpr int kGroups = kGroups_;  // computing warpgroups
-  static constexpr int kKeys = kKeys_;      // of a step
-  static constexpr int kStages = kStages_;  // steps that a ring holds
+  static constexpr bool kPrefetches = kPieces_ > 0;  // the next head's keys and values
+  static constexpr int kHeights = 1;                 // of copied boxes of keys
+  static constexpr int kDim = kDim_;                 // channels of a head
+  static constexpr int kGroups = kGroups_;           // computing warpgroups
+  static constexpr int kKeys = kKeys_;               // of a step
+  static constexpr int kStages = kStages_;           // steps that a ring holds
   static constexpr bool kListed = kPieces_ > 0;
   static constexpr int kPieces = kListed ? kPieces_ : 1;  // spans of a step
   // The compiler waits for the values before the exponentials, unless something of these is stored
@@ -51,6 +52,8 @@ struct ForwardShape {
   static constexpr int kRings = 2 * kStages * kStepBytes;
   static constexpr int kSlots = 2 * kQueryBytes + kRings <= kRoom ? 2 : 1;
   static constexpr int kValueStages = kQueryBytes + kRings <= kRoom ? kStages : kStages - 1;
+  // The last values of a tile come with the first logits of the next one, where registers suffice.
+  static constexpr bool kFlows = kSlots > 1 && kGroups == 2 && kPieces == 1;
 };
 
 /// A shape whose two warpgroups start products in turns: one has exponentials to make meanwhile
@@ -75,6 +78,7 @@ struct BytesShape {
   static constexpr Turns kTurns = Turns::none;
   static constexpr bool kValuesFirst = false, kWholeMax = false;
   static constexpr int kByPolynomial = 0;
+  static constexpr bool kPrefetches = kListed_;
   static constexpr int kHeights = 1;
   static constexpr Type kLogits = kLogits_;
   static constexpr bool kByKey = kByKey_;
@@ -181,6 +185,7 @@ struct ForwardParams {
   int heads, heads_per_kv, q_len, kv_len;
   int tiles, num_tiles;  // of a head, of all heads
   int32_t* next_tile;
+  bool prefetches;  // the next head's keys and values
   TileLists lists;
   int more_begin;  // keys from here on are those of the other tensors
   KeyBias key_bias;
@@ -465,6 +470,7 @@ struct Loader {
     }
     ptx::arrive_expect(full, Shape::kLoadedQueryBytes);
     tma::load(memory.q[slot], maps.q, {0, notes.begin, 0, notes.head, notes.item}, full, once);
+    if (Shape::kPrefetches && params.prefetches) prefetch_next_head<Shape>(params, maps, index);
   }
 
   /// All keys of the tile, ahead of those that come with values.

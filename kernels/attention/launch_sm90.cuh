@@ -100,14 +100,20 @@ int64_t tiles_of(const CudaAttentionArgs& args) {
 }
 
 template <typename Shape, Type kType>
-Status start(const ForwardMaps<Shape::kHeights>& maps, const ForwardParams& params,
-             CudaTarget target) {
+Status start(const ForwardMaps<Shape::kHeights>& maps, ForwardParams params, CudaTarget target) {
   constexpr int kBytes = sizeof(ForwardMemory<Shape>);
   // A multiprocessor has 228 KiB, of which each block takes one more.
   static_assert(Shape::kBlocks * (kBytes + 1024) <= 228 * 1024, "fewer blocks would run at a time");
   unsigned blocks = 0;
-  const Status status = resident_blocks(target.device, Shape::kBlocks, params.num_tiles, &blocks);
-  if (!status.ok()) return status;
+  int64_t cache = 0;
+  for (const Status status :
+       {resident_blocks(target.device, Shape::kBlocks, params.num_tiles, &blocks),
+        cache_bytes(target.device, &cache)}) {
+    if (!status.ok()) return status;
+  }
+  // Keys and values of two heads, and of queries and results what is under way.
+  constexpr int64_t kRowBytes = 2 * Shape::kDim * (Shape::kIsBytes ? 1 : 2);
+  params.prefetches = 2 * kRowBytes * params.kv_len <= cache / 4 * 3;
   return launch_kernel(forward_kernel<Shape, kType>,
                        {blocks, Shape::kThreads, kBytes, target.stream}, maps, params);
 }

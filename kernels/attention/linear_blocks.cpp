@@ -32,6 +32,12 @@ const BFloat16* row_of(const HeadRows& rows, int64_t item, int64_t head, int64_t
          head * rows.head_stride + row * rows.row_stride;
 }
 
+float bias_of(const LinearOutArgs& args, int64_t channel) {
+  if (args.bias == nullptr) return 0;
+  return args.bias_type == DType::bf16 ? to_float(static_cast<const BFloat16*>(args.bias)[channel])
+                                       : static_cast<const float*>(args.bias)[channel];
+}
+
 std::vector<float> features(const BFloat16* x, int64_t dim, LinearFeature feature) {
   std::vector<float> out(static_cast<size_t>(dim));
   float top = to_float(x[0]), sum = 0;
@@ -75,6 +81,23 @@ void linear_states_cpu(const LinearStatesArgs& args) {
   }
 }
 
+void linear_taken_cpu(const LinearTakenArgs& args) {
+  for (int64_t i = 0; i < args.batch * args.heads * args.rows; ++i) {
+    const int64_t head = i / args.rows, row = i % args.rows;
+    const uint8_t* classes = args.classes + head / args.heads * args.batch_stride +
+                             head % args.heads * args.head_stride + row * args.blocks;
+    float* sum = args.sums + i * args.dim;
+    std::fill_n(sum, args.dim, 0.0f);
+    for (int64_t j = 0; j < args.blocks; ++j) {
+      const bool is_taken = classes[j] == args.taken;
+      static_cast<BFloat16*>(args.factors)[i * args.blocks + j] =
+          from_float<BFloat16>(is_taken ? 1.0f : 0.0f);
+      const float* total = args.totals + (head * args.blocks + j) * args.dim;
+      for (int64_t c = 0; is_taken && c < args.dim; ++c) sum[c] += total[c];
+    }
+  }
+}
+
 void linear_out_cpu(const LinearOutArgs& args) {
   const int64_t dim = args.dim, blocks = args.queries.blocks;
   const auto* weight = static_cast<const BFloat16*>(args.weight);
@@ -95,7 +118,7 @@ void linear_out_cpu(const LinearOutArgs& args) {
       const float factor = total == 0 ? 0 : 1 / (total + args.epsilon);
       for (float& value : own) value *= factor;
       for (int64_t n = 0; n < dim; ++n) {
-        out[n] = args.bias ? args.bias[n] : 0;
+        out[n] = bias_of(args, n);
         if (weight == nullptr) out[n] += own[n];
         for (int64_t m = 0; weight != nullptr && m < dim; ++m) {
           out[n] += rounded(own[m]) * to_float(weight[n * dim + m]);

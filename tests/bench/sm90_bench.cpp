@@ -1,10 +1,9 @@
 // Attention kernels of compute capability 9.0 beside cuDNN and FlashAttention of LibTorch.
 //
-//   sm90_bench [--quick] [--only TEXT] [--sm80] [--packed]
+//   sm90_bench [--quick] [--only TEXT] [--sm80] [--lists]
 //
-// With --sm80 those of compute capability 8.0 and newer, on whatever GPU there is. With --packed
-// lists as spans and packed instead: "packed 160" has steps of 160 keys; "exact boxes" are copies
-// of up to 32 rows each, whatever their number.
+// With --sm80 those of compute capability 8.0 and newer, on whatever GPU there is. With --lists
+// those of lists in all shapes there are instead: as spans, and packed in steps of so many keys.
 //
 // TFLOP/s of bf16 with random normal numbers, of gradients those of five products; of lists those
 // of the listed pairs. Contestants of a
@@ -27,7 +26,7 @@
 #include "kernels/attention/block_sparse_backward_cuda.h"
 #include "kernels/attention/eight_bit_cuda.h"
 #include "kernels/attention/quantize_bytes.h"
-#include "tests/bench/sm90/packed_shapes.h"
+#include "tests/bench/sm90/list_shapes.h"
 
 namespace {
 
@@ -39,12 +38,13 @@ struct Sparse {
   double density;
   int64_t block_kv = block;                 ///< of keys
   int packed = 0;                           ///< keys of a packed step; 0: spans
-  bool exact = false;                       ///< by `packed_exact_sm90`
+  const ListShape* shape = nullptr;         ///< instead of those of `block_sparse_sm90`
   int64_t q_clusters = 0, kv_clusters = 0;  ///< instead of blocks
 
   int64_t rows(const struct Case& c) const;
   int64_t columns(const struct Case& c) const;
   AttentionTile tile() const {
+    if (shape != nullptr) return shape->tile;
     return packed > 0 ? AttentionTile{128, packed, true} : sm90_tile(block, block_kv);
   }
 };
@@ -269,6 +269,7 @@ using Kernel = Status (*)(const CudaAttentionArgs& args, CudaTarget target);
 struct Wish {
   double duration = 0.4;
   std::string only = {};
+  bool bytes = true;  // 8-bit numbers too
   Kernel kernel = block_sparse_sm90;
   Status (*backward)(const CudaAttentionBackwardArgs& args,
                      CudaTarget target) = block_sparse_backward_sm90;
@@ -311,7 +312,7 @@ std::string name_of(const Sparse& map) {
   }
   out << ", density " << map.density;
   if (map.packed > 0) out << ", packed " << map.packed;
-  if (map.exact) out << " exact boxes";
+  if (map.shape != nullptr) out << ", " << map.shape->name;
   return out.str();
 }
 
@@ -330,6 +331,7 @@ struct Field {
   const Case& c;
   const Tensors& tensors;
   Kernel kernel;
+  bool bytes;
   double products = 2 * product_of(c);  // of dense attention
   std::vector<EightBit> eight_bit = {};
   std::vector<Lists> lists = {};
@@ -357,7 +359,7 @@ struct Field {
   }
 
   void add_dense(at::Device device) {
-    if (c.dim == 128 && kernel == block_sparse_sm90) {
+    if (bytes && c.dim == 128 && kernel == block_sparse_sm90) {
       eight_bit.reserve(2);
       for (const ByteFormat format : {ByteFormat::e4m3, ByteFormat::int8}) {
         eight_bit.emplace_back(c, format, device);
@@ -375,9 +377,9 @@ struct Field {
       listed.tile = own.tile;
       listed.next_tile = own.next_tile.mutable_data_ptr<int32_t>();
       listed.lists = own.view();
-      if (map.exact) {
+      if (map.shape != nullptr) {
         contestants.push_back({name_of(map), products * own.density,
-                               [listed] { report(packed_exact_sm90(listed, {})); }});
+                               [listed, run = map.shape->run] { report(run(listed, {})); }});
         continue;
       }
       add(name_of(map), listed, own.density);
@@ -393,7 +395,7 @@ struct Field {
 void measure(const Case& c, const Wish& wish) {
   const Tensors tensors(c);
   const auto& [q, k, v, out, args] = tensors;
-  Field field{c, tensors, wish.kernel};
+  Field field{c, tensors, wish.kernel, wish.bytes};
   std::vector<Contestant>& contestants = field.contestants;
   const double products = field.products;
   contestants.push_back(
@@ -475,28 +477,28 @@ void measure_backward(const Case& c, const Wish& wish) {
   std::fflush(stdout);
 }
 
-// Lists that can be packed, as spans and in steps of several sizes.
-std::vector<Sparse> packed_maps() {
+// Lists in all shapes.
+std::vector<Sparse> all_lists() {
+  const std::vector<Sparse> maps = {
+      {.block = 128, .density = 0.5},
+      {.block = 128, .density = 0.1},
+      {.block = 128, .density = 0.05},
+      {.block = 128, .density = 0.1, .block_kv = 64},
+      {.block = 64, .density = 0.1},
+      {.block = 64, .density = 0.1, .block_kv = 64, .q_clusters = 300, .kv_clusters = 1000}};
   std::vector<Sparse> out;
-  for (const Sparse& map : std::vector<Sparse>{
-           {.block = 128, .density = 0.5},
-           {.block = 128, .density = 0.1},
-           {.block = 128, .density = 0.05},
-           {.block = 128, .density = 0.1, .block_kv = 64},
-           {.block = 384, .density = 0.1, .block_kv = 96},
-           {.block = 64, .density = 0.1, .block_kv = 64, .q_clusters = 300, .kv_clusters = 1000},
-           {.block = 64,
-           .density = 0.25,
-           .block_kv = 64,
-           .q_clusters = 300,
-           .kv_clusters = 1000}}) {
+  for (const Sparse& map : maps) {
     out.push_back(map);
+    const bool is_packed = map.block == 128 || map.kv_clusters > 0;  // rows of 128 are
     for (const int keys : {128, 160, 176}) {
-      out.push_back(map);
-      out.back().packed = keys;
-      if (keys == 176 || (map.q_clusters == 0 && map.block_kv != 96)) continue;
-      out.push_back(out.back());
-      out.back().exact = true;
+      if (is_packed) out.push_back(map), out.back().packed = keys;
+    }
+    for (const ListShape& shape : list_shapes()) {
+      const bool fits = shape.tile.is_packed ? is_packed
+                                             : shape.tile == sm90_tile(map.block, map.block_kv) &&
+                                                   map.kv_clusters == 0;
+      if (!fits) continue;
+      out.push_back(map), out.back().shape = &shape;
     }
   }
   return out;
@@ -510,10 +512,10 @@ int main(int argc, char** argv) {
     return 0;
   }
   Wish wish;
-  bool quick = false, packed = false;
+  bool quick = false, lists = false;
   for (int i = 1; i < argc; ++i) {
     if (std::strcmp(argv[i], "--quick") == 0) quick = true;
-    if (std::strcmp(argv[i], "--packed") == 0) packed = true;
+    if (std::strcmp(argv[i], "--lists") == 0) lists = true;
     if (std::strcmp(argv[i], "--sm80") == 0) {
       wish.kernel = block_sparse_sm80, wish.backward = block_sparse_backward_sm80;
     }
@@ -521,8 +523,9 @@ int main(int argc, char** argv) {
   }
   if (quick) wish.duration = 0.1;
   const c10::InferenceMode no_grad;
-  if (packed) {
-    measure({1, 12, 32760, 128, packed_maps()}, wish);
+  if (lists) {
+    wish.bytes = false;
+    measure({1, 12, 32760, 128, all_lists()}, wish);
     return 0;
   }
   measure({1,

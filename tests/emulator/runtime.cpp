@@ -110,6 +110,9 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
     case cudaDevAttrComputeCapabilityMinor:
       *value = 0;
       break;
+    case cudaDevAttrL2CacheSize:
+      *value = 50 << 20;
+      break;
     case cudaDevAttrMultiProcessorCount:
       *value = 2;
       break;

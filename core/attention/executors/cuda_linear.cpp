@@ -93,15 +93,25 @@ LinearStates linear_states_of_keys(const AttentionPlan& plan, const LinearBranch
 
 LinearStates skipped_linear_states(const AttentionPlan& plan, const LinearBranch& branch,
                                    const LinearStates& keys) {
-  const at::Tensor& classes = selection_of(plan, branch).classes;
-  const at::Tensor skipped = classes.eq(block_class::skip);
-  const std::vector<int64_t> sizes = {keys.states.size(0), keys.states.size(1), classes.size(2),
-                                      classes.size(3)};
+  const at::Tensor classes = selection_of(plan, branch).classes.contiguous();
+  const at::Tensor& states = keys.states;
+  kernels::LinearTakenArgs args;
+  args.batch = states.size(0), args.heads = states.size(1), args.dim = keys.totals.size(3);
+  args.rows = classes.size(2), args.blocks = classes.size(3);
+  args.classes = classes.const_data_ptr<uint8_t>();
+  args.batch_stride = stride_of(classes, 0), args.head_stride = stride_of(classes, 1);
+  args.taken = block_class::skip;
+  args.totals = keys.totals.const_data_ptr<float>();
+  const at::Tensor factors =
+      at::empty({args.batch * args.heads, args.rows, args.blocks}, states.options());
+  const at::Tensor totals =
+      at::empty({args.batch, args.heads, args.rows, args.dim}, keys.totals.options());
+  args.factors = factors.mutable_data_ptr(), args.sums = totals.mutable_data_ptr<float>();
+  ops::run_on("linear_taken", states.device(), args, &kernels::linear_taken_cpu,
+              FOVEA_CUDA_LAUNCHER(linear_taken_cuda));
   // Ones and zeros are exact, and sums are fp32 until they are stored.
-  const auto sum = [&](const at::Tensor& x) {
-    return at::matmul(skipped.to(x.scalar_type()).expand(sizes), x);
-  };
-  return {sum(keys.states), sum(keys.totals)};
+  const at::Tensor sums = at::bmm(factors, states.flatten(0, 1));
+  return {sums.unflatten(0, {args.batch, args.heads}), totals};
 }
 
 bool has_linear_kernel(const AttentionPlan& plan, const LinearBranch& branch,
@@ -145,8 +155,10 @@ at::Tensor linear_result(const AttentionPlan& plan, const LinearBranch& branch,
     args.weight = weight.const_data_ptr();
   }
   if (branch.proj_bias.defined()) {
-    bias = branch.proj_bias.to(at::kFloat).contiguous();
-    args.bias = bias.const_data_ptr<float>();
+    const bool is_half = branch.proj_bias.scalar_type() == at::kBFloat16;
+    bias = (is_half ? branch.proj_bias : branch.proj_bias.to(at::kFloat)).contiguous();
+    args.bias = bias.const_data_ptr();
+    args.bias_type = ops::kernel_dtype(bias.scalar_type());
   }
   if (added.defined()) {
     more = ops::with_aligned_rows(added);

@@ -7,8 +7,26 @@
 
 #include "core/attention/block_pool.h"
 #include "core/attention/planners/grid.h"
+#include "core/attention/select.h"
 
 namespace fovea {
+namespace {
+
+// What kernels make scores of on a GPU, where they can.
+std::optional<ops::MeansOfBlocks> means_on_gpu(const AttentionCall& call, const AttentionPlan& plan,
+                                               const Selection& selection) {
+  const bool fits = call.q.is_cuda() && call.q.scalar_type() == call.k.scalar_type() &&
+                    has_sums_of_blocks(call.q, selection.q_blocks, plan.q_order, call.q_layout) &&
+                    has_sums_of_blocks(call.k, selection.kv_blocks, plan.kv_order, call.kv_layout);
+  if (!fits) return std::nullopt;
+  const ops::SharedBlocks keys =
+      shared_blocks(call.k, selection.kv_blocks, plan.kv_order, call.kv_layout);
+  const std::vector<at::Tensor> means = ops::block_means(
+      {shared_blocks(call.q, selection.q_blocks, plan.q_order, call.q_layout), keys});
+  return ops::MeansOfBlocks{means[0], means[1], keys.offsets};
+}
+
+}  // namespace
 
 BlockSizes BlockSizes::read(Config& options, int64_t q, int64_t kv) {
   BlockSizes out;
@@ -44,8 +62,21 @@ at::Tensor mean_of_all(const PooledTokens& blocks) {
 
 at::Tensor mean_scores(const AttentionCall& call, const AttentionPlan& plan,
                        const Selection& selection) {
+  if (const auto means = means_on_gpu(call, plan, selection)) {
+    if (const auto scores = ops::mean_scores(*means, sm_scale_of(call))) return *scores;
+  }
   return mean_scores(call, pool_blocks(call.q, selection.q_blocks, plan.q_order, call.q_layout),
                      pool_blocks(call.k, selection.kv_blocks, plan.kv_order, call.kv_layout));
+}
+
+at::Tensor keep_highest_means(const AttentionCall& call, const AttentionPlan& plan,
+                              const Selection& selection, double density) {
+  const int64_t count = kept_blocks(density, selection.kv_blocks.num_blocks());
+  if (const auto means = means_on_gpu(call, plan, selection)) {
+    const auto kept = ops::highest_mean_scores(*means, sm_scale_of(call), count);
+    if (kept) return *kept;
+  }
+  return keep_top_k(mean_scores(call, plan, selection), count);
 }
 
 at::Tensor mean_scores(const AttentionCall& call, const PooledTokens& q, const PooledTokens& k) {

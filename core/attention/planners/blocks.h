@@ -39,6 +39,10 @@ at::Tensor mean_scores(const AttentionCall& call, const AttentionPlan& plan,
 /// The same of means that are there already; of keys those of kv heads, not centred.
 at::Tensor mean_scores(const AttentionCall& call, const PooledTokens& q, const PooledTokens& k);
 
+/// keep_top_k(mean_scores(...), kept_blocks(density, kv blocks)), on a GPU in two launches.
+at::Tensor keep_highest_means(const AttentionCall& call, const AttentionPlan& plan,
+                              const Selection& selection, double density);
+
 /// [batch, kv_heads, 1, dim]: the mean of all tokens that are in the means of blocks.
 at::Tensor mean_of_all(const PooledTokens& blocks);
 

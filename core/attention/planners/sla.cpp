@@ -37,9 +37,8 @@ AttentionPlan sla_plan(const AttentionCall& call, const SlaOptions& options,
   if (block_mask.defined()) {
     selection.classes = given_mask(block_mask, selection).to(call.q.device());
   } else {
-    const at::Tensor scores = mean_scores(call, plan, selection);
-    const at::Tensor kept = keep_top_k(scores, kept_blocks(options.density, scores.size(3)));
-    set_classes(selection, kept.to(at::kByte), call);
+    const at::Tensor kept = keep_highest_means(call, plan, selection, options.density);
+    set_classes(selection, kept.view(at::kByte), call);
   }
   LinearBranch linear;
   linear.feature_map = options.feature_map;

@@ -25,11 +25,13 @@ Blocks pool(const at::Tensor& x, const BlockAxis& axis, const TokenOrder& order,
   Blocks out;
   if (has_sums_of_blocks(x, axis, order, layout)) {
     const ops::BlockPositions positions = positions_of_blocks(axis, order, layout, x.device());
-    ops::BlockSums sums =
-        ops::block_sums(x, positions, {}, centred ? ops::SumsOf::rows : ops::SumsOf::both);
-    out.tokens = pooled_sums(sums.rows, axis);
+    ops::BlockSums sums;
     if (centred) {
+      out.tokens = pool_blocks(x, axis, order, layout);
       sums = ops::block_sums(x, positions, mean_of_all(out.tokens), ops::SumsOf::directions);
+    } else {
+      sums = ops::block_sums(x, positions, {}, ops::SumsOf::both);
+      out.tokens = pooled_sums(sums.rows, axis);
     }
     const at::Tensor counted = out.tokens.count.clamp_min(1).unsqueeze(3);
     out.likeness = (sums.directions / counted).square().sum(3);

@@ -17,10 +17,10 @@ TopKPlanner::TopKPlanner(Config& options)
 AttentionPlan TopKPlanner::plan(const AttentionCall& call) {
   AttentionPlan plan = AttentionPlan::dense(name());
   Selection& selection = blocks_.cut(plan, call);
-  const at::Tensor scores = mean_scores(call, plan, selection);
-  const at::Tensor kept = top_p_ > 0 ? keep_top_p(shares_of(scores), top_p_, Crossing::kept, 1)
-                                     : keep_top_k(scores, kept_blocks(density_, scores.size(3)));
-  set_classes(selection, kept.to(at::kByte), call);
+  const at::Tensor kept = top_p_ > 0 ? keep_top_p(shares_of(mean_scores(call, plan, selection)),
+                                                  top_p_, Crossing::kept, 1)
+                                     : keep_highest_means(call, plan, selection, density_);
+  set_classes(selection, kept.view(at::kByte), call);
   return plan;
 }
 

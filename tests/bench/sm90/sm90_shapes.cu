@@ -41,9 +41,8 @@ struct Registers : Base {
 template <typename Shape>
 Contestant contestant_of() {
   char name[64];
-  std::snprintf(name, sizeof name, "%d x %d, %d stages%s%s", Shape::kQueries, Shape::kKeys,
-                Shape::kStages, Shape::kHold ? ", hold" : "",
-                Shape::kTurns == Turns::none ? "" : ", turns");
+  std::snprintf(name, sizeof name, "%d x %d, %d stages%s", Shape::kQueries, Shape::kKeys,
+                Shape::kStages, Shape::kHold ? ", hold" : "");
   return {name,
           [](const Operands& operands) { return launch<Shape, Type::bf16>(operands.args, {}); }};
 }
@@ -188,15 +187,11 @@ void measure(const Problem& p, std::vector<Contestant> contestants, const Wish& 
 
 int main(int argc, char** argv) {
   const Wish wish{argc > 1 ? argv[1] : "", argc > 2};
-  using Wide128 = ForwardShape<128, 2, 128, 2, 0, true>;
-  using Wide160 = Registers<ForwardShape<128, 2, 160, 2, 0, true>, 40, 232>;
-  using Wide176 = Registers<ForwardShape<128, 2, 176, 2, 0, true>, 40, 232>;
+  using Plain = Registers<ForwardShape<128, 2, 128, 2>, 40, 232>;
+  using Hold = Registers<ForwardShape<128, 2, 128, 2, 0, true>, 40, 232>;
   std::vector<Contestant> of_128 = {
       contestant<128, 3, 80, 4, false>(), contestant<128, 3, 80, 4, true>(),
-      contestant<128, 3, 64, 4, true>(),  contestant<128, 2, 128, 2, false>(),
-      contestant_of<Wide128>(),           contestant_of<InTurns<Wide128>>(),
-      contestant_of<Wide160>(),           contestant_of<InTurns<Wide160>>(),
-      contestant_of<Wide176>(),           contestant_of<InTurns<Wide176>>()};
+      contestant<128, 3, 64, 4, true>(), contestant_of<Plain>(), contestant_of<Hold>()};
   for (const auto& of_format :
        {contestants_of_bytes<Type::e4m3>(), contestants_of_bytes<Type::s8>()}) {
     of_128.insert(of_128.end(), of_format.begin(), of_format.end());

@@ -72,12 +72,23 @@ class CudaGradients : public test::CudaBackendTest {
     EXPECT_EQ(executor_->why_not(own.plan, own.call), std::nullopt) << plan.describe();
     const AttentionResult result = executor_->run(own.plan, own.call, nullptr);
     {
+      // Lists may be packed where no gradients are wanted, and sums come in another order then.
       const c10::NoGradGuard no_gradients;
       const AttentionResult without = executor_->run(plan, call, nullptr);
-      test::expect_same_bits(result.out.detach(), without.out, "out");
-      test::expect_same_bits(result.lse.detach(), without.lse, "lse");
+      expect_near(result.out, without.out, 4e-3);
+      expect_near(result.lse, without.lse, 1e-5);
     }
     return own.gradients(behind.loss(result));
+  }
+
+  // NaN and infinities in the same places, and the others apart by so much at most, relative.
+  static void expect_near(const at::Tensor& x, const at::Tensor& y, double most) {
+    const at::Tensor is_finite = y.isfinite();
+    EXPECT_TRUE(x.detach().isfinite().equal(is_finite));
+    const at::Tensor own = x.detach().masked_select(is_finite), other = y.masked_select(is_finite);
+    if (own.numel() > 0) {
+      EXPECT_LE(test::relative_error(own, other), most);
+    }
   }
 
   // Rules M1 and M3 to M6 with the factors of gradients, and the same bits in a second run.

@@ -10,6 +10,7 @@
 #include "core/attention/executors/reference.h"
 #include "core/attention/plan_store.h"
 #include "core/attention/planner.h"
+#include "core/attention/planners/blocks.h"
 #include "core/attention/select.h"
 #include "core/check.h"
 #include "tests/support/files.h"
@@ -148,6 +149,38 @@ TEST(TopKPlanner, KeepsTheBlocksWithTheHighestMeans) {
                                        keys.view({1, 2, 8, 16, 8}).mean(3).transpose(2, 3));
   const at::Tensor best = std::get<1>(scores.topk(2, 3));
   EXPECT_TRUE(classes.to(at::kLong).gather(3, best).eq(1).all().item<bool>());
+}
+
+// What kernels make of means in two launches is what tensor operations give.
+TEST(MeanScores, OfKernelsAreThoseOfTensors) {
+  at::manual_seed(4);
+  TokenLayout with_text = TokenLayout::grid(2, 9, 12);
+  with_text.append(TokenLayout::text(21));
+  for (const BlockSizes& sizes : {BlockSizes{.q = 32, .kv = 20, .tile = {}},
+                                  BlockSizes{.tile = std::array<int64_t, 3>{1, 4, 8}}}) {
+    for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
+      AttentionCall call = make_call(with_text, 4, 16);
+      call.q = call.q.to(type), call.k = (call.k.slice(1, 0, 2) + 3).to(type);
+      AttentionPlan plan = AttentionPlan::dense("test");
+      const Selection& selection = sizes.cut(plan, call);
+      const auto side = [&](const at::Tensor& x, const BlockAxis& axis, const TokenOrder& order) {
+        return shared_blocks(x, axis, order, with_text);
+      };
+      const ops::SharedBlocks keys = side(call.k, selection.kv_blocks, plan.kv_order);
+      const std::vector<at::Tensor> means =
+          ops::block_means({side(call.q, selection.q_blocks, plan.q_order), keys});
+      const auto expected = pool_blocks(call.k, selection.kv_blocks, plan.kv_order, with_text);
+      EXPECT_LE(relative_error(means[1], expected.mean), 1e-6);
+      const ops::MeansOfBlocks both{means[0], means[1], keys.offsets};
+      const double scale = sm_scale_of(call);
+      const at::Tensor scores = *ops::mean_scores(both, scale);
+      EXPECT_LE(relative_error(scores, mean_scores(call, plan, selection)), 1e-5);
+      const at::Tensor kept = *ops::highest_mean_scores(both, scale, 3);
+      EXPECT_TRUE(kept.equal(keep_top_k(scores, 3)));
+      EXPECT_TRUE(kept.equal(
+          keep_highest_means(call, plan, selection, 3.0 / static_cast<double>(scores.size(3)))));
+    }
+  }
 }
 
 TEST(TopKPlanner, IgnoresPaddingAndKeepsText) {

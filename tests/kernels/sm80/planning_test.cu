@@ -14,6 +14,7 @@
 
 #include "kernels/attention/block_scores.h"
 #include "kernels/attention/linear_blocks.h"
+#include "kernels/attention/mean_scores.h"
 #include "kernels/attention/select_blocks.h"
 #include "tests/kernels/gpu_test.h"
 
@@ -201,6 +202,173 @@ TEST_F(Sm80Planning, RefusesSumsOfOtherRows) {
   EXPECT_EQ(block_sums_cuda(args, {}).code, StatusCode::unsupported);
 }
 
+// ---- Means, their products and the choice -------------------------------------------------------
+
+struct MeansProblem {
+  int heads = 3, kv_heads = 3, len = 700, dim = 128, q_blocks = 35;
+  bool sorted = false, tokens_first = true;
+};
+
+class Sm80Means : public Sm80Planning {
+ protected:
+  // Both sides in one launch, against the twin.
+  template <typename T>
+  void check_means(const MeansProblem& p, DType type, const std::vector<T> (&x)[2],
+                   const std::vector<int32_t> (&ends)[2]) {
+    const auto numbers = [&](int side, int heads) {
+      return static_cast<int64_t>(ends[side].size() - 1) * 2 * heads * p.dim;
+    };
+    Both<int32_t> order(shuffled(p.len)), both_ends[2] = {Both(ends[0]), Both(ends[1])};
+    Both<T> rows[2] = {Both(x[0]), Both(x[1])};
+    Both<float> means[2] = {{numbers(0, p.heads), NAN}, {numbers(1, p.kv_heads), NAN}};
+    const auto args = [&](bool device) {
+      BlockMeansArgs out;
+      out.batch = 2, out.dim = p.dim, out.num_sides = 2;
+      for (int i = 0; i < 2; ++i) {
+        const int64_t heads = i == 0 ? p.heads : p.kv_heads;
+        BlockMeansArgs::Side& side = out.sides[i];
+        side.heads = heads, side.rows = p.len;
+        side.blocks = static_cast<int64_t>(ends[i].size()) - 1;
+        side.x = {rows[i].on(device), type, heads * p.len * p.dim,
+                  p.tokens_first ? p.dim : p.len * p.dim, p.tokens_first ? heads * p.dim : p.dim};
+        if (p.sorted) side.order = order.on(device);
+        side.offsets = both_ends[i].on(device), side.means = means[i].on(device);
+      }
+      return out;
+    };
+    block_means_cpu(args(false));
+    ASSERT_TRUE(block_means_cuda(args(true), {}).ok());
+    for (const Both<float>& own : means) {
+      EXPECT_EQ(own.device.read(), own.host) << p.dim << " channels, " << p.heads << " heads";
+    }
+  }
+
+  // Changes the first block that is not empty so that the mean of all is 0 or 1: exact.
+  static void make_centre_whole(std::vector<float>& k, const std::vector<int32_t>& ends, int dim) {
+    const size_t blocks = ends.size() - 1, of_head = blocks * static_cast<size_t>(dim);
+    for (size_t head = 0; head < k.size() / of_head; ++head) {
+      for (int c = 0; c < dim; ++c) {
+        float* const own = k.data() + head * of_head + c;
+        float sum = 0, count = 0;
+        for (size_t j = 0; j < blocks; ++j) {
+          if (ends[j + 1] > ends[j]) sum += own[j * static_cast<size_t>(dim)], ++count;
+        }
+        own[0] += (c % 2 == 0 ? 0 : count) - sum;
+      }
+    }
+  }
+
+  void check_scores(const MeansProblem& p, const std::vector<float> (&means)[2],
+                    const std::vector<int32_t>& ends, int32_t least) {
+    const int64_t kv_blocks = static_cast<int64_t>(ends.size()) - 1, q_blocks = p.q_blocks;
+    Both<float> q(means[0]), k(means[1]), scores(2 * p.heads * q_blocks * kv_blocks, NAN);
+    Both<int32_t> both_ends(ends);
+    Both<uint8_t> chosen(2 * p.heads * q_blocks * kv_blocks, 2);
+    const auto args = [&](bool device) {
+      MeanScoresArgs out;
+      out.batch = 2, out.heads = p.heads, out.kv_heads = p.kv_heads, out.dim = p.dim;
+      out.q_blocks = q_blocks, out.kv_blocks = kv_blocks;
+      out.q = q.on(device), out.k = k.on(device), out.kv_offsets = both_ends.on(device);
+      out.scale = 0.25f, out.least = least;
+      out.scores = scores.on(device), out.chosen = reinterpret_cast<bool*>(chosen.on(device));
+      return out;
+    };
+    const std::string what = std::to_string(p.dim) + " channels, " + std::to_string(kv_blocks) +
+                             " keys, " + std::to_string(least) + " chosen";
+    mean_scores_cpu(args(false));
+    ASSERT_TRUE(mean_scores_cuda(args(true), {}).ok());
+    EXPECT_EQ(scores.device.read(), scores.host) << what;
+    EXPECT_EQ(chosen.device.read(), chosen.host) << what;
+    const DeviceArray<uint8_t> alone(std::vector<uint8_t>(chosen.host.size(), 2));
+    MeanScoresArgs choice = args(true);
+    choice.scores = nullptr, choice.chosen = reinterpret_cast<bool*>(alone.data());
+    ASSERT_TRUE(mean_scores_cuda(choice, {}).ok());
+    EXPECT_EQ(alone.read(), chosen.host) << what;
+  }
+
+  // Of any numbers, whose sums depend on their order.
+  void check_repeats(int dim) {
+    const MeansProblem p{.dim = dim};
+    const std::vector<int32_t> ends = offsets(p.len, 40);
+    const auto blocks = static_cast<int64_t>(ends.size()) - 1;
+    const DeviceArray<int32_t> on_ends(ends);
+    const DeviceArray<uint16_t> x(as_bf16(normals(static_cast<size_t>(3 * p.len * dim))));
+    const DeviceArray<float> means(std::vector<float>(static_cast<size_t>(3 * blocks * dim), NAN));
+    const DeviceArray<float> scores(
+        std::vector<float>(static_cast<size_t>(3 * blocks * blocks), NAN));
+    BlockMeansArgs sums;
+    sums.batch = 1, sums.dim = dim;
+    sums.sides[0] = {.heads = 3,
+                     .rows = p.len,
+                     .x = {x.data(), DType::bf16, 0, dim, 3 * dim},
+                     .offsets = on_ends.data(),
+                     .blocks = blocks,
+                     .means = means.data()};
+    MeanScoresArgs args;
+    args.batch = 1, args.heads = args.kv_heads = 3, args.dim = dim;
+    args.q_blocks = args.kv_blocks = blocks;
+    args.q = args.k = means.data(), args.kv_offsets = on_ends.data(), args.scores = scores.data();
+    expect_same_every_time([&] {
+      EXPECT_TRUE(block_means_cuda(sums, {}).ok() && mean_scores_cuda(args, {}).ok());
+      return scores.read();
+    });
+  }
+};
+
+// Sums of small integers are exact.
+TEST_F(Sm80Means, AreTheTwins) {
+  for (const int dim : {8, 40, 64, 128, 256}) {
+    for (const bool other : {false, true}) {
+      const MeansProblem p{
+          .heads = other ? 6 : 3, .dim = dim, .sorted = other, .tokens_first = !other};
+      const std::vector<int32_t> ends[2] = {offsets(p.len, 90), offsets(p.len, 20)};
+      const auto count = [&](int heads) { return static_cast<size_t>(2 * heads) * p.len * dim; };
+      const std::vector<float> wide[2] = {integers(count(p.heads), -9, 9),
+                                          integers(count(p.kv_heads), -9, 9)};
+      check_means(p, DType::f32, wide, ends);
+      const std::vector<uint16_t> half[2] = {as_bf16(wide[0]), as_bf16(wide[1])};
+      check_means(p, DType::bf16, half, ends);
+    }
+  }
+}
+
+TEST_F(Sm80Means, ChooseAsTheTwinDoes) {
+  for (const int dim : {8, 40, 128, 256}) {
+    for (const int kv_blocks : {1, 31, 255, 256, 300, 700, 1400}) {
+      if (kv_blocks > 300 && dim != 40) continue;
+      const MeansProblem p{.heads = 4, .kv_heads = dim == 128 ? 2 : 4, .dim = dim};
+      std::vector<int32_t> ends = {0};
+      for (int j = 0; j < kv_blocks; ++j) ends.push_back(ends.back() + (j % 5 == 4 ? 0 : 2));
+      std::vector<float> means[2] = {
+          integers(static_cast<size_t>(2 * p.heads * p.q_blocks * dim), -3, 3),
+          integers(static_cast<size_t>(2 * p.kv_heads * kv_blocks * dim), -3, 3)};
+      make_centre_whole(means[1], ends, dim);
+      for (const int32_t least : {1, kv_blocks / 20, kv_blocks}) {
+        check_scores(p, means, ends, least);
+      }
+    }
+  }
+}
+
+TEST_F(Sm80Means, GiveTheSameBitsEachTime) {
+  check_repeats(64);
+  check_repeats(128);
+}
+
+TEST_F(Sm80Means, RefuseWhatTheyDoNotTake) {
+  BlockMeansArgs means;
+  means.batch = 1, means.dim = 12;
+  means.sides[0].x.dtype = DType::bf16;
+  means.sides[0].heads = means.sides[0].blocks = means.sides[0].rows = 1;
+  EXPECT_EQ(block_means_cuda(means, {}).code, StatusCode::unsupported);
+  MeanScoresArgs args;
+  args.batch = args.heads = args.kv_heads = args.q_blocks = 1;
+  args.dim = 128, args.kv_blocks = 1 << 20;
+  EXPECT_EQ(mean_scores_cuda(args, {}).code, StatusCode::unsupported);
+  args.dim = 264, args.kv_blocks = 1;
+  EXPECT_EQ(mean_scores_cuda(args, {}).code, StatusCode::unsupported);
+}
+
 // ---- Linear attention ---------------------------------------------------------------------------
 
 struct LinearProblem {
@@ -286,7 +454,9 @@ class Sm80Linear : public Sm80Planning {
     }
     Both<float> totals(sums);
     Both<uint16_t> weight(as_bf16(exact ? integers(matrix, -1, 1) : normals(matrix)));
-    Both<float> bias(integers(static_cast<size_t>(p.dim), -3, 3));
+    const std::vector<float> shift = integers(static_cast<size_t>(p.dim), -3, 3);
+    Both<float> bias(shift);
+    Both<uint16_t> half_bias(as_bf16(shift));
     Both<uint16_t> added(as_bf16(exact ? integers(p.numbers(), -9, 9) : normals(p.numbers())));
     Both<uint16_t> out(std::vector<uint16_t>(p.numbers(), 0x7fc0));
     const auto args = [&](bool device) {
@@ -299,7 +469,8 @@ class Sm80Linear : public Sm80Planning {
       to.epsilon = exact ? 0 : 1e-5f;
       if (p.projected) {
         to.weight = device ? weight.device.data() : weight.host.data();
-        to.bias = device ? bias.device.data() : bias.host.data();
+        to.bias = bias.on(device);
+        if (p.most < 65) to.bias = half_bias.on(device), to.bias_type = DType::bf16;
       }
       if (p.added) to.added = p.rows<HeadRows>(device ? added.device.data() : added.host.data());
       to.out = p.rows<MutableHeadRows>(device ? out.device.data() : out.host.data());
@@ -312,6 +483,32 @@ class Sm80Linear : public Sm80Planning {
     } else {
       EXPECT_LE(apart(out.device.read(), out.host), 1e-2) << what(p);
     }
+  }
+
+  void check_taken(int dim, int64_t rows, int64_t blocks, bool is_shared) {
+    constexpr int64_t kBatch = 2, kHeads = 3;
+    std::vector<uint8_t> drawn;
+    const int64_t maps = is_shared ? kHeads : kBatch * kHeads;
+    for (const float x : integers(static_cast<size_t>(maps * rows * blocks), 0, 2)) {
+      drawn.push_back(static_cast<uint8_t>(x));
+    }
+    Both<uint8_t> classes(drawn);
+    Both<float> totals(integers(static_cast<size_t>(kBatch * kHeads * blocks * dim), -9, 9));
+    Both<uint16_t> factors(kBatch * kHeads * rows * blocks, 0x7fc0);
+    Both<float> sums(kBatch * kHeads * rows * dim, NAN);
+    const auto args = [&](bool device) {
+      LinearTakenArgs out;
+      out.batch = kBatch, out.heads = kHeads, out.dim = dim, out.rows = rows, out.blocks = blocks;
+      out.classes = classes.on(device), out.taken = 1;
+      out.head_stride = rows * blocks, out.batch_stride = is_shared ? 0 : kHeads * rows * blocks;
+      out.totals = totals.on(device);
+      out.factors = factors.on(device), out.sums = sums.on(device);
+      return out;
+    };
+    linear_taken_cpu(args(false));
+    ASSERT_TRUE(linear_taken_cuda(args(true), {}).ok());
+    EXPECT_EQ(factors.device.read(), factors.host) << rows << " x " << blocks;
+    EXPECT_EQ(sums.device.read(), sums.host) << rows << " x " << blocks << ", dim " << dim;
   }
 
   void for_each_problem(const std::function<void(const LinearProblem&)>& f) {
@@ -364,6 +561,16 @@ TEST_F(Sm80Linear, KnowsAllFeatures) {
       check_states(p, /*exact=*/false);
       check_out(p, /*exact=*/false);
     });
+  }
+}
+
+TEST_F(Sm80Linear, AddsUpTotalsOfBlocksThatAreTaken) {
+  for (const int dim : {64, 128}) {
+    for (const int64_t rows : {1, 16, 37}) {
+      for (const int64_t blocks : {1, 31, 256, 300, 600}) {
+        check_taken(dim, rows, blocks, rows == 16);
+      }
+    }
   }
 }
 
