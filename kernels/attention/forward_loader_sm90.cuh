@@ -14,11 +14,15 @@ namespace fovea::kernels::sm90 {
 
 using wgmma::Type;
 
+/// What the two warpgroups of a block of 8-bit numbers do in turns: nothing, start products, or
+/// make exponentials.
+enum class Turns : uint8_t { none, products, weights };
+
 /// The shape of a kernel of 16-bit numbers; without pieces it is for dense attention, with one or
 /// two for lists.
 template <int kDim_, int kGroups_, int kKeys_, int kStages_, int kPieces_ = 0, bool kHold_ = false>
 struct ForwardShape {
-  static constexpr bool kIsBytes = false, kTwice = false, kTurns = false, kPacked = false;
+  static constexpr bool kIsBytes = false, kTwice = false, kPacked = false;
   static constexpr bool kPrefetches = kPieces_ > 0;  // the next head's keys and values
   static constexpr int kHeights = 1;                 // of copied boxes of keys
   static constexpr int kDim = kDim_;                 // channels of a head
@@ -56,7 +60,7 @@ struct ForwardShape {
 /// (FlashAttention-3, arXiv:2407.08608, section 3.1).
 template <typename Base>
 struct InTurns : Base {
-  static constexpr bool kTurns = true;
+  static constexpr Turns kTurns = Turns::products;
 };
 
 /// The shape of a kernel of 8-bit numbers, in two warpgroups and steps of 128 keys, one span each.
@@ -70,7 +74,10 @@ struct InTurns : Base {
 template <int kDim_, Type kLogits_, bool kListed_, bool kByKey_, bool kOnline_>
 struct BytesShape {
   static constexpr bool kTwice = !kOnline_;  // keys come twice
-  static constexpr bool kIsBytes = true, kTurns = false, kPacked = false;
+  static constexpr bool kIsBytes = true, kPacked = false;
+  static constexpr Turns kTurns = Turns::none;
+  static constexpr bool kValuesFirst = false, kWholeMax = false;
+  static constexpr int kByPolynomial = 0;
   static constexpr bool kPrefetches = kListed_;
   static constexpr int kHeights = 1;
   static constexpr Type kLogits = kLogits_;
@@ -92,6 +99,24 @@ struct BytesShape {
   static constexpr int kComputeRegisters = 216;
   static constexpr int kSlots = 2;
   static constexpr int kValueStages = kStages;
+};
+
+/// The same in turns of exponentials, and with first half of a step's O added before these.
+template <typename Base, bool kValuesFirst_>
+struct WeighInTurns : Base {
+  static constexpr Turns kTurns = Turns::weights;
+  static constexpr bool kValuesFirst = kValuesFirst_;
+};
+/// With maxima of the bits of logits as integers, three at a time.
+template <typename Base>
+struct WholeMax : Base {
+  static constexpr bool kWholeMax = true;
+};
+
+/// Of 8 exponentials so many are made by polynomials.
+template <typename Base, int kByPolynomial_>
+struct ByPolynomial : Base {
+  static constexpr int kByPolynomial = kByPolynomial_;
 };
 
 /// What a tile of queries has to do; `steps` below 0: there are no more tiles.

@@ -34,16 +34,18 @@ struct TileWorker {
 
   /// Turns of the two warpgroups; the first one begins.
   __device__ void begin_turns() const {
-    if (group == 1) pass_turn();
+    if (group == 1) pass_turn(Shape::kTurns);
   }
-  __device__ void take_turn() const {
-    if constexpr (Shape::kTurns) ptx::named_sync(kFirstTurn + group, 256);
+  __device__ void take_turn(Turns what) const {
+    if (what == Turns::none || what != Shape::kTurns) return;
+    ptx::named_sync(kFirstTurn + group, 256);
   }
-  __device__ void pass_turn() const {
-    if constexpr (Shape::kTurns) ptx::named_arrive(kFirstTurn + 1 - group, 256);
+  __device__ void pass_turn(Turns what) const {
+    if (what == Turns::none || what != Shape::kTurns) return;
+    ptx::named_arrive(kFirstTurn + 1 - group, 256);
   }
   __device__ void end_turns() const {
-    if (group == 0) take_turn();
+    if (group == 0) take_turn(Shape::kTurns);
   }
   static constexpr int kFirstTurn = 4;  // behind the barriers of results
 

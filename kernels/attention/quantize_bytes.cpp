@@ -107,7 +107,7 @@ void column_stats_cpu(const ColumnStatsArgs& args) {
   const BytesFrom& from = args.from;
   for (int64_t i = 0; i < from.batch * from.heads; ++i) {
     std::vector<double> sum(static_cast<size_t>(from.dim), 0);
-    std::fill_n(args.largest + i * from.dim, from.dim, 0.0f);
+    std::vector<float> largest(static_cast<size_t>(from.dim), 0);
     int64_t count = 0;
     for (int64_t position = 0; position < from.len; ++position) {
       const uint16_t* row = row_of(from, i / from.heads, i % from.heads, position);
@@ -115,10 +115,13 @@ void column_stats_cpu(const ColumnStatsArgs& args) {
       ++count;
       for (int64_t d = 0; d < from.dim; ++d) {
         const float x = number(from, row[d]);
-        float& own = args.largest[i * from.dim + d];
+        float& own = largest[static_cast<size_t>(d)];
         own = larger(std::fabs(x), own);
         sum[static_cast<size_t>(d)] += x;
       }
+    }
+    if (args.largest != nullptr) {
+      std::copy(largest.begin(), largest.end(), args.largest + i * from.dim);
     }
     if (args.mean == nullptr) continue;
     for (int64_t d = 0; d < from.dim; ++d) {

@@ -1,5 +1,6 @@
 #include "kernels/attention/quantize_bytes.h"
 
+#include <cstdlib>
 #include <limits>
 
 #include <cuda_bf16.h>
@@ -27,13 +28,14 @@ struct Unit {
   float x[kUnit];
 };
 
-__device__ Unit widened(const uint4& bits, DType dtype) {
+template <DType kFrom>
+__device__ Unit widened(const uint4& bits) {
   const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
   Unit out;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     float2 both;
-    if (dtype == DType::bf16) {
+    if constexpr (kFrom == DType::bf16) {
       both = {__uint_as_float(words[i] << 16), __uint_as_float(words[i] & 0xffff0000)};
     } else {
       both = __half22float2(*reinterpret_cast<const __half2*>(&words[i]));
@@ -43,13 +45,19 @@ __device__ Unit widened(const uint4& bits, DType dtype) {
   return out;
 }
 
-/// Where a head's rows are.
+/// Where a head's rows are. Positions and distances have 32 bits: see check_grid().
 struct Source {
   const BytesFrom& from;
   const uint16_t* data;
   const int32_t* order;
+  int len, stride;
+  uint32_t in_rows;
 
-  __device__ Source(const BytesFrom& of, int64_t item, int64_t head) : from(of) {
+  __device__ Source(const BytesFrom& of, int64_t item, int64_t head)
+      : from(of),
+        len(static_cast<int>(of.len)),
+        stride(static_cast<int>(of.x.row_stride)),
+        in_rows(static_cast<uint32_t>(of.in_rows)) {
     data = static_cast<const uint16_t*>(of.x.data) + item * of.x.batch_stride +
            head / (of.heads / of.in_heads) * of.x.head_stride;
     order = of.order.rows == nullptr
@@ -59,16 +67,16 @@ struct Source {
   static constexpr int kNone = -1, kWrong = -2;
 
   /// The row of a position, or one of these; see report().
-  __device__ int find(int64_t position) const {
-    if (position >= from.len) return kNone;
-    const int64_t row = order == nullptr ? position : order[position];
-    if (row >= 0 && row < from.in_rows) return static_cast<int>(row);
-    return row == -1 ? kNone : kWrong;
+  __device__ int find(int position) const {
+    if (position >= len) return kNone;
+    const int row = order == nullptr ? position : order[position];
+    return static_cast<uint32_t>(row) < in_rows ? row : row == -1 ? kNone : kWrong;
   }
   /// Zeros where there is none.
   __device__ uint4 load(int row, int lane) const {
     if (row < 0) return {0, 0, 0, 0};
-    return *reinterpret_cast<const uint4*>(data + row * from.x.row_stride + lane * kUnit);
+    return *reinterpret_cast<const uint4*>(data + static_cast<int64_t>(row) * stride +
+                                           lane * kUnit);
   }
   /// What follows a store waits for it, so this comes behind all loads.
   template <int kCount>
@@ -86,14 +94,20 @@ __device__ uint32_t e4m3_of(float x0, float x1, float x2, float x3) {
   return low | static_cast<uint32_t>(high) << 16;
 }
 
-__device__ uint32_t int8_of(const float (&x)[4]) {
-  uint32_t out = 0;
+/// Plain numbers are at most 127 by magnitude: beside 1.5 * 2^23 they become whole, and their bits
+/// those of the sum. Conversions, an eighth as fast, are for what is left.
+__device__ uint32_t int8_of(const float (&x)[4], bool is_plain) {
+  uint32_t bits[4];
+  if (is_plain) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int n = min(max(__float2int_rn(x[i]), -127), 127);
-    out |= (static_cast<uint32_t>(n) & 255) << 8 * i;
+    for (int i = 0; i < 4; ++i) bits[i] = __float_as_uint(x[i] + 12582912.0f);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      bits[i] = static_cast<uint32_t>(min(max(__float2int_rn(x[i]), -127), 127));
+    }
   }
-  return out;
+  return (bits[0] & 255) | (bits[1] & 255) << 8 | (bits[2] & 255) << 16 | bits[3] << 24;
 }
 
 /// x / scale as a division rounds it: with the number nearest to the reciprocal one correction is
@@ -109,6 +123,8 @@ class Divider {
     if (isinf(scale)) scaled_ = correction_ = 0;  // x times 0 then, which is NaN if x is infinite
   }
   __device__ float scale() const { return scale_; }
+  /// Quotients of what has such a scale are as large as they should be.
+  __device__ bool is_plain() const { return scale_ > 0x1p-100f && scale_ < 0x1p126f; }
   __device__ float operator()(float x) const {
     const float scaled = x * factor_, q = scaled * inverse_;
     return fmaf(fmaf(-q, scaled_, scaled), correction_, q);
@@ -118,14 +134,24 @@ class Divider {
   float scale_, factor_, scaled_, inverse_, correction_;
 };
 
-__device__ uint2 bytes_of(const Unit& unit, const Divider& divide, ByteFormat format) {
+template <ByteFormat kFormat>
+__device__ uint2 bytes_of(const Unit& unit, const Divider& divide) {
   float n[kUnit];
 #pragma unroll
   for (int i = 0; i < kUnit; ++i) n[i] = divide(unit.x[i]);
-  if (format == ByteFormat::e4m3) {
+  if constexpr (kFormat == ByteFormat::e4m3) {
     return {e4m3_of(n[0], n[1], n[2], n[3]), e4m3_of(n[4], n[5], n[6], n[7])};
+  } else {
+    const bool is_plain = divide.is_plain();
+    return {int8_of({n[0], n[1], n[2], n[3]}, is_plain),
+            int8_of({n[4], n[5], n[6], n[7]}, is_plain)};
   }
-  return {int8_of({n[0], n[1], n[2], n[3]}), int8_of({n[4], n[5], n[6], n[7]})};
+}
+
+/// Blocks of a tensor's second reading, from the last to the first: the end of the first reading is
+/// in the cache still.
+__device__ uint3 from_the_last() {
+  return {gridDim.x - 1 - blockIdx.x, gridDim.y - 1 - blockIdx.y, gridDim.z - 1 - blockIdx.z};
 }
 
 /// The largest of a block, for all of its threads.
@@ -143,7 +169,7 @@ __device__ uint32_t largest_of_block(uint32_t own) {
 // ---- Columns: largest magnitudes and means ------------------------------------------------------
 
 /// Grid: chunks, heads, batch. `largest` is 0.
-template <int kLanes>
+template <int kLanes, DType kFrom>
 __global__ void __launch_bounds__(kThreads) column_stats_kernel(ColumnStatsArgs args) {
   constexpr int kRows = kThreads / kLanes;
   constexpr int kDim = kLanes * kUnit;
@@ -158,7 +184,7 @@ __global__ void __launch_bounds__(kThreads) column_stats_kernel(ColumnStatsArgs 
   float sum[kUnit] = {};
   uint32_t top[kUnit] = {};
   int own = 0;
-  const int64_t first = blockIdx.x * kChunkRows + row;
+  const int first = static_cast<int>(blockIdx.x * kChunkRows) + row;
 #pragma unroll 1
   for (int i = 0; i < kChunkRows; i += kRows * kAtOnce) {
     int at[kAtOnce];
@@ -170,7 +196,7 @@ __global__ void __launch_bounds__(kThreads) column_stats_kernel(ColumnStatsArgs 
 #pragma unroll
     for (int turn = 0; turn < kAtOnce; ++turn) {
       own += at[turn] >= 0;
-      const Unit unit = widened(bits[turn], args.from.x.dtype);
+      const Unit unit = widened<kFrom>(bits[turn]);
 #pragma unroll
       for (int c = 0; c < kUnit; ++c) {
         sum[c] += unit.x[c];
@@ -193,25 +219,38 @@ __global__ void __launch_bounds__(kThreads) column_stats_kernel(ColumnStatsArgs 
     most = max(most, tops[i][threadIdx.x]);
   }
   const int64_t of_head = item * args.from.heads + head;
-  atomicMax(reinterpret_cast<uint32_t*>(args.largest) + of_head * kDim + threadIdx.x, most);
+  if (args.largest != nullptr) {
+    atomicMax(reinterpret_cast<uint32_t*>(args.largest) + of_head * kDim + threadIdx.x, most);
+  }
   if (args.mean == nullptr) return;
   float* const out = args.sums + (of_head * gridDim.x + blockIdx.x) * (kDim + 1);
   out[threadIdx.x] = all;
   if (threadIdx.x == 0) out[kDim] = static_cast<float>(count);
 }
 
-/// Sums of chunks, always in the same order. Grid: heads, batch; a thread a channel.
-__global__ void mean_kernel(ColumnStatsArgs args, int64_t chunks) {
+constexpr int kSlices = 8;  // of chunks, side by side
+
+/// Sums of chunks, always in the same order. Grid: heads, batch; kSlices threads a channel.
+__global__ void __launch_bounds__(kSlices * 128) mean_kernel(ColumnStatsArgs args, int64_t chunks) {
+  __shared__ float sums[kSlices][128], counts[kSlices];
   const int64_t of_head = blockIdx.y * args.from.heads + blockIdx.x;
-  const int64_t dim = args.from.dim;
-  const float* const sums = args.sums + of_head * chunks * (dim + 1);
+  const int dim = static_cast<int>(args.from.dim);
+  const int slice = static_cast<int>(threadIdx.x) / dim;
+  const int channel = static_cast<int>(threadIdx.x) % dim;
+  const float* const own = args.sums + of_head * chunks * (dim + 1);
   float sum = 0, count = 0;
 #pragma unroll 8
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-    sum += sums[chunk * (dim + 1) + threadIdx.x];
-    count += sums[chunk * (dim + 1) + dim];
+  for (int64_t chunk = slice; chunk < chunks; chunk += kSlices) {
+    sum += own[chunk * (dim + 1) + channel];
+    count += own[chunk * (dim + 1) + dim];
   }
-  args.mean[of_head * dim + threadIdx.x] = sum / fmaxf(count, 1);
+  sums[slice][channel] = sum;
+  if (channel == 0) counts[slice] = count;
+  __syncthreads();
+  if (slice > 0) return;
+#pragma unroll
+  for (int i = 1; i < kSlices; ++i) sum += sums[i][channel], count += counts[i];
+  args.mean[of_head * dim + channel] = sum / fmaxf(count, 1);
 }
 
 // ---- Rows ---------------------------------------------------------------------------------------
@@ -223,8 +262,9 @@ struct Kept {
   uint32_t rows;
 };
 
-/// What is quantized of a head.
-template <int kLanes>
+/// What is quantized of a head. Types are the compiler's, as these kernels have more instructions
+/// to run than bytes to wait for.
+template <int kLanes, DType kFrom, ByteFormat kFormat>
 struct RowWriter {
   const ByteRowsArgs& args;
   Source source;
@@ -247,12 +287,12 @@ struct RowWriter {
 
   /// Of positions `step` apart up to `end`.
   template <int kCount>
-  __device__ void load(int64_t first, int step, int64_t end, Kept<kCount>& kept) const {
+  __device__ void load(int first, int step, int end, Kept<kCount>& kept) const {
     int row[kCount];
     kept.rows = 0;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      const int64_t position = first + i * step;
+      const int position = first + i * step;
       row[i] = position < end ? source.find(position) : Source::kNone;
       kept.rows |= static_cast<uint32_t>(row[i] >= 0) << i;
     }
@@ -263,7 +303,7 @@ struct RowWriter {
   /// What is quantized; zeros where there is no row.
   template <int kCount>
   __device__ Unit unit_of(const Kept<kCount>& kept, int i) const {
-    Unit unit = widened(kept.bits[i], args.from.x.dtype);
+    Unit unit = widened<kFrom>(kept.bits[i]);
     if (args.dot == nullptr && (kept.rows >> i & 1) != 0) {
 #pragma unroll
       for (int c = 0; c < kUnit; ++c) unit.x[c] -= mean.x[c];
@@ -284,7 +324,7 @@ struct RowWriter {
     return top;
   }
   /// All lanes of a row come here.
-  __device__ void store(int64_t position, const Unit& unit, const Divider& divide) const {
+  __device__ void store(int position, const Unit& unit, const Divider& divide) const {
     float dot = 0;
     if (args.dot != nullptr) {
 #pragma unroll
@@ -292,10 +332,10 @@ struct RowWriter {
 #pragma unroll
       for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) dot += __shfl_xor_sync(kAll, dot, lanes);
     }
-    if (position >= args.from.len) return;
+    if (position >= source.len) return;
     const int64_t at = of_head * args.from.len + position;
     auto* const out = static_cast<uint8_t*>(args.out) + at * (kLanes * kUnit) + lane * kUnit;
-    *reinterpret_cast<uint2*>(out) = bytes_of(unit, divide, args.format);
+    *reinterpret_cast<uint2*>(out) = bytes_of<kFormat>(unit, divide);
     if (lane != 0) return;
     args.scale[of_head * args.scale_len + position] = divide.scale();
     if (args.dot != nullptr) args.dot[at] = dot * args.dot_factor;
@@ -303,21 +343,22 @@ struct RowWriter {
 };
 
 /// A block of threads a piece. Grid: pieces, heads, batch.
-template <int kLanes>
-__global__ void __launch_bounds__(kThreads) byte_pieces_kernel(ByteRowsArgs args) {
+template <int kLanes, DType kFrom, ByteFormat kFormat>
+__global__ void __launch_bounds__(kThreads, 3) byte_pieces_kernel(ByteRowsArgs args) {
   constexpr int kRows = kThreads / kLanes;
   constexpr int kTurns = 128 / kRows;  // whose rows stay in registers
-  const int64_t head = blockIdx.y, item = blockIdx.z;
-  const RowWriter<kLanes> rows(args, item, head);
+  const uint3 block = from_the_last();
+  const int64_t head = block.y, item = block.z;
+  const RowWriter<kLanes, kFrom, kFormat> rows(args, item, head);
   const int64_t map = item * args.map_batch_stride + head * args.map_head_stride;
-  const int32_t* const offsets = args.offsets + map * (args.num_pieces + 1) + blockIdx.x;
-  const int64_t begin = offsets[0], end = offsets[1];
-  if (begin < 0 || end < begin || end > args.from.len) {
+  const int32_t* const offsets = args.offsets + map * (args.num_pieces + 1) + block.x;
+  const int begin = offsets[0], end = offsets[1];
+  if (begin < 0 || end < begin || end > rows.source.len) {
     *args.from.fault = 1;
     return;
   }
-  const int64_t first = begin + threadIdx.x / kLanes;
-  const auto turns = static_cast<int>((end - begin + kRows - 1) / kRows);
+  const int first = begin + static_cast<int>(threadIdx.x) / kLanes;
+  const int turns = (end - begin + kRows - 1) / kRows;
   Kept<kTurns> kept;
   uint32_t top = 0;
   // From the last rows to the first, which are kept for what follows.
@@ -328,13 +369,13 @@ __global__ void __launch_bounds__(kThreads) byte_pieces_kernel(ByteRowsArgs args
   }
   const Divider divide(byte_scale(__uint_as_float(largest_of_block(top)), args.format));
   // Whole warps go on, as rows are summed up by their lanes.
-  const int64_t behind = std::numeric_limits<int32_t>::max();
+  const int behind = std::numeric_limits<int32_t>::max();
 #pragma unroll 1
   for (int turn = 0; turn < turns; turn += kTurns) {
     if (turn > 0) rows.load(first + turn * kRows, kRows, end, kept);
 #pragma unroll
     for (int i = 0; i < kTurns; ++i) {
-      const int64_t position = first + (turn + i) * kRows;
+      const int position = first + (turn + i) * kRows;
       rows.store(position < end ? position : behind, rows.unit_of(kept, i), divide);
     }
   }
@@ -343,13 +384,13 @@ __global__ void __launch_bounds__(kThreads) byte_pieces_kernel(ByteRowsArgs args
 constexpr int kRowTurns = kAtOnce;
 
 /// The largest magnitude of each head. Grid: chunks of rows, heads, batch. `largest` is 0.
-template <int kLanes>
+template <int kLanes, DType kFrom, ByteFormat kFormat>
 __global__ void __launch_bounds__(kThreads) largest_of_heads_kernel(ByteRowsArgs args) {
   constexpr int kRows = kThreads / kLanes;
-  const RowWriter<kLanes> rows(args, blockIdx.z, blockIdx.y);
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * kRows * kRowTurns;
+  const RowWriter<kLanes, kFrom, kFormat> rows(args, blockIdx.z, blockIdx.y);
+  const int first = static_cast<int>(blockIdx.x * (kRows * kRowTurns) + threadIdx.x / kLanes);
   Kept<kRowTurns> kept;
-  rows.load(first + threadIdx.x / kLanes, kRows, args.from.len, kept);
+  rows.load(first, kRows, rows.source.len, kept);
   const uint32_t top = largest_of_block(rows.largest(kept));
   if (threadIdx.x == 0) {
     atomicMax(reinterpret_cast<uint32_t*>(args.largest) + rows.of_head, top);
@@ -357,13 +398,14 @@ __global__ void __launch_bounds__(kThreads) largest_of_heads_kernel(ByteRowsArgs
 }
 
 /// Rows whose scale is that of their head, or their own. Grid: chunks of rows, heads, batch.
-template <int kLanes>
-__global__ void __launch_bounds__(kThreads) byte_rows_kernel(ByteRowsArgs args) {
+template <int kLanes, DType kFrom, ByteFormat kFormat>
+__global__ void __launch_bounds__(kThreads, 3) byte_rows_kernel(ByteRowsArgs args) {
   constexpr int kRows = kThreads / kLanes;
-  const RowWriter<kLanes> rows(args, blockIdx.z, blockIdx.y);
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * kRows * kRowTurns + threadIdx.x / kLanes;
+  const uint3 block = from_the_last();
+  const RowWriter<kLanes, kFrom, kFormat> rows(args, block.z, block.y);
+  const int first = static_cast<int>(block.x * (kRows * kRowTurns) + threadIdx.x / kLanes);
   Kept<kRowTurns> kept;
-  rows.load(first, kRows, args.from.len, kept);
+  rows.load(first, kRows, rows.source.len, kept);
 #pragma unroll
   for (int turn = 0; turn < kRowTurns; ++turn) {
     const Unit unit = rows.unit_of(kept, turn);
@@ -387,13 +429,14 @@ constexpr int kTileKeys = 128;
 
 /// 128 keys of a head: rows in, columns out. A thread takes four keys whose places are neighbours,
 /// 8 channels of each, and so writes words. Grid: tiles of keys, heads, batch.
-template <int kLanes>
+template <int kLanes, DType kFrom>
 __global__ void __launch_bounds__(kThreads) byte_columns_kernel(ByteColumnsArgs args) {
   constexpr int kDim = kLanes * kUnit;
   constexpr int kWords = kTileKeys / 4;
   __shared__ uint32_t tile[kDim][kWords + 1];
   __shared__ float scale[kDim];
-  const int64_t head = blockIdx.y, item = blockIdx.z;
+  const uint3 block = from_the_last();
+  const int64_t head = block.y, item = block.z;
   const BytesFrom& from = args.from;
   const Source source(from, item, head);
   const int64_t in_head = item * from.in_heads + head / (from.heads / from.in_heads);
@@ -404,10 +447,10 @@ __global__ void __launch_bounds__(kThreads) byte_columns_kernel(ByteColumnsArgs 
   if (args.by_head) top = largest_of_block(top);
   if (thread < kDim) {
     scale[thread] = byte_scale(__uint_as_float(top), ByteFormat::e4m3);
-    if (blockIdx.x == 0) args.scale[of_head * kDim + thread] = scale[thread];
+    if (block.x == 0) args.scale[of_head * kDim + thread] = scale[thread];
   }
   __syncthreads();
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * kTileKeys;
+  const int first = static_cast<int>(block.x * kTileKeys);
   // 8 lanes with neighbouring words, 4 with neighbouring channels: no two in one bank.
 #pragma unroll
   for (int turn = 0; turn < kWords * kLanes / kThreads; ++turn) {
@@ -424,7 +467,7 @@ __global__ void __launch_bounds__(kThreads) byte_columns_kernel(ByteColumnsArgs 
     for (int i = 0; i < 4; ++i) bits[i] = source.load(row[i], lane);
     source.report(row);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) x[i] = widened(bits[i], from.x.dtype);
+    for (int i = 0; i < 4; ++i) x[i] = widened<kFrom>(bits[i]);
 #pragma unroll
     for (int c = 0; c < kUnit; ++c) {
       const int channel = lane * kUnit + c;
@@ -459,6 +502,11 @@ Status check_grid(const BytesFrom& from) {
   if (from.heads > 65535 || from.batch > 65535) {
     return {StatusCode::unsupported, "takes up to 65535 heads and items"};
   }
+  // A block's positions behind the end are counted too.
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max() - kChunkRows;
+  if (from.len > kMost || from.in_rows > kMost || std::abs(from.x.row_stride) > kMost) {
+    return {StatusCode::unsupported, "takes up to 2^31 rows, and as many numbers between two"};
+  }
   return {};
 }
 
@@ -467,50 +515,67 @@ Status fill_zeros(float* data, int64_t count, CudaTarget target) {
   return status_of(cudaMemsetAsync(data, 0, static_cast<size_t>(count) * sizeof(float), stream));
 }
 
-template <int kLanes>
+template <int kLanes, DType kFrom>
 Status run(const ColumnStatsArgs& args, CudaTarget target) {
   const BytesFrom& from = args.from;
   const int64_t chunks = column_chunks(from.len);
   const int64_t numbers = from.batch * from.heads * from.dim;
-  if (const Status status = fill_zeros(args.largest, numbers, target); !status.ok()) return status;
-  const Status status = launch_kernel(column_stats_kernel<kLanes>,
-                                      {grid_of(from, chunks), kThreads, 0, target.stream}, args);
+  Status status;
+  if (args.largest != nullptr) status = fill_zeros(args.largest, numbers, target);
+  if (!status.ok()) return status;
+  status = launch_kernel(column_stats_kernel<kLanes, kFrom>,
+                         {grid_of(from, chunks), kThreads, 0, target.stream}, args);
   if (!status.ok() || args.mean == nullptr) return status;
   const dim3 heads(static_cast<unsigned>(from.heads), static_cast<unsigned>(from.batch));
-  return launch_kernel(mean_kernel, {heads, static_cast<unsigned>(from.dim), 0, target.stream},
-                       args, chunks);
+  return launch_kernel(mean_kernel,
+                       {heads, kSlices * static_cast<unsigned>(from.dim), 0, target.stream}, args,
+                       chunks);
 }
 
-template <int kLanes>
-Status run(const ByteRowsArgs& args, CudaTarget target) {
+template <int kLanes, DType kFrom, ByteFormat kFormat>
+Status run_format(const ByteRowsArgs& args, CudaTarget target) {
   const BytesFrom& from = args.from;
   if (args.offsets != nullptr) {
     if (args.num_pieces == 0) return {};
-    return launch_kernel(byte_pieces_kernel<kLanes>,
+    return launch_kernel(byte_pieces_kernel<kLanes, kFrom, kFormat>,
                          {grid_of(from, args.num_pieces), kThreads, 0, target.stream}, args);
   }
   constexpr int64_t kRows = kThreads / kLanes * kRowTurns;
   const Grid grid = {grid_of(from, (from.len + kRows - 1) / kRows), kThreads, 0, target.stream};
   if (args.largest != nullptr) {
     Status status = fill_zeros(args.largest, from.batch * from.heads, target);
-    if (status.ok()) status = launch_kernel(largest_of_heads_kernel<kLanes>, grid, args);
+    if (status.ok())
+      status = launch_kernel(largest_of_heads_kernel<kLanes, kFrom, kFormat>, grid, args);
     if (!status.ok()) return status;
   }
-  return launch_kernel(byte_rows_kernel<kLanes>, grid, args);
+  return launch_kernel(byte_rows_kernel<kLanes, kFrom, kFormat>, grid, args);
 }
 
-template <int kLanes>
+template <int kLanes, DType kFrom>
+Status run(const ByteRowsArgs& args, CudaTarget target) {
+  return args.format == ByteFormat::e4m3
+             ? run_format<kLanes, kFrom, ByteFormat::e4m3>(args, target)
+             : run_format<kLanes, kFrom, ByteFormat::int8>(args, target);
+}
+
+template <int kLanes, DType kFrom>
 Status run(const ByteColumnsArgs& args, CudaTarget target) {
   const int64_t tiles = (byte_places(args.from.len) + kTileKeys - 1) / kTileKeys;
-  return launch_kernel(byte_columns_kernel<kLanes>,
+  return launch_kernel(byte_columns_kernel<kLanes, kFrom>,
                        {grid_of(args.from, tiles), kThreads, 0, target.stream}, args);
+}
+
+template <DType kFrom, typename Args>
+Status run_type(const Args& args, CudaTarget target) {
+  return args.from.dim == 128 ? run<16, kFrom>(args, target) : run<8, kFrom>(args, target);
 }
 
 template <typename Args>
 Status dispatch(const Args& args, CudaTarget target) {
   if (const Status status = check_grid(args.from); !status.ok()) return status;
   if (is_nothing(args.from)) return {};
-  return args.from.dim == 128 ? run<16>(args, target) : run<8>(args, target);
+  return args.from.x.dtype == DType::bf16 ? run_type<DType::bf16>(args, target)
+                                          : run_type<DType::f16>(args, target);
 }
 
 }  // namespace

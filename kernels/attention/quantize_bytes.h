@@ -26,7 +26,7 @@ struct BytesFrom {
 /// What columns have in common: [batch, heads, dim] each.
 struct ColumnStatsArgs {
   BytesFrom from;
-  float* largest = nullptr;  ///< the largest magnitudes
+  float* largest = nullptr;  ///< the largest magnitudes; null: not wanted
   float* mean = nullptr;     ///< of positions that have a row, 0 of none; null: not wanted
   float* sums = nullptr;     ///< with a mean: [batch, heads, column_chunks(len), dim + 1] workspace
 };

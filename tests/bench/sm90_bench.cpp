@@ -163,7 +163,7 @@ void report(const Status& status) {
 // Random operands in 8-bit numbers.
 struct EightBit {
   at::Tensor q, k, v, q_scale, k_scale, v_scale;
-  at::Tensor k_largest, k_mean, v_largest, sums, lse_more, offsets, fault;
+  at::Tensor k_mean, v_largest, sums, lse_more, offsets, fault;
   ByteFormat format;
 
   EightBit(const Case& c, ByteFormat of, at::Device device) : format(of) {
@@ -180,7 +180,7 @@ struct EightBit {
     q_scale = at::full({c.batch, c.heads, c.len}, integers ? 1.0 / 32 : 1.0 / 64, floats);
     k_scale = at::full({c.batch, c.heads, places}, integers ? 1.0 / 32 : 1.0 / 64, floats);
     v_scale = at::full({c.batch, c.heads, c.dim}, 1.0 / 64, floats);
-    k_largest = at::empty_like(v_scale), v_largest = at::empty_like(v_scale);
+    v_largest = at::empty_like(v_scale);
     k_mean = at::empty_like(v_scale), lse_more = at::empty_like(q_scale);
     sums = at::empty({c.batch, c.heads, column_chunks(c.len), c.dim + 1}, floats);
     const auto ints = floats.dtype(at::kInt);
@@ -208,13 +208,10 @@ struct EightBit {
       out.fault = fault.mutable_data_ptr<int32_t>();
       return out;
     };
+    // What is read twice is read again at once, as far as the cache has it.
     ColumnStatsArgs stats;
     stats.from = from(k_from);
-    stats.largest = k_largest.mutable_data_ptr<float>();
     stats.mean = k_mean.mutable_data_ptr<float>(), stats.sums = sums.mutable_data_ptr<float>();
-    report(column_stats_cuda(stats, {}));
-    stats.from = from(v_from), stats.mean = nullptr;
-    stats.largest = v_largest.mutable_data_ptr<float>();
     report(column_stats_cuda(stats, {}));
     ByteRowsArgs rows;
     rows.format = format;
@@ -223,14 +220,17 @@ struct EightBit {
     rows.from = from(k_from), rows.out = k.mutable_data_ptr();
     rows.scale = k_scale.mutable_data_ptr<float>(), rows.scale_len = k_scale.size(2);
     report(byte_rows_cuda(rows, {}));
-    rows.dot = lse_more.mutable_data_ptr<float>();
-    rows.from = from(q_from), rows.out = q.mutable_data_ptr();
-    rows.scale = q_scale.mutable_data_ptr<float>(), rows.scale_len = q_scale.size(2);
-    report(byte_rows_cuda(rows, {}));
+    stats.from = from(v_from), stats.mean = nullptr;
+    stats.largest = v_largest.mutable_data_ptr<float>();
+    report(column_stats_cuda(stats, {}));
     ByteColumnsArgs columns;
     columns.from = from(v_from), columns.largest = v_largest.const_data_ptr<float>();
     columns.out = v.mutable_data_ptr(), columns.scale = v_scale.mutable_data_ptr<float>();
     report(byte_columns_cuda(columns, {}));
+    rows.dot = lse_more.mutable_data_ptr<float>();
+    rows.from = from(q_from), rows.out = q.mutable_data_ptr();
+    rows.scale = q_scale.mutable_data_ptr<float>(), rows.scale_len = q_scale.size(2);
+    report(byte_rows_cuda(rows, {}));
   }
 
   std::string name() const { return format == ByteFormat::int8 ? "8-bit int8" : "8-bit e4m3"; }

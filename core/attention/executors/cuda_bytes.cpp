@@ -47,27 +47,36 @@ struct Side {
 
 at::TensorOptions floats(const at::Tensor& x) { return x.options().dtype(at::kFloat); }
 
-struct Columns {
-  at::Tensor largest, mean;  // fp32 [batch, heads, dim]
-};
-
-Columns columns_of(const Side& side, bool with_mean) {
+// fp32 [batch, heads, dim] of `side`, which kernels fill unless there is nothing to read.
+at::Tensor empty_columns(const Side& side) {
   const at::Tensor& x = side.x;
-  Columns out;
-  out.largest = at::zeros({x.size(0), side.heads, x.size(3)}, floats(x));
-  kernels::ColumnStatsArgs args;
+  const std::vector<int64_t> sizes = {x.size(0), side.heads, x.size(3)};
+  return side.len() == 0 ? at::zeros(sizes, floats(x)) : at::empty(sizes, floats(x));
+}
+
+void run_column_stats(const Side& side, kernels::ColumnStatsArgs args) {
   args.from = side.view();
-  args.largest = out.largest.mutable_data_ptr<float>();
-  at::Tensor sums;
-  if (with_mean) {
-    out.mean = at::zeros_like(out.largest);
-    sums = at::empty({x.size(0), side.heads, kernels::column_chunks(side.len()), x.size(3) + 1},
-                     floats(x));
-    args.mean = out.mean.mutable_data_ptr<float>();
-    args.sums = sums.mutable_data_ptr<float>();
-  }
-  ops::run_on("column_stats", x.device(), args, &kernels::column_stats_cpu,
+  ops::run_on("column_stats", side.x.device(), args, &kernels::column_stats_cpu,
               FOVEA_CUDA_LAUNCHER(column_stats_cuda));
+}
+
+at::Tensor largest_of_columns(const Side& side) {
+  at::Tensor out = empty_columns(side);
+  kernels::ColumnStatsArgs args;
+  args.largest = out.mutable_data_ptr<float>();
+  run_column_stats(side, args);
+  return out;
+}
+
+at::Tensor mean_of_columns(const Side& side) {
+  const at::Tensor& x = side.x;
+  at::Tensor out = empty_columns(side);
+  const at::Tensor sums = at::empty(
+      {x.size(0), side.heads, kernels::column_chunks(side.len()), x.size(3) + 1}, floats(x));
+  kernels::ColumnStatsArgs args;
+  args.mean = out.mutable_data_ptr<float>();
+  args.sums = sums.mutable_data_ptr<float>();
+  run_column_stats(side, args);
   return out;
 }
 
@@ -251,17 +260,18 @@ ByteOperands make_byte_operands(const ByteOperandsOf& of, const at::Tensor& faul
   ByteOperands out;
   RowsHow of_q{of.precision.q, of.q_blocks, {}, {}}, of_k{of.precision.k, of.kv_blocks, {}, {}};
   if (of.precision.smooth_k) {
-    of_q.mean = of_k.mean = columns_of({k, valid, kv_heads, fault}, true).mean;
+    of_q.mean = of_k.mean = mean_of_columns({k, valid, kv_heads, fault});
     of_q.dot = out.lse_more = at::empty({q.size(0), q.size(1), q_side.len()}, floats(q));
     of_q.dot_factor = of.sm_scale;
   }
-  ScaledBytes bytes = rows_of(q_side, of_q, q_side.len());
-  out.q = bytes.data, out.q_scale = bytes.scale;
-  bytes = rows_of(k_side, of_k, kernels::byte_places(k_side.len()));
+  // A tensor that is read twice is read again at once, from the cache as far as it is there.
+  ScaledBytes bytes = rows_of(k_side, of_k, kernels::byte_places(k_side.len()));
   out.k = bytes.data, out.k_scale = bytes.scale;
-  const at::Tensor largest = columns_of({v, valid, kv_heads, fault}, false).largest;
+  const at::Tensor largest = largest_of_columns({v, valid, kv_heads, fault});
   bytes = columns_as_bytes(v_side, largest, of.precision.v.unit == ScaleUnit::head);
   out.v = bytes.data, out.v_scale = bytes.scale;
+  bytes = rows_of(q_side, of_q, q_side.len());
+  out.q = bytes.data, out.q_scale = bytes.scale;
   if (of.precision.q.format == NumberFormat::int8) out.format = kernels::ByteFormat::int8;
   out.scale_by_key = scales_by_key(of.precision.k, of.is_listed);
   return out;

@@ -22,6 +22,7 @@ struct EightBitProblem {
   bool scale_by_key = false;
   bool lse_more = false;
   bool online = false;
+  bool negative = false;  // all logits are
 };
 
 inline double e4m3_value(uint8_t bits) {
@@ -42,7 +43,7 @@ struct EightBitNumbers {
       : places(byte_places(p.shape.kv_len)), format_(p.format), random_(seed) {
     const AttentionProblem& s = p.shape;
     const int64_t kv_heads = s.batch * s.kv_heads;
-    fill_rows(in.q, q), fill_rows(in.k, k);
+    fill_rows(in.q, q, p.negative ? 1 : 0), fill_rows(in.k, k, p.negative ? -1 : 0);
     q_scale.resize(s.batch * s.heads * s.q_len);
     for (float& x : q_scale) x = scale();
     k_scale.resize(kv_heads * places);
@@ -75,16 +76,20 @@ struct EightBitNumbers {
     return std::uniform_real_distribution<float>(0.5f, 1.5f)(random_) *
            (format_ == ByteFormat::int8 ? 1.7f / 127 : 1 / 64.0f);
   }
-  // Numbers, without their scale.
-  void fill_rows(attention_test::Values& x, std::vector<uint8_t>& bytes) {
+  // Numbers, without their scale; all of one sign, or of either where that is 0.
+  void fill_rows(attention_test::Values& x, std::vector<uint8_t>& bytes, int sign) {
     std::normal_distribution<double> normal(0, 64);
+    const auto signed_as_told = [&](auto number) {
+      return sign == 0 ? number : static_cast<decltype(number)>(sign * std::abs(number));
+    };
     for (double& value : x.values) {
       if (format_ == ByteFormat::int8) {
-        const auto number = static_cast<int8_t>(static_cast<int>(random_() % 255) - 127);
+        const auto number =
+            static_cast<int8_t>(signed_as_told(static_cast<int>(random_() % 255) - 127));
         value = number;
         bytes.push_back(static_cast<uint8_t>(number));
       } else {
-        bytes.push_back(e4m3_bits(normal(random_)));
+        bytes.push_back(e4m3_bits(signed_as_told(normal(random_))));
         value = e4m3_value(bytes.back());
       }
     }

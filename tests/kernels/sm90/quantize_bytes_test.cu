@@ -123,6 +123,43 @@ TEST_F(Sm90QuantizeBytes, Rows) {
   }
 }
 
+// Scales that are infinite, or not numbers, or so small that quotients are not what they should be.
+TEST_F(Sm90QuantizeBytes, StrangeNumbers) {
+  const Size size = {128, 64, 40, DType::bf16};
+  for (const uint16_t strange : {0x7f80, 0xff80, 0x7fc0, 0x0001, 0x7f7f, 0x0000}) {
+    Sides sides(size, 5);
+    for (size_t i = 0; i < sides.bits.size(); i += strange < 2 ? 1 : 700) sides.bits[i] = strange;
+    const DeviceArray<uint16_t> device_bits(sides.bits);
+    const auto count = static_cast<size_t>(Sides::kAll * size.len);
+    for (const ByteFormat format : {ByteFormat::e4m3, ByteFormat::int8}) {
+      std::vector<uint8_t> out(count * size.dim, 0x55);
+      std::vector<float> scale(count, -1);
+      const DeviceArray<uint8_t> device_out(out);
+      const DeviceArray<float> device_scale(scale);
+      ByteRowsArgs args;
+      args.format = format, args.scale_len = size.len;
+      args.from = sides.from(false, true), args.out = out.data(), args.scale = scale.data();
+      byte_rows_cpu(args);
+      args.from = sides.from(true, true), args.from.x.data = device_bits.data();
+      args.out = device_out.data(), args.scale = device_scale.data();
+      ASSERT_TRUE(byte_rows_cuda(args, {}).ok());
+      SCOPED_TRACE("bits " + std::to_string(strange) +
+                   (format == ByteFormat::e4m3 ? ", e4m3" : ", int8"));
+      const std::vector<float> got = device_scale.read();
+      for (size_t i = 0; i < count; ++i) {
+        ASSERT_EQ(std::isnan(got[i]), std::isnan(scale[i])) << i;
+        if (!std::isnan(got[i])) ASSERT_EQ(got[i], scale[i]) << i;
+      }
+      const std::vector<uint8_t> bytes = device_out.read();
+      for (size_t i = 0; i < bytes.size(); ++i) {
+        // The sign of a NaN is anything.
+        const bool is_nan = format == ByteFormat::e4m3 && (out[i] & 0x7f) == 0x7f;
+        ASSERT_EQ(is_nan ? bytes[i] | 0x80 : bytes[i], is_nan ? 0xff : out[i]) << i;
+      }
+    }
+  }
+}
+
 TEST_F(Sm90QuantizeBytes, Columns) {
   int seed = 10;
   for (const Size& size : kSizes) {
@@ -144,6 +181,11 @@ TEST_F(Sm90QuantizeBytes, Columns) {
     EXPECT_EQ(device_largest.read(), largest);
     const std::vector<float> got = device_mean.read();
     for (size_t i = 0; i < in_columns; ++i) ASSERT_NEAR(got[i], mean[i], 1e-5) << i;
+    // Means alone are the same.
+    const DeviceArray<float> device_mean_alone(std::vector<float>(in_columns, -1));
+    stats.largest = nullptr, stats.mean = device_mean_alone.data();
+    ASSERT_TRUE(column_stats_cuda(stats, {}).ok());
+    EXPECT_EQ(device_mean_alone.read(), got);
     for (const bool by_head : {false, true}) {
       std::vector<uint8_t> out(columns * byte_places(size.len), 0x55);
       std::vector<float> scale(columns, -1);
