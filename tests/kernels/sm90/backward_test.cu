@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "kernels/attention/backward_order.h"
 #include "kernels/attention/block_sparse_backward_cuda.h"
-#include "kernels/attention/launch_backward_joint_sm90.cuh"
 #include "tests/kernels/attention_backward_cases.h"
 
 namespace fovea::kernels {
@@ -158,25 +158,13 @@ TEST_F(Sm90Backward, OnlyWhatIsWanted) {
 }
 TEST_F(Sm90Backward, RepeatsBitForBit) { gradients_repeat_bit_for_bit(block_sparse_backward_sm90); }
 
-/// The joint kernel with steps of 80 queries.
-Status joint_in_steps_of_80(const CudaAttentionBackwardArgs& args, CudaTarget target) {
-  using Shape = sm90::JointShape<128, 80, 2, false>;
-  const auto bytes = static_cast<size_t>(sm90::JointLayout(args.forward, 80).bytes);
-  const DeviceArray<float> workspace(std::vector<float>(bytes / sizeof(float), NAN));
-  CudaAttentionBackwardArgs own = args;
-  own.workspace = workspace.data();
-  const Status status = args.forward.q.dtype == DType::bf16
-                            ? sm90::launch_joint<Shape, sm90::Type::bf16>(own, target)
-                            : sm90::launch_joint<Shape, sm90::Type::f16>(own, target);
-  cudaDeviceSynchronize();  // before the workspace goes
-  return status;
-}
-
-TEST_F(Sm90Backward, JointInStepsOf80) {
+// Lengths about those of a step and of a tile.
+TEST_F(Sm90Backward, JointOfAnyLength) {
   int seed = 0;
   for (const DType dtype : {DType::bf16, DType::f16}) {
     for (const auto& [q_len, kv_len] : Sizes{{1, 1}, {80, 128}, {81, 127}, {300, 500}, {5, 1000}}) {
-      check_named({.q_len = q_len, .kv_len = kv_len, .dtype = dtype}, joint_in_steps_of_80, ++seed);
+      const AttentionProblem p{.q_len = q_len, .kv_len = kv_len, .dtype = dtype};
+      check_named(p, block_sparse_backward_sm90, ++seed);
     }
   }
 }
@@ -188,7 +176,6 @@ TEST_F(Sm90Backward, JointInManyWaves) {
     AttentionProblem p{.batch = on_gpu(9, 1), .heads = 6, .kv_heads = 3, .q_len = q_len};
     p.kv_len = on_gpu(1000, 300);
     check_named(p, block_sparse_backward_sm90, processors);
-    check_named(p, joint_in_steps_of_80, processors);
   }
 }
 
