@@ -27,28 +27,12 @@ using Lists128x64 = ForwardShape<kDim, 2, 128, kDim == 64 ? 4 : 2, 2>;
 template <int kDim>
 using Lists64x64 = ForwardShape<kDim, 1, 64, kDim == 64 ? 4 : 2, 1>;
 
-// Packed lists, by keys of a step.
-template <int kDim, int kKeys>
-using Packed = PackedShape<kDim, kKeys, kDim == 64 ? 4 : 2>;
-
 template <int kDim>
-Status launch_packed(const CudaAttentionArgs& args, CudaTarget target) {
-  if (args.tile.queries == 128) {
-    switch (args.tile.keys) {
-      case 128:
-        return launch_type<Packed<kDim, 128>>(args, target);
-      case 160:
-        return launch_type<Packed<kDim, 160>>(args, target);
-      case 176:
-        return launch_type<Packed<kDim, 176>>(args, target);
-    }
-  }
-  return {StatusCode::invalid, "packed lists of another tile"};
-}
+using Packed128x160 = PackedShape<kDim, 160, kDim == 64 ? 4 : 2>;
 
 template <int kDim>
 Status launch_lists(const CudaAttentionArgs& args, CudaTarget target) {
-  if (args.tile.is_packed) return launch_packed<kDim>(args, target);
+  if (args.tile == sm90_packed_tile()) return launch_type<Packed128x160<kDim>>(args, target);
   if (args.tile == AttentionTile{128, 128}) return launch_type<Lists128x128<kDim>>(args, target);
   if (args.tile == AttentionTile{128, 64}) return launch_type<Lists128x64<kDim>>(args, target);
   if (args.tile == AttentionTile{64, 64}) return launch_type<Lists64x64<kDim>>(args, target);

@@ -18,20 +18,6 @@
 
 namespace fovea::kernels::sm90 {
 
-/// 2^x without the unit of special functions, up to 9: to 8e-5 of it, and exactly 448 for its
-/// logarithm. At least 2^-126, also for -inf. Whole part and fraction apart, as in Cody and Waite
-/// 1980; the cubic polynomial is that of the least largest relative error.
-__device__ inline float exp2_by_polynomial(float x) {
-  constexpr float kWhole = 12582912.0f;  // 1.5 * 2^23: numbers beside it are whole
-  x = fmaxf(x, -125.5f);
-  const float shifted = x + kWhole;
-  const float part = x - (shifted - kWhole);
-  float y = fmaf(part, 0.0551249644f, 0.242496324f);
-  y = fmaf(part, y, 0.693267577f);
-  y = fmaf(part, y, 0.999949147f);
-  return __uint_as_float(__float_as_uint(y) + (__float_as_uint(shifted) << 23));
-}
-
 /// The softmax of a thread's two rows, of logits in units that change from step to step. Weights
 /// are 448 for the largest logit so far.
 struct BytesSoftmax {
@@ -42,12 +28,15 @@ struct BytesSoftmax {
   float shift[2];  // of the step at hand
   float total[4];  // of its weights, in four chains
 
-  /// The largest logits of both rows, by all four threads of each.
+  /// Begins a step of logits (s - base) * unit / log2(e): what so far was summed up is to be
+  /// multiplied by `keep`.
   template <int kCount>
-  __device__ static void find_largest(const float (&s)[kCount], float (&now)[2]) {
+  __device__ void begin(const float (&unit)[2], float base, const float (&s)[kCount],
+                        float (&keep)[2]) {
     float top[4] = {s[0], s[1], s[2], s[3]};
 #pragma unroll
     for (int i = 4; i < kCount; ++i) top[i % 4] = fmaxf(top[i % 4], s[i]);
+    float now[2];
 #pragma unroll
     for (int row = 0; row < 2; ++row) now[row] = fmaxf(top[2 * row], top[2 * row + 1]);
 #pragma unroll
@@ -55,41 +44,6 @@ struct BytesSoftmax {
       const float others[2] = {__shfl_xor_sync(0xffffffff, now[0], lanes),
                                __shfl_xor_sync(0xffffffff, now[1], lanes)};
       now[0] = fmaxf(now[0], others[0]), now[1] = fmaxf(now[1], others[1]);
-    }
-  }
-  /// The same by bits as integers, three in an instruction: right unless all are negative.
-  template <int kCount>
-  __device__ static void find_largest_bits(const float (&s)[kCount], float (&now)[2]) {
-    int top[2] = {__float_as_int(s[0]), __float_as_int(s[2])};
-    top[0] = max(top[0], __float_as_int(s[1])), top[1] = max(top[1], __float_as_int(s[3]));
-#pragma unroll
-    for (int i = 4; i < kCount; i += 2) {
-      int& own = top[i / 2 % 2];
-      own = max(max(own, __float_as_int(s[i])), __float_as_int(s[i + 1]));
-    }
-#pragma unroll
-    for (int lanes = 1; lanes <= 2; ++lanes) {
-      const int others[2] = {__shfl_xor_sync(0xffffffff, top[0], lanes),
-                             __shfl_xor_sync(0xffffffff, top[1], lanes)};
-      top[0] = max(top[0], others[0]), top[1] = max(top[1], others[1]);
-    }
-    now[0] = __int_as_float(top[0]), now[1] = __int_as_float(top[1]);
-  }
-
-  /// Begins a step of logits (s - base) * unit / log2(e): what so far was summed up is to be
-  /// multiplied by `keep`. With `kBits` maxima are of bits, as far as that is right.
-  template <bool kBits, int kCount>
-  __device__ void begin(const float (&unit)[2], float base, const float (&s)[kCount],
-                        float (&keep)[2]) {
-    float now[2];
-    if constexpr (kBits) {
-      find_largest_bits(s, now);
-      // Below a largest one that is not negative it does not count which of the negative ones.
-      const bool fails = (__float_as_int(now[0]) < 0 && largest[0] < 0) ||
-                         (__float_as_int(now[1]) < 0 && largest[1] < 0);
-      if (__any_sync(0xffffffff, fails)) find_largest(s, now);
-    } else {
-      find_largest(s, now);
     }
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
@@ -107,14 +61,12 @@ struct BytesSoftmax {
     for (float& x : total) x = 0;
   }
 
-  /// Logits `begin` to `end` of the step become weights; of 8 `kByPolynomial` by polynomials.
-  template <int kByPolynomial, int kCount>
-  __device__ void weigh(const float (&unit)[2], float base, float (&s)[kCount], int begin,
-                        int end) {
+  /// Half of the step's logits become weights.
+  template <int kCount>
+  __device__ void weigh(const float (&unit)[2], float base, float (&s)[kCount], int half) {
 #pragma unroll
-    for (int i = begin; i < end; ++i) {
-      const float x = fmaf(s[i] - base, unit[i / 2 % 2], shift[i / 2 % 2]);
-      s[i] = 3 * i % 8 < kByPolynomial ? exp2_by_polynomial(x) : ptx::exp2_approx(x);
+    for (int i = half * (kCount / 2); i < (half + 1) * (kCount / 2); ++i) {
+      s[i] = ptx::exp2_approx(fmaf(s[i] - base, unit[i / 2 % 2], shift[i / 2 % 2]));
       total[i % 4] += s[i];
     }
   }
@@ -161,12 +113,10 @@ struct BytesSoftmax {
       x += __shfl_xor_sync(0xffffffff, x, 2);
     }
   }
-  /// All its keys are hidden: the largest weight of others is 448. After join().
-  __device__ bool is_empty(int row) const { return sum[row] < 1; }
   /// Natural logarithm of the softmax' denominator; after join().
   __device__ float lse(int row) const {
     constexpr float kLn2 = 0.693147180559945f;
-    return is_empty(row) ? -INFINITY : (largest[row] + log2f(sum[row]) - kLog2Most) * kLn2;
+    return sum[row] == 0 ? -INFINITY : (largest[row] + log2f(sum[row]) - kLog2Most) * kLn2;
   }
 };
 
@@ -182,8 +132,6 @@ struct BytesComputer : TileWorker<Shape, kOut> {
   static constexpr float kBase = kIntegers ? 12582912.0f : 0.0f;
   static constexpr int kBaseBits = 0x4B400000;
 
-  static constexpr bool kWeighsInTurns = Shape::kTurns == Turns::weights;
-
   // Matrices of this warpgroup's queries, and of the first slots.
   wgmma::Matrix q = wgmma::k_major(ptx::shared_address(memory.q) + group * 64 * 128);
   wgmma::Matrix k = wgmma::k_major(ptx::shared_address(memory.k));
@@ -191,35 +139,27 @@ struct BytesComputer : TileWorker<Shape, kOut> {
   float scale[2];  // of logits in units of q and k, times log2(e), but for the keys' scale
   float unit[2];   // with it
   float o[Shape::kDim / 2];
-  using Operand = uint32_t[Shape::kKeys / 32][4];
-  Operand p;
+  uint32_t p[Shape::kKeys / 32][4];
   uint32_t keys_taken = 0, values_taken = 0;  // steps of the rings
 
-  static constexpr int kLogits = Shape::kKeys / 2;  // of a thread
-  using Logits = float[kLogits];
+  using Logits = float[Shape::kKeys / 2];
   using Product = wgmma::Accumulator<Shape::kLogits>[Shape::kKeys / 2];
   using Part = float[Shape::kDim / 4];
 
   __device__ static uint32_t slot_of(uint32_t step) { return step % Shape::kStages; }
   __device__ static uint32_t parity_of(uint32_t step) { return step / Shape::kStages % 2; }
 
-  /// Until the next step's keys are there.
-  __device__ void await_keys() {
-    ptx::wait(&memory.k_full[slot_of(keys_taken)], parity_of(keys_taken));
-  }
-  /// What sums of logits begin with.
-  __device__ static void prepare(Product& product) {
-    if constexpr (kIntegers) {
-#pragma unroll
-      for (int i = 0; i < kLogits; ++i) product[i] = kBaseBits;
-      wgmma::pin(product);
-    }
-  }
-  /// Q Kᵀ of that step, as a group of its own.
-  __device__ void start_logits(Product& product) const {
+  /// Q Kᵀ of the next step, as a group of its own.
+  __device__ void start_logits(Product& product) {
     const uint32_t slot = slot_of(keys_taken);
+    ptx::wait(&memory.k_full[slot], parity_of(keys_taken));
     const wgmma::Matrix queries = q.further(q_place.slot * Shape::kQueryBytes);
     const wgmma::Matrix keys = k.further(slot * Shape::kStepBytes);
+    if constexpr (kIntegers) {
+#pragma unroll
+      for (int i = 0; i < Shape::kKeys / 2; ++i) product[i] = kBaseBits;
+      wgmma::pin(product);
+    }
     wgmma::fence();
 #pragma unroll
     for (int step = 0; step < Shape::kDim / 32; ++step) {
@@ -230,12 +170,10 @@ struct BytesComputer : TileWorker<Shape, kOut> {
     wgmma::commit();
   }
 
-  __device__ void await_values() {
-    ptx::wait(&memory.v_full[slot_of(values_taken)], parity_of(values_taken));
-  }
   /// P V of the next step, of one half of the channels: sums of all would need too many registers.
-  __device__ void start_values(Part& part, int half) const {
+  __device__ void start_values(Part& part, int half) {
     const uint32_t slot = slot_of(values_taken);
+    if (half == 0) ptx::wait(&memory.v_full[slot], parity_of(values_taken));
     const wgmma::Matrix values =
         v.further(slot * Shape::kStepBytes + half * (Shape::kDim / 2) * 128);
     wgmma::fence();
@@ -308,14 +246,10 @@ struct BytesComputer : TileWorker<Shape, kOut> {
     ++keys_taken;
   }
 
-  /// All of a step's P V are there.
-  __device__ void end_values(Part& part) {
-    wgmma::wait<0>();
-    wgmma::pin(part);
-    release(&memory.v_empty[slot_of(values_taken++)]);
-  }
   /// The step's O becomes part of the tile's, which is of logits before the last rescale.
-  __device__ void add_values(const Part& part, int half, const float (&keep)[2]) {
+  __device__ void finish_values(Part& part, int half, const float (&keep)[2]) {
+    wgmma::pin(part);
+    if (half == 1) release(&memory.v_empty[slot_of(values_taken++)]);
 #pragma unroll
     for (int i = 0; i < Shape::kDim / 4; ++i) {
       float& sum = o[half * (Shape::kDim / 4) + i];
@@ -323,25 +257,19 @@ struct BytesComputer : TileWorker<Shape, kOut> {
     }
   }
 
-  /// From the first half of the channels to the second.
-  __device__ void continue_values(Part& part, const float (&keep)[2]) {
-    wgmma::wait<0>();
-    wgmma::pin(part);
-    add_values(part, 0, keep);
-    start_values(part, 1);
-  }
-
-  __device__ static void make_operand(const Logits& s, Operand& out) {
+  __device__ void make_operand(const Logits& s) {
 #pragma unroll
     for (int step = 0; step < Shape::kKeys / 32; ++step) {
-      fragment::to_operand_e4m3(s, step, out[step]);
+      fragment::to_operand_e4m3(s, step, p[step]);
     }
   }
 
   /// The compiler waits for products before exponentials, unless something of these is stored
   /// first.
-  __device__ void hold(float x) { memory.held[group * 4 + thread / 32] = x; }
-  __device__ void hold(const float (&x)[4]) { hold(x[0] + x[1] + x[2] + x[3]); }
+  __device__ void hold(const BytesSoftmax& softmax) {
+    memory.held[group * 4 + thread / 32] =
+        softmax.total[0] + softmax.total[1] + softmax.total[2] + softmax.total[3];
+  }
 
   // What is subtracted from sums of integers: in one pass that is part of the shift.
   static constexpr float kOwnBase = Shape::kByKey ? 0 : kBase;
@@ -353,13 +281,8 @@ struct BytesComputer : TileWorker<Shape, kOut> {
     if constexpr (Shape::kTwice) {
       softmax.begin_known();
     } else {
-      softmax.template begin<Shape::kWholeMax>(unit, kOwnBase, s, keep);
+      softmax.begin(unit, kOwnBase, s, keep);
     }
-  }
-
-  __device__ static void weigh(BytesSoftmax& softmax, const float (&unit)[2], Logits& s, int begin,
-                               int end) {
-    softmax.template weigh<Shape::kByPolynomial>(unit, kWeighBase, s, begin, end);
   }
 
   /// The largest logits of a tile.
@@ -369,94 +292,66 @@ struct BytesComputer : TileWorker<Shape, kOut> {
       Product product;
       Logits s;
       float unit[2];
-      take_logits(product, s, unit, i == 0);
+      start_logits(product);
+      wgmma::wait<0>();
+      finish_logits(product, s, unit, i == 0);
       softmax.look(unit, kOwnBase, s);
     }
     softmax.join_largest();
-  }
-
-  /// The next step's logits, while nothing else is done.
-  __device__ void take_logits(Product& product, Logits& s, float (&unit)[2], bool is_first) {
-    await_keys();
-    prepare(product);
-    start_logits(product);
-    wgmma::wait<0>();
-    finish_logits(product, s, unit, is_first);
   }
 
   /// All steps of a tile, at least one: products and softmax of this warpgroup side by side. O is
   /// 0.
   __device__ void attend(int steps, BytesSoftmax& softmax) {
     if constexpr (Shape::kTwice) look_at_all(steps, softmax);
-    Part rest;  // half 1 of what is not part of O yet, to which `keep` belongs
-    float keep[2] = {0, 0}, next[2];
-#pragma unroll
-    for (float& x : rest) x = 0;
+    float keep[2];
     {
       Product product;
       Logits s;
       float unit[2];
-      take_logits(product, s, unit, true);
-      begin(softmax, s, unit, next);
-      weigh(softmax, unit, s, 0, kLogits);
+      start_logits(product);
+      wgmma::wait<0>();
+      finish_logits(product, s, unit, true);
+      begin(softmax, s, unit, keep);
+      softmax.weigh(unit, kWeighBase, s, 0);
+      softmax.weigh(unit, kWeighBase, s, 1);
       softmax.end();
-      make_operand(s, p);
+      make_operand(s);
     }
     release_stored();
-    if (kWeighsInTurns && steps > 1) await_keys();
 #pragma unroll 1
     for (int i = 1; i < steps; ++i) {
       Product product;
       Logits s;
       Part part;
-      float unit[2];
-      if (!kWeighsInTurns) await_keys();
-      this->take_turn(Turns::products);
-      prepare(product);
+      float unit[2], next[2];
+      take_turn();
       start_logits(product);
-      await_values();
-      add_values(rest, 1, keep);
-      if constexpr (!Shape::kTwice) keep[0] = next[0], keep[1] = next[1];
       start_values(part, 0);
-      this->pass_turn(Turns::products);
+      pass_turn();
       wgmma::wait<1>();
       finish_logits(product, s, unit, false);
       begin(softmax, s, unit, next);
-      if constexpr (Shape::kValuesFirst) {
-        hold(softmax.shift[0] + softmax.shift[1]);
-        continue_values(part, keep);
-      }
-      this->take_turn(Turns::weights);
-      // No exponential comes before this, as it may branch.
-      if (kWeighsInTurns && i + 1 < steps) await_keys();
-      weigh(softmax, unit, s, 0, kLogits / 2);
-      if constexpr (!Shape::kValuesFirst) {
-        hold(softmax.total);
-        continue_values(part, keep);
-      }
-      // The other warpgroup needs a while until it has begun.
-      weigh(softmax, unit, s, kLogits / 2, kLogits / 8 * 7);
-      if constexpr (kWeighsInTurns) hold(s[kLogits / 8 * 7 - 1]);
-      this->pass_turn(Turns::weights);
-      weigh(softmax, unit, s, kLogits / 8 * 7, kLogits);
-      hold(softmax.total);
+      softmax.weigh(unit, kWeighBase, s, 0);
+      hold(softmax);
+      wgmma::wait<0>();
+      finish_values(part, 0, keep);
+      start_values(part, 1);
+      softmax.weigh(unit, kWeighBase, s, 1);
+      hold(softmax);
+      wgmma::wait<0>();
+      finish_values(part, 1, keep);
       softmax.end();
-      end_values(part);
-#pragma unroll
-      for (int j = 0; j < Shape::kDim / 4; ++j) rest[j] = part[j];
-      make_operand(s, p);
+      make_operand(s);
+      if constexpr (!Shape::kTwice) keep[0] = next[0], keep[1] = next[1];
     }
-    add_values(rest, 1, keep);
-    await_values();
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       Part part;
       start_values(part, half);
       wgmma::wait<0>();
-      wgmma::pin(part);
-      add_values(part, half, next);
+      finish_values(part, half, keep);
     }
-    release(&memory.v_empty[slot_of(values_taken++)]);
   }
 
   /// Divides and writes.
@@ -468,7 +363,7 @@ struct BytesComputer : TileWorker<Shape, kOut> {
     float share[2];
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-      share[row] = softmax.is_empty(row) ? 0 : 1 / softmax.sum[row];
+      share[row] = softmax.sum[row] == 0 ? 0 : 1 / softmax.sum[row];
       if (this->writes_lse(tile, row)) {
         const int64_t at = of_head * params.q_len + tile.begin + group * 64 +
                            fragment::first_row(thread) + 8 * row;
@@ -484,8 +379,7 @@ struct BytesComputer : TileWorker<Shape, kOut> {
       o[i] *= share[0] * both.x, o[i + 1] *= share[0] * both.y;
       o[i + 2] *= share[1] * both.x, o[i + 3] *= share[1] * both.y;
     }
-    this->store(q_place.slot, places, o);
-    q_place.next();
+    this->store(tile, places, o);
   }
 
   /// Of the tile's queries, as far as there are any.
@@ -500,8 +394,23 @@ struct BytesComputer : TileWorker<Shape, kOut> {
     }
   }
 
+  /// Turns of the two warpgroups; the first one begins.
+  __device__ void begin_turns() const {
+    if (group == 1) pass_turn();
+  }
+  __device__ void take_turn() const {
+    if constexpr (Shape::kTurns) ptx::named_sync(kFirstTurn + group, 256);
+  }
+  __device__ void pass_turn() const {
+    if constexpr (Shape::kTurns) ptx::named_arrive(kFirstTurn + 1 - group, 256);
+  }
+  __device__ void end_turns() const {
+    if (group == 0) take_turn();
+  }
+  static constexpr int kFirstTurn = 4;  // behind the barriers of results
+
   __device__ void compute_all() {
-    this->begin_turns();
+    begin_turns();
     while (true) {
       ptx::wait(&memory.q_full[q_place.slot], q_place.parity);
       const TileNotes& tile = memory.tiles[q_place.slot];
@@ -518,7 +427,7 @@ struct BytesComputer : TileWorker<Shape, kOut> {
       }
       write(tile, softmax);
     }
-    this->end_turns();
+    end_turns();
     if (thread == 0) ptx::bulk_wait_read<0>();
   }
 };

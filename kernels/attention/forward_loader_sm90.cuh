@@ -3,7 +3,6 @@
 #include <cstdint>
 
 #include "kernels/attention/block_sparse_cuda.h"
-#include "kernels/attention/head_prefetch_sm90.cuh"
 #include "kernels/common/tma.cuh"
 #include "kernels/common/wgmma.cuh"
 
@@ -14,21 +13,16 @@ namespace fovea::kernels::sm90 {
 
 using wgmma::Type;
 
-/// What the two warpgroups of a block of 8-bit numbers do in turns: nothing, start products, or
-/// make exponentials.
-enum class Turns : uint8_t { none, products, weights };
-
 /// The shape of a kernel of 16-bit numbers; without pieces it is for dense attention, with one or
 /// two for lists.
 template <int kDim_, int kGroups_, int kKeys_, int kStages_, int kPieces_ = 0, bool kHold_ = false>
 struct ForwardShape {
   static constexpr bool kIsBytes = false, kTwice = false, kPacked = false;
-  static constexpr bool kPrefetches = kPieces_ > 0;  // the next head's keys and values
-  static constexpr int kHeights = 1;                 // of copied boxes of keys
-  static constexpr int kDim = kDim_;                 // channels of a head
-  static constexpr int kGroups = kGroups_;           // computing warpgroups
-  static constexpr int kKeys = kKeys_;               // of a step
-  static constexpr int kStages = kStages_;           // steps that a ring holds
+  static constexpr int kHeights = 1;        // of copied boxes of keys
+  static constexpr int kDim = kDim_;        // channels of a head
+  static constexpr int kGroups = kGroups_;  // computing warpgroups
+  static constexpr int kKeys = kKeys_;      // of a step
+  static constexpr int kStages = kStages_;  // steps that a ring holds
   static constexpr bool kListed = kPieces_ > 0;
   static constexpr int kPieces = kListed ? kPieces_ : 1;  // spans of a step
   // The compiler waits for the values before the exponentials, unless something of these is stored
@@ -52,15 +46,6 @@ struct ForwardShape {
   static constexpr int kRings = 2 * kStages * kStepBytes;
   static constexpr int kSlots = 2 * kQueryBytes + kRings <= kRoom ? 2 : 1;
   static constexpr int kValueStages = kQueryBytes + kRings <= kRoom ? kStages : kStages - 1;
-  // The last values of a tile come with the first logits of the next one, where registers suffice.
-  static constexpr bool kFlows = kSlots > 1 && kGroups == 2 && kPieces == 1;
-};
-
-/// A shape whose two warpgroups start products in turns: one has exponentials to make meanwhile
-/// (FlashAttention-3, arXiv:2407.08608, section 3.1).
-template <typename Base>
-struct InTurns : Base {
-  static constexpr Turns kTurns = Turns::products;
 };
 
 /// The shape of a kernel of 8-bit numbers, in two warpgroups and steps of 128 keys, one span each.
@@ -75,10 +60,9 @@ template <int kDim_, Type kLogits_, bool kListed_, bool kByKey_, bool kOnline_>
 struct BytesShape {
   static constexpr bool kTwice = !kOnline_;  // keys come twice
   static constexpr bool kIsBytes = true, kPacked = false;
-  static constexpr Turns kTurns = Turns::none;
-  static constexpr bool kValuesFirst = false, kWholeMax = false;
-  static constexpr int kByPolynomial = 0;
-  static constexpr bool kPrefetches = kListed_;
+  // The warpgroups start products in turns: one has exponentials to make meanwhile
+  // (FlashAttention-3, arXiv:2407.08608, section 3.1). Faster for integers, not for e4m3.
+  static constexpr bool kTurns = kLogits_ == Type::s8 && kOnline_;
   static constexpr int kHeights = 1;
   static constexpr Type kLogits = kLogits_;
   static constexpr bool kByKey = kByKey_;
@@ -99,24 +83,6 @@ struct BytesShape {
   static constexpr int kComputeRegisters = 216;
   static constexpr int kSlots = 2;
   static constexpr int kValueStages = kStages;
-};
-
-/// The same in turns of exponentials, and with first half of a step's O added before these.
-template <typename Base, bool kValuesFirst_>
-struct WeighInTurns : Base {
-  static constexpr Turns kTurns = Turns::weights;
-  static constexpr bool kValuesFirst = kValuesFirst_;
-};
-/// With maxima of the bits of logits as integers, three at a time.
-template <typename Base>
-struct WholeMax : Base {
-  static constexpr bool kWholeMax = true;
-};
-
-/// Of 8 exponentials so many are made by polynomials.
-template <typename Base, int kByPolynomial_>
-struct ByPolynomial : Base {
-  static constexpr int kByPolynomial = kByPolynomial_;
 };
 
 /// What a tile of queries has to do; `steps` below 0: there are no more tiles.
@@ -185,7 +151,6 @@ struct ForwardParams {
   int heads, heads_per_kv, q_len, kv_len;
   int tiles, num_tiles;  // of a head, of all heads
   int32_t* next_tile;
-  bool prefetches;  // the next head's keys and values
   TileLists lists;
   int more_begin;  // keys from here on are those of the other tensors
   KeyBias key_bias;
@@ -470,7 +435,6 @@ struct Loader {
     }
     ptx::arrive_expect(full, Shape::kLoadedQueryBytes);
     tma::load(memory.q[slot], maps.q, {0, notes.begin, 0, notes.head, notes.item}, full, once);
-    if (Shape::kPrefetches && params.prefetches) prefetch_next_head<Shape>(params, maps, index);
   }
 
   /// All keys of the tile, ahead of those that come with values.

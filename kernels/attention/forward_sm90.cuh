@@ -14,10 +14,8 @@
 // loads Q, then the keys step by step into two rings, of K and of V (of packed lists three warps do
 // it). A computing warpgroup starts S = Q Kᵀ of a step and O += P V of the step before it together,
 // and makes P of the former while the matrix units still work on the latter (FlashAttention-3, Shah
-// et al. 2024, arXiv:2407.08608, section 3.2). Where shared memory has room for the queries of two
-// tiles this goes on from one tile to the next: the first S of a tile comes with the last P V of
-// the one before. The softmax is online (Milakov and Gimelshein 2018, arXiv:1805.02867); sums of a
-// row are kept by four threads and joined at the end.
+// et al. 2024, arXiv:2407.08608, section 3.2). The softmax is online (Milakov and Gimelshein 2018,
+// arXiv:1805.02867); sums of a row are kept by four threads and joined at the end.
 
 namespace fovea::kernels::sm90 {
 
@@ -26,7 +24,7 @@ template <typename Shape, Type kType>
 struct Computer : TileWorker<Shape, kType> {
   using Base = TileWorker<Shape, kType>;
   using Base::group, Base::k_place, Base::kPieces, Base::maps, Base::memory, Base::params,
-      Base::q_place, Base::release, Base::thread, Base::v_place;
+      Base::q_place, Base::release, Base::release_stored, Base::thread, Base::v_place;
 
   // Matrices of this warpgroup's queries, and of the first slots.
   wgmma::Matrix q = wgmma::k_major(ptx::shared_address(memory.q) + group * 64 * 128);
@@ -155,70 +153,35 @@ struct Computer : TileWorker<Shape, kType> {
     release(&memory.v_empty[v_place.slot]);
     v_place.next();
   }
-  /// Values of the next step.
-  __device__ void take_values(bool is_first) {
-    ptx::wait(&memory.v_full[v_place.slot], v_place.parity);
-    clear_tails();
-    start_values(is_first);
-    wgmma::wait<0>();
-    finish_values();
-  }
 
-  /// Logits of a step, of a tile's first or a later one, beside the values of the step before,
-  /// which P belongs to: the last of its tile, or one of this tile. O is that one's then.
-  __device__ void take_both(bool is_first, bool is_first_value, OnlineSoftmax& softmax,
-                            float (&keep)[2]) {
-    ptx::wait(&memory.k_full[k_place.slot], k_place.parity);
-    start_logits();
-    ptx::wait(&memory.v_full[v_place.slot], v_place.parity);
-    clear_tails();
-    start_values(is_first_value);
-    wgmma::wait<1>();
-    finish_logits(is_first);
-    softmax.step(params.scale_log2, s, keep);
-    if constexpr (Shape::kHold)
-      memory.held[group * 4 + thread / 32] = softmax.sum[0] + softmax.sum[1];
-    wgmma::wait<0>();
-    finish_values();
-  }
-
-  /// A tile whose last values are still to be added to O; steps 0: there is none.
-  struct Unfinished {
-    int steps = 0;
-    OnlineSoftmax softmax = {};
-  };
-
-  /// All steps of a tile, at least one, but for its last values: products and softmax of this
-  /// warpgroup side by side. The last values of the tile before come with its first logits.
-  __device__ void attend(int steps, Unfinished& before) {
-    OnlineSoftmax softmax;
+  /// All steps of a tile, at least one: products and softmax of this warpgroup side by side.
+  __device__ void attend(int steps, OnlineSoftmax& softmax) {
     float keep[2];
-    if (Shape::kFlows && before.steps > 0) {
-      take_both(true, before.steps == 1, softmax, keep);
-      make_operand();
-      write(q_place.slot ^ 1, before.softmax);
-    } else {
-      take_logits(true);
-      softmax.step(params.scale_log2, s, keep);
-      make_operand();
-      if constexpr (Shape::kSlots > 1) this->release_stored();
-    }
+    take_logits(true);
+    softmax.step(params.scale_log2, s, keep);
+    make_operand();
+    if constexpr (Shape::kSlots > 1) release_stored();
     for (int i = 1; i < steps; ++i) {
-      take_both(false, i == 1, softmax, keep);
+      ptx::wait(&memory.k_full[k_place.slot], k_place.parity);
+      start_logits();
+      ptx::wait(&memory.v_full[v_place.slot], v_place.parity);
+      clear_tails();
+      start_values(i == 1);
+      wgmma::wait<1>();
+      finish_logits(false);
+      softmax.step(params.scale_log2, s, keep);
+      if constexpr (Shape::kHold)
+        memory.held[group * 4 + thread / 32] = softmax.sum[0] + softmax.sum[1];
+      wgmma::wait<0>();
+      finish_values();
       make_operand();
       rescale(keep);
-      if (Shape::kFlows && i == 1) this->release_stored();
     }
-    if constexpr (Shape::kFlows) this->release_stored();  // of a tile of one step
-    before = {steps, softmax};
-  }
-
-  /// The tile's last values.
-  __device__ void finish(int slot, Unfinished& tile) {
-    if (tile.steps == 0) return;
-    take_values(tile.steps == 1);
-    write(slot, tile.softmax);
-    tile.steps = 0;
+    ptx::wait(&memory.v_full[v_place.slot], v_place.parity);
+    clear_tails();
+    start_values(steps == 1);
+    wgmma::wait<0>();
+    finish_values();
   }
 
   /// The same one after the other, with fewer registers: other blocks work meanwhile. O is 0.
@@ -232,7 +195,11 @@ struct Computer : TileWorker<Shape, kType> {
       if (!is_first) rescale(keep);
       is_first = false;
       wgmma::pin(o);
-      take_values(false);
+      ptx::wait(&memory.v_full[v_place.slot], v_place.parity);
+      clear_tails();
+      start_values(false);
+      wgmma::wait<0>();
+      finish_values();
     } while (--steps > 0);
   }
 
@@ -250,8 +217,7 @@ struct Computer : TileWorker<Shape, kType> {
   }
 
   /// Divides and writes.
-  __device__ void write(int slot, OnlineSoftmax& softmax) {
-    const TileNotes& tile = memory.tiles[slot];
+  __device__ void write(const TileNotes& tile, OnlineSoftmax& softmax) {
     softmax.join();
     const int32_t* const places = this->places_of(tile);
 #pragma unroll
@@ -263,38 +229,34 @@ struct Computer : TileWorker<Shape, kType> {
         this->write_lse(tile, places, row, softmax.lse(params.scale_log2, row));
       }
     }
-    this->store(slot, places, o);
+    this->store(tile, places, o);
   }
 
   __device__ void compute_all() {
-    Unfinished before;
     while (true) {
       ptx::wait(&memory.q_full[q_place.slot], q_place.parity);
       const TileNotes& tile = memory.tiles[q_place.slot];
       const int steps = tile.steps;
-      const bool is_idle = steps <= 0 || (!Shape::kSmall && tile.len <= group * 64);
-      if (is_idle) {
-        if constexpr (Shape::kFlows) finish(q_place.slot ^ 1, before);
-        this->release_stored();  // who loads may wait for it, and loads nothing meanwhile
-      }
       if (steps < 0) break;
+      OnlineSoftmax softmax;
+      const bool is_idle = steps == 0 || (!Shape::kSmall && tile.len <= group * 64);
       if (Shape::kSmall || is_idle) {
-        OnlineSoftmax softmax;
 #pragma unroll
         for (float& x : o) x = 0;
-        is_idle ? pass(steps) : attend_alone(steps, softmax);
-        write(q_place.slot, softmax);
-      } else {
-        attend(steps, before);
-        if constexpr (!Shape::kFlows) finish(q_place.slot, before);
       }
-      q_place.next();
+      if (is_idle) {
+        if constexpr (Shape::kSlots > 1) release_stored();
+        pass(steps);
+      } else {
+        Shape::kSmall ? attend_alone(steps, softmax) : attend(steps, softmax);
+      }
+      write(tile, softmax);
     }
     if (Shape::kSlots > 1 && thread == 0) ptx::bulk_wait_read<0>();
   }
 };
 
-/// Grid: as many blocks as are to run at a time; see `draw_tile`.
+/// Grid: as many blocks as are to run at a time; see `draw`.
 template <typename Shape, Type kType>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     forward_kernel(const __grid_constant__ ForwardMaps<Shape::kHeights> maps,

@@ -25,29 +25,12 @@ struct TileWorker {
   RingPlace<Shape::kStages> k_place = {};
   RingPlace<Shape::kValueStages> v_place = {};
   RingPlace<Shape::kSlots> q_place = {};
-  bool stores = false;  // O of the tile before, from its slot
+  bool stores = false;  // of the tile before, from the other slot
 
   /// One thread a warp says that it has read a slot.
   __device__ void release(uint64_t* empty) const {
     if (thread % 32 == 0) ptx::arrive(empty);
   }
-
-  /// Turns of the two warpgroups; the first one begins.
-  __device__ void begin_turns() const {
-    if (group == 1) pass_turn(Shape::kTurns);
-  }
-  __device__ void take_turn(Turns what) const {
-    if (what == Turns::none || what != Shape::kTurns) return;
-    ptx::named_sync(kFirstTurn + group, 256);
-  }
-  __device__ void pass_turn(Turns what) const {
-    if (what == Turns::none || what != Shape::kTurns) return;
-    ptx::named_arrive(kFirstTurn + 1 - group, 256);
-  }
-  __device__ void end_turns() const {
-    if (group == 0) take_turn(Shape::kTurns);
-  }
-  static constexpr int kFirstTurn = 4;  // behind the barriers of results
 
   /// Keys from column `len` of a piece on count nothing.
   __device__ static void cut(int thread, float (&s)[Shape::kKeys / 2], int piece, int len) {
@@ -93,12 +76,12 @@ struct TileWorker {
            fragment::first_row(thread) + 8 * row < tile.len - group * 64;
   }
 
-  /// Writes O into the place of this warpgroup's queries in the tile's slot, and from there away.
-  __device__ void store(int slot, const int32_t* places, const float (&o)[Shape::kDim / 2]) {
-    const TileNotes& tile = memory.tiles[slot];
+  /// Writes O into the place of this warpgroup's queries, and from there away.
+  __device__ void store(const TileNotes& tile, const int32_t* places,
+                        const float (&o)[Shape::kDim / 2]) {
     const int first = tile.begin + group * 64;
     const int rows = min(64, tile.len - group * 64);  // below 1: none
-    char* const box = memory.q[slot] + group * 64 * 128;
+    char* const box = memory.q[q_place.slot] + group * 64 * 128;
     fragment::store<kOut>(o, ptx::shared_address(box), Shape::kQueries * 128, thread);
     ptx::fence_async_proxy();
     ptx::named_sync(1 + group, 128);
@@ -119,11 +102,11 @@ struct TileWorker {
     }
     stores = true;
     if constexpr (Shape::kSlots == 1) release_stored();
+    q_place.next();
   }
 
   /// The slot of the queries whose O was written last is free when that has been read. Where there
-  /// is another slot, which `q_place` has then, this is asked in the middle of the next tile, when
-  /// it has.
+  /// is another slot this is asked in the middle of the next tile, when it has.
   __device__ void release_stored() {
     if (!stores) return;
     stores = false;

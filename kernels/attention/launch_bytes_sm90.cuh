@@ -56,16 +56,14 @@ Status launch_bytes(const CudaAttentionArgs& args, const EightBitOperands& opera
                                        : start<Shape, Type::f16>(maps, params, target);
 }
 
-/// The shape that runs; tests/bench/sm90/sm90_shapes.cu has others, which take its place here.
-template <Type kLogits, bool kListed, bool kByKey, bool kOnline>
-using BytesInUse = BytesShape<128, kLogits, kListed, kByKey, kOnline>;
-
 template <Type kLogits, bool kByKey, bool kOnline>
 Status launch_listed(const CudaAttentionArgs& args, const EightBitOperands& operands,
                      CudaTarget target) {
   return args.lists.tiles == nullptr
-             ? launch_bytes<BytesInUse<kLogits, false, kByKey, kOnline>>(args, operands, target)
-             : launch_bytes<BytesInUse<kLogits, true, kByKey, kOnline>>(args, operands, target);
+             ? launch_bytes<BytesShape<128, kLogits, false, kByKey, kOnline>>(args, operands,
+                                                                              target)
+             : launch_bytes<BytesShape<128, kLogits, true, kByKey, kOnline>>(args, operands,
+                                                                             target);
 }
 
 template <Type kLogits>

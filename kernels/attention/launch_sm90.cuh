@@ -44,10 +44,7 @@ Status maps_for(const CudaAttentionArgs& args, ForwardMaps<Shape::kHeights>* map
   const std::array<int64_t, 4> of_q = {args.batch, args.heads, args.q_len, args.dim};
   const std::array<int64_t, 4> of_k = {args.batch, args.kv_heads, args.kv_len, args.dim};
   const bool has_more = args.more.k.data != nullptr;
-  const HeadRows &more_k = has_more ? args.more.k : args.k,
-                 &more_v = has_more ? args.more.v : args.v;
-  const std::array<int64_t, 4> of_more = {args.batch, args.kv_heads,
-                                          has_more ? args.more.len : args.kv_len, args.dim};
+  const std::array<int64_t, 4> of_more = {args.batch, args.kv_heads, args.more.len, args.dim};
   for (const Status status : {map_of(args.q, of_q, {Shape::kQueries, Shape::kPanels}, &maps->q),
                               map_of(result, of_q, {64, 1}, &maps->out)}) {
     if (!status.ok()) return status;
@@ -59,10 +56,15 @@ Status maps_for(const CudaAttentionArgs& args, ForwardMaps<Shape::kHeights>* map
       const int above = i + 1 - Shape::kExact;
       of_keys = of_values = {above <= 0 ? i + 1 : Shape::kExact << above, 1};
     }
+    for (const Status status : {map_of(args.k, of_k, of_keys, &maps->k[i]),
+                                map_of(args.v, of_k, of_values, &maps->v[i])}) {
+      if (!status.ok()) return status;
+    }
+    maps->k[Shape::kHeights + i] = maps->k[i], maps->v[Shape::kHeights + i] = maps->v[i];
+    if (!has_more) continue;
     for (const Status status :
-         {map_of(args.k, of_k, of_keys, &maps->k[i]), map_of(args.v, of_k, of_values, &maps->v[i]),
-          map_of(more_k, of_more, of_keys, &maps->k[Shape::kHeights + i]),
-          map_of(more_v, of_more, of_values, &maps->v[Shape::kHeights + i])}) {
+         {map_of(args.more.k, of_more, of_keys, &maps->k[Shape::kHeights + i]),
+          map_of(args.more.v, of_more, of_values, &maps->v[Shape::kHeights + i])}) {
       if (!status.ok()) return status;
     }
   }
@@ -100,20 +102,14 @@ int64_t tiles_of(const CudaAttentionArgs& args) {
 }
 
 template <typename Shape, Type kType>
-Status start(const ForwardMaps<Shape::kHeights>& maps, ForwardParams params, CudaTarget target) {
+Status start(const ForwardMaps<Shape::kHeights>& maps, const ForwardParams& params,
+             CudaTarget target) {
   constexpr int kBytes = sizeof(ForwardMemory<Shape>);
   // A multiprocessor has 228 KiB, of which each block takes one more.
   static_assert(Shape::kBlocks * (kBytes + 1024) <= 228 * 1024, "fewer blocks would run at a time");
   unsigned blocks = 0;
-  int64_t cache = 0;
-  for (const Status status :
-       {resident_blocks(target.device, Shape::kBlocks, params.num_tiles, &blocks),
-        cache_bytes(target.device, &cache)}) {
-    if (!status.ok()) return status;
-  }
-  // Keys and values of two heads, and of queries and results what is under way.
-  constexpr int64_t kRowBytes = 2 * Shape::kDim * (Shape::kIsBytes ? 1 : 2);
-  params.prefetches = 2 * kRowBytes * params.kv_len <= cache / 4 * 3;
+  const Status status = resident_blocks(target.device, Shape::kBlocks, params.num_tiles, &blocks);
+  if (!status.ok()) return status;
   return launch_kernel(forward_kernel<Shape, kType>,
                        {blocks, Shape::kThreads, kBytes, target.stream}, maps, params);
 }

@@ -15,7 +15,7 @@ constexpr int log2_of(int x) { return x < 2 ? 0 : 1 + log2_of(x / 2); }
 ///
 /// kExact_  a power of 2: boxes of 1 to so many rows, then of twice as many and so on up to 128. A
 ///          span of another length is two boxes that overlap.
-template <int kDim_, int kKeys_, int kStages_, int kExact_ = 1>
+template <int kDim_, int kKeys_, int kStages_, int kExact_ = 32>
 struct PackedShape : ForwardShape<kDim_, 2, kKeys_, kStages_, 1> {
   static constexpr bool kPacked = true;
   static constexpr int kExact = kExact_;
@@ -37,7 +37,7 @@ struct PackedScout {
     int index = blockIdx.x;
     for (uint32_t parity = 0;; parity ^= 1) {
       const TileNotes notes = tell(index);
-      announce(notes, index);
+      announce(notes);
       if (notes.steps < 0) break;
       ptx::wait(&memory.packed.taken, parity);
       index = __shfl_sync(0xffffffff, draw_tile(params, index, lane), 0);
@@ -71,8 +71,8 @@ struct PackedScout {
     return notes;
   }
 
-  /// Tells the others, and loads Q of tile `index`.
-  __device__ void announce(const TileNotes& notes, int index) {
+  /// Tells the others, and loads Q.
+  __device__ void announce(const TileNotes& notes) {
     const auto [slot, parity] = q_place;
     uint64_t* const full = &memory.q_full[slot];
     q_place.next();
@@ -85,7 +85,6 @@ struct PackedScout {
         ptx::arrive_expect(full, Shape::kLoadedQueryBytes);
         tma::load(memory.q[slot], maps.q, {0, notes.begin, 0, notes.head, notes.item}, full,
                   tma::evict_first());
-        if (Shape::kPrefetches && params.prefetches) prefetch_next_head<Shape>(params, maps, index);
       }
     }
     __syncwarp();

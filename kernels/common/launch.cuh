@@ -39,12 +39,4 @@ inline Status resident_blocks(int device, int per_processor, int64_t blocks, uns
   return status_of(code);
 }
 
-/// Bytes of the device's L2 cache.
-inline Status cache_bytes(int device, int64_t* out) {
-  int bytes = 0;
-  const cudaError_t code = cudaDeviceGetAttribute(&bytes, cudaDevAttrL2CacheSize, device);
-  *out = bytes;
-  return status_of(code);
-}
-
 }  // namespace fovea::kernels

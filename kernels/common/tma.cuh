@@ -34,15 +34,6 @@ __device__ inline void prefetch(const CUtensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
 
-/// The box will be read soon: it is copied from memory into the L2 cache.
-__device__ inline void prefetch(const CUtensorMap& map, Corner at, uint64_t policy) {
-  asm volatile(
-      "cp.async.bulk.prefetch.tensor.5d.L2.global.tile.L2::cache_hint [%0, {%2, %3, %4, %5, %6}], "
-      "%1;" ::"l"(&map),
-      "l"(policy), "r"(at.x), "r"(at.y), "r"(at.z), "r"(at.u), "r"(at.w)
-      : "memory");
-}
-
 /// Loads a box; its bytes, also those outside of the tensor, count at `barrier`.
 __device__ inline void load(void* shared, const CUtensorMap& map, Corner at, uint64_t* barrier,
                             uint64_t policy) {

@@ -3,7 +3,7 @@
 //   sm90_bench [--quick] [--only TEXT] [--sm80] [--lists]
 //
 // With --sm80 those of compute capability 8.0 and newer, on whatever GPU there is. With --lists
-// those of lists in all shapes there are instead: as spans, and packed in steps of so many keys.
+// those of lists, as spans and packed, instead.
 //
 // TFLOP/s of bf16 with random normal numbers, of gradients those of five products; of lists those
 // of the listed pairs. Contestants of a
@@ -26,7 +26,6 @@
 #include "kernels/attention/block_sparse_backward_cuda.h"
 #include "kernels/attention/eight_bit_cuda.h"
 #include "kernels/attention/quantize_bytes.h"
-#include "tests/bench/sm90/list_shapes.h"
 
 namespace {
 
@@ -37,16 +36,12 @@ struct Sparse {
   int64_t block;
   double density;
   int64_t block_kv = block;                 ///< of keys
-  int packed = 0;                           ///< keys of a packed step; 0: spans
-  const ListShape* shape = nullptr;         ///< instead of those of `block_sparse_sm90`
+  bool packed = false;                      ///< else spans
   int64_t q_clusters = 0, kv_clusters = 0;  ///< instead of blocks
 
   int64_t rows(const struct Case& c) const;
   int64_t columns(const struct Case& c) const;
-  AttentionTile tile() const {
-    if (shape != nullptr) return shape->tile;
-    return packed > 0 ? AttentionTile{128, packed, true} : sm90_tile(block, block_kv);
-  }
+  AttentionTile tile() const { return packed ? sm90_packed_tile() : sm90_tile(block, block_kv); }
 };
 
 struct Case {
@@ -311,8 +306,7 @@ std::string name_of(const Sparse& map) {
     out << "-blocks";
   }
   out << ", density " << map.density;
-  if (map.packed > 0) out << ", packed " << map.packed;
-  if (map.shape != nullptr) out << ", " << map.shape->name;
+  if (map.packed) out << ", packed";
   return out.str();
 }
 
@@ -377,11 +371,6 @@ struct Field {
       listed.tile = own.tile;
       listed.next_tile = own.next_tile.mutable_data_ptr<int32_t>();
       listed.lists = own.view();
-      if (map.shape != nullptr) {
-        contestants.push_back({name_of(map), products * own.density,
-                               [listed, run = map.shape->run] { report(run(listed, {})); }});
-        continue;
-      }
       add(name_of(map), listed, own.density);
       if (own.tile == kEightBitTile) add_eight_bit(", " + name_of(map), listed, own.density);
     }
@@ -477,29 +466,17 @@ void measure_backward(const Case& c, const Wish& wish) {
   std::fflush(stdout);
 }
 
-// Lists in all shapes.
+// Lists as spans and packed.
 std::vector<Sparse> all_lists() {
   const std::vector<Sparse> maps = {
       {.block = 128, .density = 0.5},
       {.block = 128, .density = 0.1},
       {.block = 128, .density = 0.05},
       {.block = 128, .density = 0.1, .block_kv = 64},
-      {.block = 64, .density = 0.1},
       {.block = 64, .density = 0.1, .block_kv = 64, .q_clusters = 300, .kv_clusters = 1000}};
   std::vector<Sparse> out;
   for (const Sparse& map : maps) {
-    out.push_back(map);
-    const bool is_packed = map.block == 128 || map.kv_clusters > 0;  // rows of 128 are
-    for (const int keys : {128, 160, 176}) {
-      if (is_packed) out.push_back(map), out.back().packed = keys;
-    }
-    for (const ListShape& shape : list_shapes()) {
-      const bool fits = shape.tile.is_packed ? is_packed
-                                             : shape.tile == sm90_tile(map.block, map.block_kv) &&
-                                                   map.kv_clusters == 0;
-      if (!fits) continue;
-      out.push_back(map), out.back().shape = &shape;
-    }
+    for (const bool packed : {false, true}) out.push_back(map), out.back().packed = packed;
   }
   return out;
 }

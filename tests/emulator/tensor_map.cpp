@@ -60,13 +60,6 @@ void TensorMap::check(std::array<int, 5> corner, const void* shared) const {
   shared_address(shared);
 }
 
-bool TensorMap::begins_inside(std::array<int, 5> corner) const {
-  for (size_t i = 0; i < corner.size(); ++i) {
-    if (corner[i] < 0 || static_cast<uint32_t>(corner[i]) >= size[i]) return false;
-  }
-  return true;
-}
-
 // visit(place in shared memory, place in the tensor or null where it is outside)
 template <typename Visit>
 void TensorMap::for_each(std::array<int, 5> corner, const Visit& visit) const {

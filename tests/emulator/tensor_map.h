@@ -22,7 +22,6 @@ struct TensorMap {
   uint32_t bytes() const;  ///< of a box
   /// Faults where the hardware would.
   void check(std::array<int, 5> corner, const void* shared) const;
-  bool begins_inside(std::array<int, 5> corner) const;
   void load(std::array<int, 5> corner, char* shared) const;
   void store(std::array<int, 5> corner, const char* shared, bool adds) const;
 

@@ -32,12 +32,6 @@ struct Contestant {
   std::vector<double> rates = {};
 };
 
-/// The computing warpgroups have so many registers, the loading one the others.
-template <typename Base, int kLoad, int kCompute>
-struct Registers : Base {
-  static constexpr int kLoadRegisters = kLoad, kComputeRegisters = kCompute;
-};
-
 template <typename Shape>
 Contestant contestant_of() {
   char name[64];
@@ -54,33 +48,10 @@ Contestant contestant() {
 
 template <typename Shape>
 Contestant contestant_of_bytes() {
-  std::string name = Shape::kLogits == Type::s8 ? "int8" : "e4m3";
-  if (Shape::kTurns == Turns::products) name += ", turns";
-  if (Shape::kTurns == Turns::weights) name += ", weigh in turns";
-  if (Shape::kValuesFirst) name += ", values first";
-  if (Shape::kWholeMax) name += ", whole max";
-  if (Shape::kByPolynomial > 0) name += ", " + std::to_string(Shape::kByPolynomial) + "/8 on fma";
-  return {name, [](const Operands& operands) {
+  const char* const format = Shape::kLogits == Type::s8 ? "int8" : "e4m3";
+  return {format, [](const Operands& operands) {
             return launch_bytes<Shape>(operands.args, operands.bytes, {});
           }};
-}
-
-/// Those of one format: one change at a time, then all.
-template <Type kLogits>
-std::vector<Contestant> contestants_of_bytes() {
-  using Plain = BytesShape<128, kLogits, false, false, true>;
-  using Whole = WholeMax<Plain>;
-  using Weigh = WeighInTurns<Whole, true>;
-  return {contestant_of_bytes<Plain>(),
-          contestant_of_bytes<Whole>(),
-          contestant_of_bytes<ByPolynomial<Plain, 2>>(),
-          contestant_of_bytes<InTurns<Plain>>(),
-          contestant_of_bytes<WeighInTurns<Plain, false>>(),
-          contestant_of_bytes<WeighInTurns<Plain, true>>(),
-          contestant_of_bytes<Weigh>(),
-          contestant_of_bytes<ByPolynomial<Weigh, 1>>(),
-          contestant_of_bytes<ByPolynomial<Weigh, 2>>(),
-          contestant_of_bytes<ByPolynomial<Weigh, 3>>()};
 }
 
 struct Problem {
@@ -177,7 +148,7 @@ void measure(const Problem& p, std::vector<Contestant> contestants, const Wish& 
   }
   for (const Contestant& now : contestants) {
     if (wish.once) break;
-    std::printf("%s | %-50s | %6.1f %6.1f\n", problem.c_str(), now.name.c_str(), now.rates[0],
+    std::printf("%s | %-26s | %6.1f %6.1f\n", problem.c_str(), now.name.c_str(), now.rates[0],
                 now.rates[1]);
   }
   std::fflush(stdout);
@@ -187,15 +158,13 @@ void measure(const Problem& p, std::vector<Contestant> contestants, const Wish& 
 
 int main(int argc, char** argv) {
   const Wish wish{argc > 1 ? argv[1] : "", argc > 2};
-  using Plain = Registers<ForwardShape<128, 2, 128, 2>, 40, 232>;
-  using Hold = Registers<ForwardShape<128, 2, 128, 2, 0, true>, 40, 232>;
-  std::vector<Contestant> of_128 = {
+  using E4m3 = BytesShape<128, Type::e4m3, false, false, true>;
+  using Int8 = BytesShape<128, Type::s8, false, false, true>;
+  const std::vector<Contestant> of_128 = {
       contestant<128, 3, 80, 4, false>(), contestant<128, 3, 80, 4, true>(),
-      contestant<128, 3, 64, 4, true>(), contestant_of<Plain>(), contestant_of<Hold>()};
-  for (const auto& of_format :
-       {contestants_of_bytes<Type::e4m3>(), contestants_of_bytes<Type::s8>()}) {
-    of_128.insert(of_128.end(), of_format.begin(), of_format.end());
-  }
+      contestant<128, 3, 64, 4, true>(),  contestant<128, 2, 128, 2, false>(),
+      contestant<128, 2, 128, 2, true>(), contestant_of_bytes<E4m3>(),
+      contestant_of_bytes<Int8>()};
   const std::vector<Contestant> of_64 = {
       contestant<64, 3, 128, 4, false>(), contestant<64, 3, 128, 4, true>(),
       contestant<64, 3, 96, 4, true>(), contestant<64, 2, 128, 4, true>(),

@@ -2,14 +2,11 @@
 #include <string>
 #include <vector>
 
-#include "kernels/attention/launch_bytes_sm90.cuh"
 #include "tests/kernels/gpu_test.h"
 #include "tests/kernels/sm90/eight_bit_case.h"
 
 namespace fovea::kernels {
 namespace {
-
-using wgmma::Type;
 
 constexpr ByteFormat kFormats[] = {ByteFormat::e4m3, ByteFormat::int8};
 
@@ -145,59 +142,6 @@ TEST_F(Sm90EightBit, LogitsBelowZero) {
     }
   }
 }
-
-// Shapes that tests/bench/sm90 measures beside those of the product. All in one pass.
-template <template <Type, bool> typename Shape>
-class Sm90EightBitShapes {
- public:
-  static void check() {
-    int seed = 0;
-    check_all<Type::e4m3>({.format = ByteFormat::e4m3, .online = true}, seed);
-    check_all<Type::s8>({.format = ByteFormat::int8, .online = true}, seed);
-  }
-
- private:
-  template <Type kLogits>
-  static void check_all(EightBitProblem p, int& seed) {
-    for (const auto& [q_len, kv_len] :
-         std::vector<std::pair<int64_t, int64_t>>{{1, 1}, {129, 129}, {300, 500}, {5, 1500}}) {
-      p.shape.q_len = q_len, p.shape.kv_len = kv_len;
-      check_one<Shape<kLogits, false>>(p, ++seed);
-    }
-    p.negative = true, p.shape.sm_scale = kSmall;
-    p.shape.q_len = 300, p.shape.kv_len = 500;
-    check_one<Shape<kLogits, false>>(p, ++seed);
-    p.shape.batch = 2, p.shape.heads = 2, p.shape.q_len = 400;
-    p.shape.density = 0.5, p.shape.block_q = p.shape.block_kv = 64;
-    p.shape.masks = true, p.shape.bias_begin = 100;
-    check_one<Shape<kLogits, true>>(p, ++seed);
-    p.shape.density = 0.05;  // some rows see nothing
-    p.shape.sm_scale = 0, p.negative = false;
-    check_one<Shape<kLogits, true>>(p, ++seed);
-  }
-  template <typename One>
-  static void check_one(const EightBitProblem& p, int seed) {
-    SCOPED_TRACE(name_of(p));
-    const EightBitCase one(p, seed);
-    const Status status = sm90::launch_bytes<One>(one.args(), one.operands(), {});
-    ASSERT_TRUE(status.ok()) << status.message;
-    one.check();
-  }
-};
-
-template <Type kLogits, bool kListed>
-using Online = sm90::BytesShape<128, kLogits, kListed, false, true>;
-template <Type kLogits, bool kListed>
-using ProductsInTurns = sm90::InTurns<Online<kLogits, kListed>>;
-template <Type kLogits, bool kListed>
-using WeightsInTurns = sm90::WeighInTurns<Online<kLogits, kListed>, false>;
-template <Type kLogits, bool kListed>
-using AllAtOnce =
-    sm90::ByPolynomial<sm90::WeighInTurns<sm90::WholeMax<Online<kLogits, kListed>>, true>, 3>;
-
-TEST_F(Sm90EightBit, ProductsInTurns) { Sm90EightBitShapes<ProductsInTurns>::check(); }
-TEST_F(Sm90EightBit, WeightsInTurns) { Sm90EightBitShapes<WeightsInTurns>::check(); }
-TEST_F(Sm90EightBit, TurnsWholeMaximaAndPolynomials) { Sm90EightBitShapes<AllAtOnce>::check(); }
 
 TEST_F(Sm90EightBit, RepeatsBitForBit) {
   const int64_t len = on_gpu(1500, 500);

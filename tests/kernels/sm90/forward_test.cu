@@ -37,11 +37,7 @@ void check_tile(const Problem& p, AttentionTile tile, int seed) {
   }
 }
 
-// Steps of one of the sizes.
-void check_packed(const Problem& p, int seed) {
-  const std::vector<int> sizes = {128, 160, 176};
-  check_tile(p, {128, sizes[static_cast<size_t>(seed) % sizes.size()], true}, seed);
-}
+void check_packed(const Problem& p, int seed) { check_tile(p, sm90_packed_tile(), seed); }
 
 // The same lists as spans and, where that can be, packed.
 void check(const Problem& p, int seed) {

@@ -17,12 +17,6 @@ struct Corner {
 inline uint64_t evict_first() { return 1; }
 inline uint64_t evict_last() { return 2; }
 inline void prefetch(const CUtensorMap&) {}
-inline void prefetch(const CUtensorMap& map, Corner at, uint64_t policy) {
-  if (policy != 1 && policy != 2) emulator::fail("a copy without a policy");
-  if (!emulator::TensorMap::of(map).begins_inside(at.all())) {
-    emulator::fail("a box that is asked for lies outside of the tensor");
-  }
-}
 
 inline void load(void* shared, const CUtensorMap& map, Corner at, uint64_t* barrier,
                  uint64_t policy) {
