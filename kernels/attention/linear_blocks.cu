@@ -261,30 +261,6 @@ __device__ void copy_queries(OutMemory<kDim, kRows>& memory, const LinearOutArgs
   mma::commit_copies();
 }
 
-/// Has the L2 read what `copy_queries` copies, and what is added to the results, of a block that
-/// comes after: while products are computed there would be nothing under way else.
-template <int kDim, int kRows>
-__device__ void prefetch_queries(const LinearOutArgs& args, unsigned number) {
-  constexpr int kLines = kDim / 64;  // of a row
-  int thread = threadIdx.x;
-  ptx::opaque(thread);
-  const Work work(number, args.heads, args.queries);
-  const auto* const state =
-      static_cast<const __nv_bfloat16*>(args.states) + int64_t{work.place} * kDim * kDim;
-#pragma unroll
-  for (int i = 0; i < kDim * kLines; i += 2 * kRows) {
-    if (i + thread < kDim * kLines) mma::prefetch(state + (i + thread) * 64);
-  }
-  if (thread >= kRows * kLines) return;
-  const int row = Block(args.queries, work).row(thread / kLines);
-  const int channel = thread % kLines * 64;
-  if (row < 0) return;
-  mma::prefetch(rows_of<const __nv_bfloat16>(args.q, work) + row * args.q.row_stride + channel);
-  if (args.added.data == nullptr) return;
-  mma::prefetch(rows_of<const __nv_bfloat16>(args.added, work) + row * args.added.row_stride +
-                channel);
-}
-
 /// phi of the warp's 16 queries as the A of products, kept in registers, and what the product with
 /// the state is multiplied with: of rows lane / 4 and that + 8.
 template <int kDim>
@@ -471,7 +447,6 @@ __global__ void __launch_bounds__(2 * kRows, out_blocks(kDim, kRows, kProjects))
     mma::wait_copies<0>();
     __syncthreads();
     const unsigned next = i + gridDim.x;
-    if (next < total) prefetch_queries<kDim, kRows>(args, next);
     if constexpr (kProjects) {
       constexpr int kTiles = 8;  // that are multiplied at a time: there are registers for that
       uint32_t a[kDim / 16][4];

@@ -71,11 +71,6 @@ __device__ inline void copy4(uint32_t shared, const void* global, bool there) {
                : "memory");
 }
 
-/// 128 bytes on their way into the L2; nobody waits for them.
-__device__ inline void prefetch(const void* global) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
-}
-
 /// This thread's copies so far form a group.
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 

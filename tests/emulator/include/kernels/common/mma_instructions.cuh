@@ -115,8 +115,6 @@ inline void copy16(uint32_t shared, const void* global, bool there) {
 inline void copy4(uint32_t shared, const void* global, bool there) {
   copy_bytes(shared, global, 4, there);
 }
-/// Reads there, so that a wrong address shows.
-inline void prefetch(const void* global) { *static_cast<const volatile char*>(global); }
 inline void commit_copies() { emulator::end_group(emulator::Stream::copies); }
 template <int kGroups>
 void wait_copies() {
