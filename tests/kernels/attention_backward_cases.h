@@ -105,19 +105,28 @@ inline void gradients_with_biases_of_keys(BackwardKernel run) {
   }
 }
 
-inline void only_gradients_that_are_wanted(BackwardKernel run) {
-  const AttentionProblem p{.q_len = 100, .kv_len = 70};
-  const BackwardCase of_q(p, true, 1), of_k(p, true, 1);
-  CudaAttentionBackwardArgs without_k = of_q.args(), without_q = of_k.args();
-  without_k.grad_k.data = without_k.grad_v.data = nullptr;
-  without_q.grad_q.data = nullptr;
-  for (const auto& args : {without_k, without_q}) ASSERT_TRUE(run(args, {}).ok());
-  of_q.check_queries();
-  of_k.check_keys();
-  const std::vector<uint16_t> queries = of_q.read(), keys = of_k.read();
-  const int64_t border = 101 * p.dim;
-  for (int64_t i = 0; i < static_cast<int64_t>(queries.size()); ++i) {
-    ASSERT_EQ((i < border ? keys : queries)[i], 0x7fff) << i;
+/// dense_is_joint  all gradients of dense attention come of one kernel, and sums are in another
+///                 order where some of them alone are wanted
+inline void only_gradients_that_are_wanted(BackwardKernel run, bool dense_is_joint = false) {
+  for (const bool listed : {false, true}) {
+    AttentionProblem p{.q_len = 100, .kv_len = 70};
+    if (listed) p.density = 1, p.block_q = p.block_kv = 64;
+    const BackwardCase all(p, true, 1), of_q(p, true, 1), of_k(p, true, 1);
+    CudaAttentionBackwardArgs without_k = of_q.args(), without_q = of_k.args();
+    without_k.grad_k.data = without_k.grad_v.data = nullptr;
+    without_q.grad_q.data = nullptr;
+    for (const auto& args : {all.args(), without_k, without_q}) ASSERT_TRUE(run(args, {}).ok());
+    all.check();
+    of_q.check_queries();
+    of_k.check_keys();
+    const std::vector<uint16_t> want = all.read(), queries = of_q.read(), keys = of_k.read();
+    const int64_t border = 101 * p.dim;
+    for (int64_t i = 0; i < static_cast<int64_t>(want.size()); ++i) {
+      ASSERT_EQ((i < border ? keys : queries)[i], 0x7fff) << i;
+      if (listed || !dense_is_joint) {
+        ASSERT_EQ((i < border ? queries : keys)[i], want[i]) << i;
+      }
+    }
   }
 }
 
