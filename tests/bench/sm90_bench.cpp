@@ -8,13 +8,14 @@
 // TFLOP/s of bf16 with random normal numbers, of gradients those of five products; of lists those
 // of the listed pairs. Contestants of a
 // case run in turns, once in this and once in the opposite order, each warmed up by itself: the
-// kernel before decides the clock. The last column is the mean over the first one's mean. TEXT is a
-// part of the names to measure.
+// kernel before decides the clock. The third column is the mean over the first one's mean, the last
+// one the power in the second run. TEXT is a regular expression for the names to measure.
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <functional>
 #include <random>
+#include <regex>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -26,6 +27,7 @@
 #include "kernels/attention/block_sparse_backward_cuda.h"
 #include "kernels/attention/eight_bit_cuda.h"
 #include "kernels/attention/quantize_bytes.h"
+#include "tests/bench/power_meter.h"
 
 namespace {
 
@@ -231,30 +233,40 @@ struct EightBit {
   std::string name() const { return format == ByteFormat::int8 ? "8-bit int8" : "8-bit e4m3"; }
 };
 
-// TFLOP/s of each, in this order and in the opposite one.
-std::vector<std::vector<double>> rates_of(const std::vector<Contestant>& contestants,
-                                          const at::Tensor& out, double duration) {
-  std::vector<std::vector<double>> rates(contestants.size());
+struct Measured {
+  std::vector<double> rates = {};  // TFLOP/s, of two runs
+  double watts = 0;                // in the second one
+
+  double mean() const { return (rates[0] + rates[1]) / 2; }
+};
+
+// Each in this order and in the opposite one.
+std::vector<Measured> rates_of(const std::vector<Contestant>& contestants, const at::Tensor& out,
+                               double duration) {
+  static const fovea::bench::PowerMeter meter;
+  std::vector<Measured> all(contestants.size());
   for (int pass = 0; pass < 2; ++pass) {
     for (size_t i = 0; i < contestants.size(); ++i) {
       const size_t now = pass == 0 ? i : contestants.size() - 1 - i;
-      const double seconds =
-          1e-3 * fovea::milliseconds_of(out.device(), contestants[now].run, 1e3 * duration);
-      rates[now].push_back(contestants[now].products / seconds * 1e-12);
+      double milliseconds = 0;
+      all[now].watts = meter.watts_during([&] {
+        milliseconds = fovea::milliseconds_of(out.device(), contestants[now].run, 1e3 * duration);
+      });
+      all[now].rates.push_back(contestants[now].products / milliseconds * 1e-9);
     }
   }
-  return rates;
+  return all;
 }
 
 void print(const Case& c, const std::vector<Contestant>& contestants,
-           const std::vector<std::vector<double>>& rates) {
-  const double baseline = (rates[0][0] + rates[0][1]) / 2;
+           const std::vector<Measured>& all) {
   for (size_t i = 0; i < contestants.size(); ++i) {
-    std::printf("%lld x %lld x %lld x %lld | %-44s | %6.1f %6.1f | %.3f\n",
+    const Measured& own = all[i];
+    std::printf("%lld x %lld x %lld x %lld | %-44s | %6.1f %6.1f | %.3f | %3.0f W\n",
                 static_cast<long long>(c.batch), static_cast<long long>(c.heads),
                 static_cast<long long>(c.len), static_cast<long long>(c.dim),
-                contestants[i].name.c_str(), rates[i][0], rates[i][1],
-                (rates[i][0] + rates[i][1]) / 2 / baseline);
+                contestants[i].name.c_str(), own.rates[0], own.rates[1], own.mean() / all[0].mean(),
+                own.watts);
   }
   std::fflush(stdout);
 }
@@ -311,8 +323,9 @@ std::string name_of(const Sparse& map) {
 }
 
 void take_only(const Wish& wish, std::vector<Contestant>& contestants) {
-  std::erase_if(contestants,
-                [&](const Contestant& x) { return x.name.find(wish.only) == std::string::npos; });
+  std::erase_if(contestants, [&, only = std::regex(wish.only)](const Contestant& x) {
+    return !std::regex_search(x.name, only);
+  });
 }
 
 double apart(const at::Tensor& x, const at::Tensor& exact) {
@@ -395,7 +408,7 @@ void measure(const Case& c, const Wish& wish) {
   field.add_lists(q.device());
   take_only(wish, contestants);
   if (contestants.empty()) return;
-  const std::vector<std::vector<double>> rates = rates_of(contestants, out, wish.duration);
+  const std::vector<Measured> rates = rates_of(contestants, out, wish.duration);
   report(wish.kernel(args, {}));
   const auto exact = std::get<0>(at::_scaled_dot_product_cudnn_attention(q, k, v, {}, false));
   print(c, contestants, rates);

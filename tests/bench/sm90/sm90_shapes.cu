@@ -13,6 +13,7 @@
 
 #include "kernels/attention/launch_bytes_sm90.cuh"
 #include "kernels/attention/launch_sm90.cuh"
+#include "tests/bench/power_meter.h"
 #include "tests/bench/sm90/stopwatch.h"
 
 namespace {
@@ -30,6 +31,7 @@ struct Contestant {
   std::string name;
   Status (*run)(const Operands& operands);
   std::vector<double> rates = {};
+  double watts = 0;  // in the second pass
 };
 
 template <typename Shape>
@@ -48,8 +50,10 @@ Contestant contestant() {
 
 template <typename Shape>
 Contestant contestant_of_bytes() {
-  const char* const format = Shape::kLogits == Type::s8 ? "int8" : "e4m3";
-  return {format, [](const Operands& operands) {
+  char name[64];
+  std::snprintf(name, sizeof name, "%s, %d x %d", Shape::kLogits == Type::s8 ? "int8" : "e4m3",
+                Shape::kQueries, Shape::kKeys);
+  return {name, [](const Operands& operands) {
             return launch_bytes<Shape>(operands.args, operands.bytes, {});
           }};
 }
@@ -135,6 +139,7 @@ void measure(const Problem& p, std::vector<Contestant> contestants, const Wish& 
   const Operands operands = operands_of(p, arrays);
   const double products = 4.0 * static_cast<double>(p.batch * p.heads * p.dim) *
                           static_cast<double>(p.len) * static_cast<double>(p.len);
+  const fovea::bench::PowerMeter meter;
   if (wish.once) {
     for (const Contestant& now : contestants) static_cast<void>(now.run(operands));
     cudaDeviceSynchronize();
@@ -142,14 +147,16 @@ void measure(const Problem& p, std::vector<Contestant> contestants, const Wish& 
   for (int pass = 0; pass < (wish.once ? 0 : 2); ++pass) {
     for (size_t i = 0; i < contestants.size(); ++i) {
       Contestant& now = contestants[pass == 0 ? i : contestants.size() - 1 - i];
-      now.rates.push_back(products /
-                          seconds_of(now.name.c_str(), [&] { return now.run(operands); }) * 1e-12);
+      double seconds = 0;
+      now.watts = meter.watts_during(
+          [&] { seconds = seconds_of(now.name.c_str(), [&] { return now.run(operands); }); });
+      now.rates.push_back(products / seconds * 1e-12);
     }
   }
   for (const Contestant& now : contestants) {
     if (wish.once) break;
-    std::printf("%s | %-26s | %6.1f %6.1f\n", problem.c_str(), now.name.c_str(), now.rates[0],
-                now.rates[1]);
+    std::printf("%s | %-26s | %6.1f %6.1f | %3.0f W\n", problem.c_str(), now.name.c_str(),
+                now.rates[0], now.rates[1], now.watts);
   }
   std::fflush(stdout);
 }
