@@ -34,7 +34,9 @@ struct CudaAttentionBackwardArgs {
   /// the other needs none. Heads of one kv head have the same tiles, the spans of each head are its
   /// own. Without forward.lists not used.
   TileLists columns;
-  AttentionTile column_tile;   ///< `queries` keys that see spans of at most `keys` queries
+  AttentionTile column_tile;  ///< `queries` keys that see spans of at most `keys` queries
+  bool columns_on_grid =
+      false;                   ///< all spans of `columns` begin at multiples of `keys` of its tile
   float* workspace = nullptr;  ///< of so many bytes as below, aligned to 16
 };
 
