@@ -77,14 +77,23 @@ __device__ int below(const uint4* keys, int count, uint32_t own) {
   return out;
 }
 
-/// Deals up to a wave of tiles from `begin` on; all threads.
-__device__ void deal_wave(const BackwardSchedule& args, DealMemory& memory, int begin, int count,
-                          int wave, bool balanced) {
+/// Gives a block its tile of a wave; one thread.
+__device__ void give_tile(const BackwardSchedule& args, DealMemory& memory, int at, int wave,
+                          int block) {
+  const int tile = memory.tiles[at];
+  args.order[wave * args.blocks + block] = tile;
+  args.times[tile] = static_cast<uint32_t>(memory.loads[block]) * args.blocks + block;
+  memory.loads[block] += memory.weights[at];
+}
+
+/// Deals up to a wave of tiles from `begin` on, the heaviest one to the block with the lowest load;
+/// all threads.
+__device__ void deal_by_load(const BackwardSchedule& args, DealMemory& memory, int begin, int count,
+                             int wave) {
   const int thread = static_cast<int>(threadIdx.x), own = thread % kMostBlocks;
   const bool of_blocks = thread < kMostBlocks;
   const bool of_tiles = !of_blocks && thread < 2 * kMostBlocks;
   uint32_t key = kAll;
-  int rank = own;
   if (of_blocks) {
     if (own < args.blocks) key = static_cast<uint32_t>(memory.loads[own]) << 8 | own;
     reinterpret_cast<uint32_t*>(memory.load_keys)[own] = key;
@@ -94,21 +103,17 @@ __device__ void deal_wave(const BackwardSchedule& args, DealMemory& memory, int 
     reinterpret_cast<uint32_t*>(memory.tile_keys)[own] = key;
   }
   __syncthreads();
-  if (balanced) {
-    if (of_blocks) rank = below(memory.load_keys, args.blocks, key);
-    if (of_tiles) rank = below(memory.tile_keys, count, key);
+  int rank = own;  // places without a tile are behind those with one
+  if (of_blocks && own < args.blocks) {
+    memory.by_load[below(memory.load_keys, args.blocks, key)] = own;
+  } else if (of_tiles && own < count) {
+    rank = below(memory.tile_keys, count, key);
   }
-  if (of_blocks && own < args.blocks) memory.by_load[rank] = own;
   __syncthreads();
-  if (of_tiles && own < args.blocks) {
-    const bool is_one = own < count;
-    const int block = memory.by_load[is_one ? rank : own];
-    const int tile = is_one ? memory.tiles[begin + own] : -1;
-    args.order[static_cast<int64_t>(wave) * args.blocks + block] = tile;
-    if (is_one) {
-      args.times[tile] = static_cast<uint32_t>(memory.loads[block]) * args.blocks + block;
-      memory.loads[block] += memory.weights[begin + own];
-    }
+  if (of_tiles && own < count) {
+    give_tile(args, memory, begin + own, wave, memory.by_load[rank]);
+  } else if (of_tiles && own < args.blocks) {
+    args.order[wave * args.blocks + memory.by_load[own]] = -1;
   }
   __syncthreads();
 }
@@ -145,16 +150,23 @@ __global__ void __launch_bounds__(kDealers)
   __syncthreads();
   const int waves = (all + args.blocks - 1) / args.blocks;
   int fill = 0, wave = 0;
+  int next = thread < tiles ? args.weights[thread] : 0;
   for (int first = 0; first < tiles; first += kDealers) {
-    const int weight = first + thread < tiles ? args.weights[first + thread] : 0;
+    const int weight = next, behind = first + kDealers + thread;
+    next = behind < tiles ? args.weights[behind] : 0;  // asked for before it is needed
     const int place = place_of(memory, weight > 0, fill);
     if (weight > 0) memory.tiles[place] = first + thread, memory.weights[place] = weight;
     __syncthreads();
     const bool is_last = first + kDealers >= tiles;
     int begin = 0;
+    for (; fill - begin >= args.blocks && wave < waves - kBalancedWaves; begin += args.blocks) {
+      if (thread < args.blocks) give_tile(args, memory, begin + thread, wave, thread);
+      ++wave;
+    }
+    __syncthreads();
     while (fill - begin >= args.blocks || (is_last && begin < fill)) {
       const int count = min(args.blocks, fill - begin);
-      deal_wave(args, memory, begin, count, wave, waves - wave <= kBalancedWaves);
+      deal_by_load(args, memory, begin, count, wave);
       ++wave, begin += count;
     }
     fill -= begin;  // less than a wave
@@ -211,17 +223,28 @@ __global__ void __launch_bounds__(32 * kWarps)
 /// Orders the tiles that add to a step; a warp each step.
 __global__ void __launch_bounds__(32 * kWarps)
     rank_kernel(const __grid_constant__ BackwardSchedule args) {
-  const int64_t step = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
-  const int lane = threadIdx.x % 32;
+  constexpr int kStaged = 256;
+  __shared__ uint4 staged[kWarps][kStaged / 4];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int64_t step = static_cast<int64_t>(blockIdx.x) * kWarps + warp;
   if (step >= args.all_steps()) return;
+  auto* const times = reinterpret_cast<uint32_t*>(staged[warp]);
   const auto* const entries = reinterpret_cast<const uint2*>(args.entries + step * kMostAdds);
   const int count = args.adds[step];
-  for (int at = lane; at < count; at += 32) {
-    const uint2 own = entries[at];
+  for (int first = 0; first < count; first += 32) {
+    const bool is_one = first + lane < count;
+    const uint2 own = is_one ? entries[first + lane] : make_uint2(0, 0);
     int rank = 0;
-#pragma unroll 4
-    for (int i = 0; i < count; ++i) rank += entries[i].x < own.x;
-    args.ranks[own.y] = static_cast<uint16_t>(rank);
+    for (int begin = 0; begin < count; begin += kStaged) {
+      const int here = min(kStaged, count - begin);
+      __syncwarp();
+      for (int i = lane; i - lane < here; i += 32) {
+        times[i] = i < here ? entries[begin + i].x : kAll;
+      }
+      __syncwarp();
+      rank += below(staged[warp], here, own.x);
+    }
+    if (is_one) args.ranks[own.y] = static_cast<uint16_t>(rank);
   }
 }
 
