@@ -6,15 +6,16 @@
 #include "kernels/attention/backward_schedule.h"
 #include "kernels/attention/backward_sm90.cuh"
 
-// The third form of the backward pass of compute capability 9.0a, for dense attention: columns that
-// make the gradients of queries too, five products instead of the seven of two kernels.
+// The third form of the backward pass of compute capability 9.0a, for dense attention and lists of
+// large blocks: columns that make the gradients of queries too, five products instead of the seven
+// of two kernels.
 //
 // It is the columns form of backward_sm90.cuh with U = Q, W = dO, S, P and dS transposed, and more:
 // both computing warpgroups write dS to shared memory, and each makes half of the channels of
 // dQᵀ = Kᵀ dSᵀ of the step from all of it. That goes through shared memory into an fp32 buffer in
 // global memory, by the copy engine, that a thread of the loading warpgroup commands: it waits for
-// its turn at the step (backward_order.h), so that the order of additions is fixed. A last kernel
-// rounds the buffer.
+// its turn at the step (backward_order.h, of lists backward_schedule.h), so that the order of
+// additions is fixed. A last kernel rounds the buffer.
 //
 // The matrix units have work while threads do other things: dP while P is made, dV while dS is and
 // the warpgroups wait for each other's, dK while dQ is written, S of the next step behind it.
@@ -22,8 +23,8 @@
 namespace fovea::kernels::sm90 {
 
 /// Without kAhead_ S of a step starts when the sums of the one before are done: fewer registers.
-/// kApart_ is of AddOrder: the wait for a turn has so many steps to be over, and the cache as many
-/// times the number of blocks to hold.
+/// kApart_ is of AddOrder and BackwardSchedule: the wait for a turn has so many steps to be over,
+/// and the cache as many times the number of blocks to hold.
 template <int kDim, int kOthers_, int kStages_, bool kAhead_, int kApart_ = 2, int kPieces_ = 0>
 struct JointShape : BackwardShape<true, kDim, 2, kOthers_, kStages_, kPieces_> {
   static constexpr bool kJoint = true;
@@ -372,7 +373,7 @@ __device__ void add_listed_gradients(const JointParams& joint, JointMemory<Shape
 }
 
 /// Grid: as many blocks as run at a time, one a multiprocessor, started together as they wait for
-/// one another; each takes every gridDim.x-th tile.
+/// one another; each takes every gridDim.x-th tile, of lists those that are dealt to it.
 template <typename Shape, Type kType>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     joint_backward_kernel(const __grid_constant__ BackwardMaps maps,
