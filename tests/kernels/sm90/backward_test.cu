@@ -191,14 +191,16 @@ TEST_F(Sm90Backward, JointRepeatsBitForBitInManyWaves) {
 }
 
 // Lists of blocks whose gradients come of one kernel: ends of steps, tiles and blocks within one
-// another, heads that share keys, rows and columns that nothing lists.
-const Sizes kJointBlocks = {{128, 128}, {64, 128}, {384, 384}, {256, 128}};
+// another, tiles that end before the sequence does, heads that share keys, rows and columns that
+// nothing lists.
+const Sizes kJointBlocks = {{128, 128}, {64, 128}, {384, 384}, {256, 128}, {128, 0}};
 
 AttentionProblem joint_lists(std::pair<int64_t, int64_t> blocks, int seed) {
   AttentionProblem p{.batch = 1 + seed % 2, .heads = 4, .kv_heads = seed % 3 == 0 ? 4 : 2};
   p.q_len = 200 + 61 * (seed % 4), p.kv_len = 300 + 77 * (seed % 3);
   p.density = 0.2 + 0.2 * (seed % 4), p.masks = seed % 2 == 1;
   p.block_q = blocks.first, p.block_kv = blocks.second;
+  if (p.block_kv == 0) p.kv_heads = p.heads;
   p.rows_first = seed % 5 < 2, p.dtype = seed % 4 == 2 ? DType::f16 : DType::bf16;
   return p;
 }
