@@ -25,15 +25,19 @@ namespace fovea::kernels::sm90 {
 /// Without kAhead_ S of a step starts when the sums of the one before are done: fewer registers.
 /// kApart_ is of AddOrder and BackwardSchedule: the wait for a turn has so many steps to be over,
 /// and the cache as many times the number of blocks to hold.
-template <int kDim, int kOthers_, int kStages_, bool kAhead_, int kApart_ = 2, int kPieces_ = 0>
+/// With two kPlaces_ for dQ a late turn holds up the step after the next one only.
+template <int kDim, int kOthers_, int kStages_, bool kAhead_, int kApart_ = 2, int kPieces_ = 0,
+          int kPlaces_ = 1>
 struct JointShape : BackwardShape<true, kDim, 2, kOthers_, kStages_, kPieces_> {
   static constexpr bool kJoint = true;
   static constexpr bool kAhead = kAhead_;
   static constexpr int kStats = 2 * kOthers_;
   static constexpr int kApart = kApart_;
-  static constexpr int kNotes = kPieces_ > 0 ? 4 : 1;  // steps of lists that are told ahead
+  static constexpr int kPlaces = kPlaces_;
+  static constexpr int kNotes = kPieces_ > 0 ? 8 : 1;  // steps of lists that are told ahead
   static_assert(kDim == 128, "a warpgroup makes 64 channels of dQ");
   static_assert(kPieces_ < 2, "a step is what dQ is added to");
+  static_assert(kPlaces_ == 1 || kPlaces_ == 2);
 };
 
 /// Of lists, what is to be known of a step.
@@ -45,8 +49,8 @@ struct ColumnStep {
 template <typename Shape>
 struct JointMemory : BackwardMemory<Shape> {
   alignas(1024) char ds[Shape::kOthers * Shape::kOwn * 2];  // (panels of 64 keys, queries, 64)
-  alignas(128) float dq[Shape::kOthers * Shape::kDim];      // as QueryGradients has it
-  uint64_t ds_empty, dq_full, dq_empty;
+  alignas(128) float dq[Shape::kPlaces][Shape::kOthers * Shape::kDim];  // of QueryGradients
+  uint64_t ds_empty, dq_full[Shape::kPlaces], dq_empty[Shape::kPlaces];
   uint64_t notes_full[Shape::kNotes], notes_empty[Shape::kNotes];
   ColumnStep notes[Shape::kNotes];
 };
@@ -83,7 +87,7 @@ struct JointDifferentiator : Differentiator<Shape, kType> {
   // Of Kᵀ this warpgroup's channels, and dS.
   wgmma::Matrix k = wgmma::k_major(ptx::shared_address(memory.x) + group * Shape::kOwn * 128);
   wgmma::Matrix ds = wgmma::k_major(ptx::shared_address(joint.ds));
-  uint32_t parity = 0;  // of the step: dS and dQ have one place each
+  uint32_t steps_done = 0;
 
   /// Keys behind the end of the sequence get weights of 0: their gradients are not stored, but what
   /// they give to queries has to be 0. Queries behind the end are zeros, and so is all they give.
@@ -99,7 +103,7 @@ struct JointDifferentiator : Differentiator<Shape, kType> {
 
   /// This warpgroup's keys of dS to their place, a row of keys for each query.
   __device__ void store_logit_gradients(const Operand& gradients) const {
-    ptx::wait(&joint.ds_empty, parity ^ 1);
+    ptx::wait(&joint.ds_empty, steps_done % 2 ^ 1);
     const uint32_t panel = ptx::shared_address(joint.ds) + group * Shape::kOthers * 128;
     fragment::store_transposed(gradients, panel, thread);
     ptx::fence_async_proxy();
@@ -119,17 +123,18 @@ struct JointDifferentiator : Differentiator<Shape, kType> {
   /// dQ to its place, from where it is added; that of dS is free then.
   __device__ void store_query_gradients(const float (&dq)[kStepRegisters]) const {
     release(&joint.ds_empty);
-    ptx::wait(&joint.dq_empty, parity ^ 1);
+    const uint32_t which = steps_done % Shape::kPlaces;
+    ptx::wait(&joint.dq_empty[which], steps_done / Shape::kPlaces % 2 ^ 1);
     int first = group * 16 * Shape::kOthers + thread;
     ptx::opaque(first);  // or its place is kept from the begin of the kernel
-    auto* const to = reinterpret_cast<float4*>(joint.dq) + first;
+    auto* const to = reinterpret_cast<float4*>(joint.dq[which]) + first;
 #pragma unroll
     for (int i = 0; i < kStepRegisters / 4; ++i) {
       to[i * 128] = make_float4(dq[4 * i], dq[4 * i + 1], dq[4 * i + 2], dq[4 * i + 3]);
     }
     ptx::fence_async_proxy();
     __syncwarp();
-    release(&joint.dq_full);
+    release(&joint.dq_full[which]);
   }
 
   /// The ring's next step; dK of the one before may be under way, as that of this one then.
@@ -165,7 +170,7 @@ struct JointDifferentiator : Differentiator<Shape, kType> {
     wgmma::pin(dq);
     store_query_gradients(dq);
     place.next();
-    parity ^= 1;
+    ++steps_done;
   }
 
   __device__ void compute_all(const BackwardMaps& maps) {
@@ -223,22 +228,23 @@ template <typename Shape>
 struct QueryAdder {
   const JointParams& joint;
   JointMemory<Shape>& memory;
-  uint32_t parity = 0;
+  uint32_t steps_done = 0;
 
   /// That of the block's next step, to step `at` of all, behind `rank` others.
   __device__ void add(int64_t at, int rank) {
     float* const to = joint.dq + at * (Shape::kOthers * Shape::kDim);
     ptx::wait_for_turn(joint.counts + at, rank);
-    ptx::wait(&memory.dq_full, parity);
-    parity ^= 1;
+    const uint32_t which = steps_done % Shape::kPlaces;
+    ptx::wait(&memory.dq_full[which], steps_done / Shape::kPlaces % 2);
+    ++steps_done;
     if (rank == 0) {
-      ptx::bulk_store(to, memory.dq, sizeof memory.dq);
+      ptx::bulk_store(to, memory.dq[which], sizeof memory.dq[which]);
     } else {
-      ptx::bulk_add(to, memory.dq, sizeof memory.dq);
+      ptx::bulk_add(to, memory.dq[which], sizeof memory.dq[which]);
     }
     ptx::bulk_commit();
     ptx::bulk_wait_read<0>();
-    ptx::arrive(&memory.dq_empty);
+    ptx::arrive(&memory.dq_empty[which]);
     ptx::bulk_wait<0>();
     ptx::pass_turn(joint.counts + at);
   }
@@ -385,8 +391,10 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   if (thread == 0) {
     make_barriers(memory);
     ptx::barrier_init(&memory.ds_empty, 4 * Shape::kGroups);
-    ptx::barrier_init(&memory.dq_full, 4 * Shape::kGroups);
-    ptx::barrier_init(&memory.dq_empty, 1);
+    for (int i = 0; i < Shape::kPlaces; ++i) {
+      ptx::barrier_init(&memory.dq_full[i], 4 * Shape::kGroups);
+      ptx::barrier_init(&memory.dq_empty[i], 1);
+    }
     for (int i = 0; i < Shape::kNotes; ++i) {
       ptx::barrier_init(&memory.notes_full[i], 1);
       ptx::barrier_init(&memory.notes_empty[i], 2);

@@ -16,9 +16,10 @@ using DenseRows = std::conditional_t<kDim == 64, BackwardShape<false, 64, 2, 128
 template <int kDim>
 using DenseColumns = std::conditional_t<kDim == 64, BackwardShape<true, 64, 2, 96, 4>,
                                         BackwardShape<true, 128, 2, 64, 4>>;
-// Other rows of a step, stages, whether S is ahead, steps that tiles are apart, spans of a step.
+// Other rows of a step, stages, whether S is ahead, steps that tiles are apart, spans of a step,
+// places for dQ.
 using DenseJoint = JointShape<128, 80, 2, false>;
-using ListedJoint = JointShape<128, 64, 3, true, 4, 1>;
+using ListedJoint = JointShape<128, 64, 2, true, 4, 1, 2>;
 template <int kDim>
 using Rows128x128 = BackwardShape<false, kDim, 2, 128, kDim == 64 ? 4 : 2, 1, true>;
 template <int kDim>

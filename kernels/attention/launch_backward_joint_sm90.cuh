@@ -99,7 +99,7 @@ struct JointGrid {
 /// Of lists: the schedule's numbers for such a grid.
 template <typename Shape>
 BackwardSchedule schedule_for(const CudaAttentionBackwardArgs& args, const JointGrid<Shape>& grid) {
-  static_assert(sizeof(JointMemory<Shape>::dq) / sizeof(uint2) >= BackwardSchedule::kMostAdds);
+  static_assert(sizeof(JointMemory<Shape>::dq[0]) / sizeof(uint2) >= BackwardSchedule::kMostAdds);
   BackwardSchedule out = schedule_of(args, Shape::kOthers);
   out.blocks = static_cast<int>(grid.blocks);
   out.waves = static_cast<int>((grid.num_tiles + grid.blocks - 1) / grid.blocks);

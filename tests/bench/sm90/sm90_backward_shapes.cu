@@ -80,9 +80,9 @@ Contestant contestant() {
 template <typename Shape>
 Contestant joint_contestant() {
   char name[64];
-  std::snprintf(name, sizeof name, "joint%s, %d x %d, %d stages, %d apart%s",
-                Shape::kListed ? " of lists" : "", Shape::kOwn, Shape::kOthers, Shape::kStages,
-                Shape::kApart, Shape::kAhead ? ", ahead" : "");
+  std::snprintf(name, sizeof name, "joint, %d x %d, %d stages, %d dQ, %d apart%s", Shape::kOwn,
+                Shape::kOthers, Shape::kStages, Shape::kPlaces, Shape::kApart,
+                Shape::kAhead ? ", ahead" : "");
   return {name, 5, launch_joint<Shape, Type::bf16>};
 }
 
@@ -195,14 +195,14 @@ std::vector<Contestant> columns() {
   return {contestant<BackwardShape<true, kDim, kGroups, kOthers, kStages, kPieces>>()};
 }
 
-template <int kOthers, int kStages, bool kAhead, int kApart, int kPieces = 0>
+template <int kOthers, int kStages, bool kAhead, int kApart, int kPieces = 0, int kPlaces = 1>
 std::vector<Contestant> joint() {
-  return {joint_contestant<JointShape<128, kOthers, kStages, kAhead, kApart, kPieces>>()};
+  return {joint_contestant<JointShape<128, kOthers, kStages, kAhead, kApart, kPieces, kPlaces>>()};
 }
 
 /// What comes before the joint kernel of lists: as many TFLOP/s as if it were all.
 Status schedule_alone(const CudaAttentionBackwardArgs& args, CudaTarget target) {
-  using Shape = JointShape<128, 64, 3, true, 4, 1>;
+  using Shape = JointShape<128, 64, 2, true, 4, 1, 2>;
   JointGrid<Shape> grid(args);
   if (const Status status = grid.find_blocks(target.device); !status.ok()) return status;
   BackwardSchedule schedule = schedule_for<Shape>(args, grid);
@@ -223,7 +223,7 @@ int main() {
       all({rows<128, 2, 128, 2>(), rows<128, 3, 64, 3>(), rows<128, 2, 96, 3>(),
            columns<128, 2, 64, 4>(), columns<128, 2, 64, 3>(), joint<64, 3, true, 1>(),
            joint<64, 3, true, 2>(), joint<64, 3, true, 4>(), joint<64, 2, true, 2>(),
-           joint<64, 3, false, 2>(), joint<80, 2, false, 2>()});
+           joint<64, 2, true, 2, 0, 2>(), joint<64, 3, false, 2>(), joint<80, 2, false, 2>()});
   const std::vector<Contestant> dense_64 = all({rows<64, 2, 128, 4>(), rows<64, 3, 96, 4>(),
                                                 columns<64, 2, 64, 6>(), columns<64, 2, 96, 4>()});
   measure({1, 12, 32760, 128}, dense_128);
@@ -236,6 +236,8 @@ int main() {
                                                  joint<64, 3, true, 4, 1>(),
                                                  joint<64, 3, true, 8, 1>(),
                                                  joint<64, 2, true, 4, 1>(),
+                                                 joint<64, 2, true, 4, 1, 2>(),
+                                                 joint<64, 2, true, 8, 1, 2>(),
                                                  joint<64, 3, false, 4, 1>(),
                                                  {{"schedule of lists alone", 5, schedule_alone}}});
   measure({1, 12, 32760, 128, 0.25f}, lists_128);
