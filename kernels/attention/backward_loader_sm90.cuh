@@ -159,10 +159,10 @@ struct BackwardWork {
   }
 };
 
-/// Whether the own rows that begin there are more keys.
+/// Whether the own rows that begin there are more keys, which the joint form does not take.
 template <typename Shape>
 __device__ bool is_more(const BackwardParams& params, int begin) {
-  return Shape::kColumns && Shape::kListed && begin >= params.more_begin;
+  return Shape::kColumns && Shape::kListed && !Shape::kJoint && begin >= params.more_begin;
 }
 
 /// The copies of a tile's steps; one thread.

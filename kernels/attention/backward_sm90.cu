@@ -16,7 +16,10 @@ using DenseRows = std::conditional_t<kDim == 64, BackwardShape<false, 64, 2, 128
 template <int kDim>
 using DenseColumns = std::conditional_t<kDim == 64, BackwardShape<true, 64, 2, 96, 4>,
                                         BackwardShape<true, 128, 2, 64, 4>>;
+// Other rows of a step, stages, whether S is ahead, steps that tiles are apart, spans of a step,
+// places for dQ.
 using DenseJoint = JointShape<128, 80, 2, false>;
+using ListedJoint = JointShape<128, 64, 2, true, 4, 1, 2>;
 template <int kDim>
 using Rows128x128 = BackwardShape<false, kDim, 2, 128, kDim == 64 ? 4 : 2, 1, true>;
 template <int kDim>
@@ -61,14 +64,25 @@ Status launch_columns(const CudaAttentionBackwardArgs& args, CudaTarget target) 
 
 /// Whether one kernel makes all gradients; two do otherwise.
 bool is_joint(const CudaAttentionBackwardArgs& args) {
+  const CudaAttentionArgs& f = args.forward;
   const bool wants_all = args.grad_q.data != nullptr && args.grad_k.data != nullptr;
-  return wants_all && args.forward.lists.tiles == nullptr && args.forward.dim == DenseJoint::kDim;
+  if (!wants_all || f.dim != DenseJoint::kDim) return false;
+  if (f.lists.tiles == nullptr) return true;
+  return args.columns_on_grid && args.columns.tiles != nullptr &&
+         args.column_tile == AttentionTile{ListedJoint::kOwn, ListedJoint::kSpan} &&
+         args.columns.tiles_per_map <= BackwardSchedule::kMostAdds && f.more.k.data == nullptr &&
+         f.key_bias.data == nullptr;
 }
 
 template <int kDim, Type kType>
 Status launch_all(const CudaAttentionBackwardArgs& args, CudaTarget target) {
   if constexpr (kDim == DenseJoint::kDim) {
-    if (is_joint(args)) return launch_joint<DenseJoint, kType>(args, target);
+    if (is_joint(args)) {
+      const Status status = args.forward.lists.tiles == nullptr
+                                ? launch_joint<DenseJoint, kType>(args, target)
+                                : launch_joint<ListedJoint, kType>(args, target);
+      if (status.code != StatusCode::unsupported) return status;  // or it is too large for that
+    }
   }
   Status status = prepare_backward<kDim, kType>(args, target);
   if (status.ok() && args.grad_q.data != nullptr) status = launch_rows<kDim, kType>(args, target);
@@ -85,8 +99,9 @@ AttentionTile sm90_column_tile(int64_t /*block_q*/, int64_t block_kv) {
 }
 
 int64_t sm90_backward_workspace_bytes(const CudaAttentionBackwardArgs& args) {
-  if (is_joint(args)) return JointLayout(args.forward, DenseJoint::kOthers).bytes;
-  return backward_stats_bytes(args);
+  if (!is_joint(args)) return backward_stats_bytes(args);
+  const bool listed = args.forward.lists.tiles != nullptr;
+  return JointLayout(args, listed ? ListedJoint::kOthers : DenseJoint::kOthers).bytes;
 }
 
 Status block_sparse_backward_sm90(const CudaAttentionBackwardArgs& args, CudaTarget target) {

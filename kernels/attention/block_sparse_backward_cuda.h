@@ -8,10 +8,11 @@ namespace fovea::kernels {
 
 /// Gradients of the results of block_sparse_sm90 and _sm80 with respect to q, k and v,
 /// deterministic: each tile of queries walks over its keys and each tile of keys over its queries,
-/// without additions in global memory. All gradients of dense attention with 128 channels come from
-/// one kernel of compute capability 9.0, where tiles of keys add to the gradients of queries in
-/// global memory, in an order that the shapes and the number of multiprocessors give, and timing
-/// does not. The weights are computed again from q, k and lse
+/// without additions in global memory. All gradients with 128 channels of dense attention, and of
+/// lists with column tiles of 128 and `columns_on_grid` without biases and more keys, come from one
+/// kernel of compute capability 9.0, where tiles of keys add to the gradients of queries in global
+/// memory, in an order that shapes, lists and the number of multiprocessors give, and timing does
+/// not. The weights are computed again from q, k and lse
 /// (FlashAttention-2, Dao 2023, arXiv:2307.08691, section 3.1.2). Sums are fp32; weights and
 /// gradients of logits are rounded to the type of q for their products. A row that sees no key
 /// gives and gets 0. All rows of q, k, v and grad_out hold finite numbers, also those that no list
@@ -34,8 +35,9 @@ struct CudaAttentionBackwardArgs {
   /// the other needs none. Heads of one kv head have the same tiles, the spans of each head are its
   /// own. Without forward.lists not used.
   TileLists columns;
-  AttentionTile column_tile;   ///< `queries` keys that see spans of at most `keys` queries
-  float* workspace = nullptr;  ///< of so many bytes as below, aligned to 16
+  AttentionTile column_tile;     ///< `queries` keys that see spans of at most `keys` queries
+  bool columns_on_grid = false;  ///< all of their spans begin at multiples of column_tile.keys
+  float* workspace = nullptr;    ///< of so many bytes as below, aligned to 16
 };
 
 /// The tile of `columns` for lists of blocks of such sizes. Both are the same.

@@ -418,7 +418,8 @@ void measure(const Case& c, const Wish& wish) {
 
 // What a backward kernel writes to.
 struct Gradients {
-  at::Tensor q, k, v, lse, workspace;
+  at::Tensor q, k, v, lse;
+  std::vector<at::Tensor> workspaces;
 
   explicit Gradients(const Tensors& like)
       : q(at::empty_like(like.q)),
@@ -432,9 +433,17 @@ struct Gradients {
     out.forward.lse = lse.mutable_data_ptr<float>();
     out.grad_out = view(grad_out);
     out.grad_q = written(q), out.grad_k = written(k), out.grad_v = written(v);
-    workspace = at::empty({sm90_backward_workspace_bytes(out)}, q.options().dtype(at::kByte));
-    out.workspace = static_cast<float*>(workspace.mutable_data_ptr());
+    give_workspace(out);
     return out;
+  }
+
+  // One for all, that is large enough; those who have a smaller one keep it.
+  void give_workspace(CudaAttentionBackwardArgs& args) {
+    const int64_t bytes = sm90_backward_workspace_bytes(args);
+    if (workspaces.empty() || workspaces.back().numel() < bytes) {
+      workspaces.push_back(at::empty({bytes}, q.options().dtype(at::kByte)));
+    }
+    args.workspace = static_cast<float*>(workspaces.back().mutable_data_ptr());
   }
 };
 
@@ -463,6 +472,8 @@ void measure_backward(const Case& c, const Wish& wish) {
     CudaAttentionBackwardArgs listed = args;
     listed.forward.tile = own.tile, listed.forward.lists = own.view();
     listed.column_tile = turned.tile, listed.columns = turned.view();
+    listed.columns_on_grid = map.block % turned.tile.keys == 0;
+    gradients.give_workspace(listed);
     // Of other keys' weights, but as many products.
     contestants.push_back({name_of(map) + ", backward", products * own.density,
                            [&wish, listed] { report(wish.backward(listed, {})); }});

@@ -288,6 +288,7 @@ class BackwardCase {
     args.grad_more_k = place(in_.more_k, more_dk_), args.grad_more_v = place(in_.more_v, more_dv_);
     if (columns_) {
       args.column_tile = columns_->tile;
+      args.columns_on_grid = p_.block_q > 0 && p_.block_q % columns_->tile.keys == 0;
       args.columns = {tiles_.data(),
                       counts_.data(),
                       spans_.data(),

@@ -126,6 +126,7 @@ class Softmax : public torch::autograd::Function<Softmax> {
     if (launch.columns) {
       args.columns = launch.columns->view();
       args.column_tile = launch.columns->tile;
+      args.columns_on_grid = launch.columns->on_grid;
     }
     const at::Tensor workspace = at::empty({launch.backend.backward.workspace_bytes(args)},
                                            launch.q.options().dtype(at::kByte));

@@ -60,6 +60,15 @@ int64_t usual_size(const BlockAxis& axis, int64_t len) {
   return size >= 8 * kUnit ? 2 * kUnit : size;
 }
 
+// Whether the host knows that blocks that are not empty begin at multiples of a unit.
+bool begin_at_multiples(const BlockAxis& axis, int64_t unit) {
+  const std::vector<int64_t>& offsets = axis.host_offsets();
+  for (size_t i = 1; i < offsets.size(); ++i) {
+    if (offsets[i] > offsets[i - 1] && offsets[i - 1] % unit != 0) return false;
+  }
+  return !offsets.empty();
+}
+
 void set_maps(const ListsOf& of, DeviceLists& lists) {
   const auto include = [&](const at::Tensor& x) {
     if (!x.defined()) return;
@@ -261,6 +270,7 @@ DeviceLists make_columns(const ListsOf& of, kernels::AttentionTile tile, const a
   cut.tiles = most_pieces(of.kv_blocks, cut.tiled_len, tile.queries);
   cut.capacity = most_pieces(of.q_blocks, cut.listed_len, tile.keys);
   DeviceLists out = cut_lists(of, tile, cut, fault);
+  out.on_grid = begin_at_multiples(of.q_blocks, tile.keys);
   if (!of.selection.predicates.empty()) cut_pairs(of, out);
   const int64_t blocks = of.kv_blocks.num_blocks();
   for (const kernels::SummaryKeys& level : summary_keys(of.selection, of.kv_len)) {

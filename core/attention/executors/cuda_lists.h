@@ -16,6 +16,7 @@ namespace fovea {
 struct DeviceLists {
   kernels::AttentionTile tile;
   bool of_columns = false;  ///< tiles are of keys, spans of queries
+  bool on_grid = false;     ///< of columns: spans are known to begin at multiples of tile.keys
   at::Tensor tiles;         ///< int32 [maps, tiles, 4] of `QueryTile`
   at::Tensor counts;        ///< int32 [maps, rows]
   /// int32 [maps, rows, capacity, 2] of `KeySpan`, or of `PackedSpan` where the tile is packed

@@ -80,8 +80,9 @@ Contestant contestant() {
 template <typename Shape>
 Contestant joint_contestant() {
   char name[64];
-  std::snprintf(name, sizeof name, "joint, %d x %d, %d stages, %d apart%s", Shape::kOwn,
-                Shape::kOthers, Shape::kStages, Shape::kApart, Shape::kAhead ? ", ahead" : "");
+  std::snprintf(name, sizeof name, "joint, %d x %d, %d stages, %d dQ, %d apart%s", Shape::kOwn,
+                Shape::kOthers, Shape::kStages, Shape::kPlaces, Shape::kApart,
+                Shape::kAhead ? ", ahead" : "");
   return {name, 5, launch_joint<Shape, Type::bf16>};
 }
 
@@ -134,8 +135,6 @@ CudaAttentionBackwardArgs make_args(const Problem& p, Pool& pool) {
   f.out = tensor(), args.grad_out = readable(tensor());
   args.grad_q = tensor(), args.grad_k = tensor(), args.grad_v = tensor();
   f.lse = pool.take<float>(size / p.dim);
-  const int64_t bytes = std::max(sm90_backward_workspace_bytes(args), JointLayout(f, 80).bytes);
-  args.workspace = pool.take<float>(bytes / sizeof(float));
   if (p.density < 1) {
     const int64_t blocks = (p.len + 127) / 128, pairs = p.batch * p.heads * blocks * blocks;
     auto* const classes = pool.take<uint8_t>(pairs);
@@ -143,7 +142,11 @@ CudaAttentionBackwardArgs make_args(const Problem& p, Pool& pool) {
     f.tile = sm90_tile(128, 128), args.column_tile = sm90_column_tile(128, 128);
     f.lists = make_lists(p, pool, classes, f.tile, false);
     args.columns = make_lists(p, pool, classes, args.column_tile, true);
+    args.columns_on_grid = true;
   }
+  int64_t bytes = sm90_backward_workspace_bytes(args);
+  for (const int step : {64, 80}) bytes = std::max(bytes, JointLayout(args, step).bytes);
+  args.workspace = pool.take<float>(bytes / sizeof(float) + 1);
   const Status status = block_sparse_sm90(f, {});
   if (!status.ok()) std::printf("FAILED: %s\n", status.message);
   return args;
@@ -192,9 +195,19 @@ std::vector<Contestant> columns() {
   return {contestant<BackwardShape<true, kDim, kGroups, kOthers, kStages, kPieces>>()};
 }
 
-template <int kOthers, int kStages, bool kAhead, int kApart>
+template <int kOthers, int kStages, bool kAhead, int kApart, int kPieces = 0, int kPlaces = 1>
 std::vector<Contestant> joint() {
-  return {joint_contestant<JointShape<128, kOthers, kStages, kAhead, kApart>>()};
+  return {joint_contestant<JointShape<128, kOthers, kStages, kAhead, kApart, kPieces, kPlaces>>()};
+}
+
+/// What comes before the joint kernel of lists: as many TFLOP/s as if it were all.
+Status schedule_alone(const CudaAttentionBackwardArgs& args, CudaTarget target) {
+  using Shape = JointShape<128, 64, 2, true, 4, 1, 2>;
+  JointGrid<Shape> grid(args);
+  if (const Status status = grid.find_blocks(target.device); !status.ok()) return status;
+  BackwardSchedule schedule = schedule_for<Shape>(args, grid);
+  JointLayout(args, Shape::kOthers).place(args, schedule);
+  return schedule_backward(schedule, target);
 }
 
 std::vector<Contestant> all(const std::vector<std::vector<Contestant>>& parts) {
@@ -210,12 +223,26 @@ int main() {
       all({rows<128, 2, 128, 2>(), rows<128, 3, 64, 3>(), rows<128, 2, 96, 3>(),
            columns<128, 2, 64, 4>(), columns<128, 2, 64, 3>(), joint<64, 3, true, 1>(),
            joint<64, 3, true, 2>(), joint<64, 3, true, 4>(), joint<64, 2, true, 2>(),
-           joint<64, 3, false, 2>(), joint<80, 2, false, 2>()});
+           joint<64, 2, true, 2, 0, 2>(), joint<64, 3, false, 2>(), joint<80, 2, false, 2>()});
   const std::vector<Contestant> dense_64 = all({rows<64, 2, 128, 4>(), rows<64, 3, 96, 4>(),
                                                 columns<64, 2, 64, 6>(), columns<64, 2, 96, 4>()});
   measure({1, 12, 32760, 128}, dense_128);
   measure({1, 24, 4608, 128}, dense_128);
   measure({2, 30, 17776, 64}, dense_64);
-  measure({1, 12, 32760, 128, 0.1f}, all({rows<128, 2, 128, 2, 1>(), columns<128, 2, 64, 4, 1>()}));
+  const std::vector<Contestant> lists_128 = all({rows<128, 2, 128, 2, 1>(),
+                                                 columns<128, 2, 64, 4, 1>(),
+                                                 joint<64, 3, true, 1, 1>(),
+                                                 joint<64, 3, true, 2, 1>(),
+                                                 joint<64, 3, true, 4, 1>(),
+                                                 joint<64, 3, true, 8, 1>(),
+                                                 joint<64, 2, true, 4, 1>(),
+                                                 joint<64, 2, true, 4, 1, 2>(),
+                                                 joint<64, 2, true, 8, 1, 2>(),
+                                                 joint<64, 3, false, 4, 1>(),
+                                                 {{"schedule of lists alone", 5, schedule_alone}}});
+  measure({1, 12, 32760, 128, 0.25f}, lists_128);
+  measure({1, 12, 32760, 128, 0.1f}, lists_128);
+  measure({1, 24, 4608, 128, 0.25f}, lists_128);
+  measure({1, 40, 75648, 128, 0.1f}, lists_128);
   return 0;
 }

@@ -163,8 +163,18 @@ TEST(CudaLists, HaveThePairsOfTheHostsLists) {
   EXPECT_GE(ran, 100);
 }
 
+// Where columns are said to be on the grid.
+void expect_on_grid(const DeviceLists& columns) {
+  const kernels::TileLists view = columns.view();
+  for (int64_t row = 0; row < columns.counts.numel(); ++row) {
+    for (int32_t i = 0; i < view.counts[row]; ++i) {
+      ASSERT_EQ(view.spans[row * view.capacity + i].begin % columns.tile.keys, 0);
+    }
+  }
+}
+
 TEST(CudaLists, ColumnsHaveThePairsOfRows) {
-  int64_t summed = 0, masked = 0;
+  int64_t summed = 0, masked = 0, on_grid = 0;
   const int64_t ran = for_each_problem(
       400, at::kCPU, [&](const test::Problem& problem, const SoftmaxBranch& branch) {
         const AttentionCall& call = problem.call;
@@ -175,7 +185,8 @@ TEST(CudaLists, ColumnsHaveThePairsOfRows) {
         const std::vector<int64_t> places = summary_places(branch.selection, own);
         const bool is_summed = !branch.selection.summaries.empty();
         const int64_t keys = is_summed ? places.back() : own;
-        summed += is_summed, masked += columns.masks.defined();
+        summed += is_summed, masked += columns.masks.defined(), on_grid += columns.on_grid;
+        if (columns.on_grid) expect_on_grid(columns);
         for (int64_t item = 0; item < call.q.size(0); ++item) {
           for (int64_t head = 0; head < call.q.size(1); ++head) {
             const at::Tensor of_rows = pairs_of(rows, item, head, q_len, keys);
@@ -192,6 +203,8 @@ TEST(CudaLists, ColumnsHaveThePairsOfRows) {
   EXPECT_GE(ran, 100);
   EXPECT_GE(summed, 20);
   EXPECT_GE(masked, 20);
+  EXPECT_GE(on_grid, 20);
+  EXPECT_GE(ran - on_grid, 20);
 }
 
 // The keys of a row one behind the other, and all its steps but the last one full.

@@ -190,6 +190,90 @@ TEST_F(Sm90Backward, JointRepeatsBitForBitInManyWaves) {
   });
 }
 
+// Lists of blocks whose gradients come of one kernel: ends of steps, tiles and blocks within one
+// another, tiles that end before the sequence does, heads that share keys, rows and columns that
+// nothing lists.
+const Sizes kJointBlocks = {{128, 128}, {64, 128}, {384, 384}, {256, 128}, {128, 0}};
+
+AttentionProblem joint_lists(std::pair<int64_t, int64_t> blocks, int seed) {
+  AttentionProblem p{.batch = 1 + seed % 2, .heads = 4, .kv_heads = seed % 3 == 0 ? 4 : 2};
+  p.q_len = 200 + 61 * (seed % 4), p.kv_len = 300 + 77 * (seed % 3);
+  p.density = 0.2 + 0.2 * (seed % 4), p.masks = seed % 2 == 1;
+  p.block_q = blocks.first, p.block_kv = blocks.second;
+  if (p.block_kv == 0) p.kv_heads = p.heads;
+  p.rows_first = seed % 5 < 2, p.dtype = seed % 4 == 2 ? DType::f16 : DType::bf16;
+  return p;
+}
+
+TEST_F(Sm90Backward, JointOfLists) {
+  int seed = 0;
+  for (const auto& blocks : kJointBlocks) {
+    for (int i = 0; i < 4; ++i) {
+      ++seed;
+      check_named(joint_lists(blocks, seed), block_sparse_backward_sm90, seed);
+    }
+  }
+}
+
+TEST_F(Sm90Backward, JointOfListsInManyWaves) {
+  for (const int processors : {1, 3, 5}) {
+    const Processors some(processors);
+    AttentionProblem p = joint_lists({128, 128}, processors);
+    p.batch = on_gpu(9, 2), p.kv_len = on_gpu(3000, 500);
+    check_named(p, block_sparse_backward_sm90, processors);
+  }
+}
+
+TEST_F(Sm90Backward, JointOfListsRepeatsBitForBit) {
+  for (const bool masks : {false, true}) {
+    const Processors some(5);
+    AttentionProblem p{.batch = on_gpu(4, 1), .heads = 4, .kv_heads = 2, .q_len = 700};
+    p.kv_len = on_gpu(5000, 900), p.density = 0.4, p.masks = masks;
+    const BackwardCase one(p, true, 1);
+    expect_same_every_time([&] {
+      EXPECT_TRUE(block_sparse_backward_sm90(one.args(), {}).ok());
+      return one.read();
+    });
+  }
+}
+
+// Of the same lists the two kernels' gradients, where nobody knows that spans begin where steps do.
+TEST_F(Sm90Backward, ListsOffTheGrid) {
+  const BackwardCase one(joint_lists({128, 128}, 3), true, 3);
+  CudaAttentionBackwardArgs args = one.args();
+  args.columns_on_grid = false;
+  ASSERT_LT(sm90_backward_workspace_bytes(args), sm90_backward_workspace_bytes(one.args()));
+  ASSERT_TRUE(block_sparse_backward_sm90(args, {}).ok());
+  one.check();
+}
+
+TEST_F(Sm90Backward, WhatTheJointKernelTakes) {
+  const auto is_joint = [](const AttentionProblem& p) {
+    CudaAttentionBackwardArgs args = BackwardCase(p, false, 1).args();
+    const int64_t bytes = sm90_backward_workspace_bytes(args);
+    args.grad_q.data = nullptr;  // never joint then
+    return bytes > sm90_backward_workspace_bytes(args);
+  };
+  AttentionProblem p{.q_len = 100, .kv_len = 150, .density = 0.5};
+  for (const auto& [block_q, block_kv] : kJointBlocks) {
+    p.block_q = block_q, p.block_kv = block_kv;
+    EXPECT_TRUE(is_joint(p)) << name_of(p);
+  }
+  for (const auto& [block_q, block_kv] : Sizes{{64, 64}, {128, 64}, {100, 128}, {0, 0}}) {
+    p.block_q = block_q, p.block_kv = block_kv;
+    EXPECT_FALSE(is_joint(p)) << name_of(p);
+  }
+  p.block_q = p.block_kv = 128;
+  p.masks = true, p.kv_heads = 2, p.heads = 4;
+  EXPECT_TRUE(is_joint(p)) << "masks, heads that share keys";
+  p.masks = false, p.bias_begin = 0;
+  EXPECT_FALSE(is_joint(p)) << "biases of keys";
+  p.bias_begin = std::nullopt, p.more_keys = 50;
+  EXPECT_FALSE(is_joint(p)) << "more keys";
+  p.more_keys = 0, p.dim = 64;
+  EXPECT_FALSE(is_joint(p)) << "64 channels";
+}
+
 TEST_F(Sm90Backward, ColumnsOfTheDeviceAreThoseOfTheHost) {
   for (const int64_t block : {64, 0}) {
     const Problem p{.batch = 2,
