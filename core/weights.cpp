@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <set>
+#include <utility>
 
 #include "core/check.h"
 #include "core/guard.h"
@@ -205,13 +206,17 @@ void WeightFiles::finish(Report& report) {
 uint64_t WeightFiles::bytes() const { return impl_->index.bytes(); }
 
 RandomParameters::RandomParameters(uint64_t seed, WeightOptions options, double scale)
-    : generator_(at::detail::createCPUGenerator(seed)), options_(options), scale_(scale) {}
+    : RandomParameters(at::detail::createCPUGenerator(seed), options, scale) {}
+
+RandomParameters::RandomParameters(at::Generator generator, WeightOptions options, double scale)
+    : generator_(std::move(generator)), options_(options), scale_(scale) {}
 
 at::Tensor RandomParameters::get(const std::string& name, at::IntArrayRef shape, bool keep_fp32) {
   throw_if_interrupted();
   const bool half = options_.dtype == at::kHalf || options_.dtype == at::kBFloat16;
   const at::ScalarType dtype = keep_fp32 && half ? at::kFloat : options_.dtype;
-  at::Tensor values = allocate(shape, at::TensorOptions(at::kFloat), name);
+  const auto floats = at::TensorOptions(at::kFloat).device(generator_.device());
+  at::Tensor values = allocate(shape, floats, name);
   values.normal_(0, 1, generator_);
   count_ += values.numel();
   const bool norm = name.find("norm") != std::string::npos || name.ends_with("gamma");

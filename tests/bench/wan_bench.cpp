@@ -59,6 +59,12 @@ void print(const Arguments& arguments, double ms) {
       device_name(arguments.device).c_str());
 }
 
+// Drawn on the device: 14 billion of them take a CPU minutes.
+RandomParameters random_parameters(const Arguments& arguments) {
+  return {at::globalContext().defaultGenerator(arguments.device),
+          {.dtype = arguments.dtype, .device = arguments.device}};
+}
+
 void bench_transformer(const Arguments& arguments) {
   models::WanConfig config;
   if (arguments.model == "1.3b") {
@@ -66,7 +72,7 @@ void bench_transformer(const Arguments& arguments) {
     config.ffn_dim = 8960;
     config.num_layers = 30;
   }
-  RandomParameters source(1, {.dtype = arguments.dtype, .device = arguments.device});
+  RandomParameters source = random_parameters(arguments);
   models::WanTransformer model(config, source);
   const auto options = at::TensorOptions().device(arguments.device).dtype(arguments.dtype);
   const models::WanInputs inputs{
@@ -82,7 +88,7 @@ void bench_transformer(const Arguments& arguments) {
 void bench_vae(const Arguments& arguments) {
   Config defaults(Json::object(), "defaults");
   const auto config = models::WanVaeConfig::read(defaults);
-  RandomParameters source(1, {.dtype = arguments.dtype, .device = arguments.device});
+  RandomParameters source = random_parameters(arguments);
   const models::AutoencoderWan vae(config, source, {.channels_last = arguments.device.is_cuda()});
   const auto options = at::TensorOptions().device(arguments.device).dtype(arguments.dtype);
   const at::Tensor z = at::randn(
