@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Everything that the results of one H200 are made of, in slices below eight minutes each.
+# Everything that the results of one H200 are made of, in slices below eight minutes each: what is
+# measured, and behind it what is checked there.
 #
 #   tests/bench/h200.sh [--build DIR] [--python PYTHON] [--out DIR] SLICE ...
 #   tests/bench/h200.sh --list
 #
-# The programs must be built: ninja -C build fovea sm90_bench methods_bench wan_bench
+# The programs must be built: ninja -C build all sm90_bench methods_bench wan_bench
 # --out writes NAME-YYYYMMDD.txt of each slice, see docs/benchmarks/README.md; else all is printed.
 # FOVEA_COMMIT says what was built where the tree came without its history.
 set -euo pipefail
@@ -18,6 +19,7 @@ slices=()
 # name: command
 table() {
   local bench="$build/bin/fovea bench attention --device cuda --quiet --dtype"
+  local check="--gtest_brief=1 --gtest_filter" sanitize="compute-sanitizer --error-exitcode 1"
   local blocks="topk:density=0.05|0.1|0.25|0.5,topk:density=0.1:block_q=64:block_kv=64"
   cat <<END
 kernel: $build/tests/sm90_bench
@@ -42,6 +44,20 @@ wan-14b: $build/bin/wan_bench transformer 14b 81 720 1280 3
 wan-14b-diffusers: $python tests/bench/wan_bench.py transformer 14b 81 720 1280 3 cuda bf16 cudnn
 wan-vae: $build/bin/wan_bench vae - 81 720 1280 3
 wan-vae-diffusers: $python tests/bench/wan_bench.py vae - 81 720 1280 3
+check-forward: $build/tests/sm90_test $check=Sm90Layout*:Sm90Forward*:Sm90Refusals*
+check-backward: $build/tests/sm90_test $check=Sm90Backward*
+check-8bit: $build/tests/sm90_test $check=Sm90EightBit*:Sm90QuantizeBytes*
+check-sm80: $build/tests/sm80_test $check=*-Sm80Shares*
+check-sm80-shares: $build/tests/sm80_test $check=Sm80Shares*
+check-executors: $build/tests/cuda_executor_test $check=*/cuda_sm*
+check-graphs: $build/tests/cuda_graph_test $check=*
+check-attention: $build/tests/attention_test $check=Selectors*:KMeans*:Svg2*:*Sla*:*TopK*:MeanScores*
+check-rules-sm90: $build/tests/conformance_executors_test $check=*cuda_sm90*
+check-rules-sm80: $build/tests/conformance_executors_test $check=*cuda_sm80*
+sanitize-forward: $sanitize $build/tests/sm90_test $check=Sm90Layout*:Sm90Forward*-*Repeat*
+sanitize-backward: $sanitize $build/tests/sm90_test $check=Sm90Backward.*-*Repeat*:*Waves*
+sanitize-8bit: $sanitize $build/tests/sm90_test $check=Sm90EightBit*:Sm90QuantizeBytes*-*Repeat*
+sanitize-sm80: $sanitize $build/tests/sm80_test $check=*-*Repeat*:*EveryRun*:Sm80Shares*
 END
 }
 
