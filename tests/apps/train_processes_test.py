@@ -72,7 +72,8 @@ class Processes(Case):
             self.assertGreaterEqual(int(metadata["step"]), 1)
 
     def test_signal_and_resume(self):
-        config = tiny_config("autoencoder", steps=30)
+        steps = 90  # not all done by the time that a busy machine sends a signal
+        config = tiny_config("autoencoder", steps=steps)
         whole = self.folder / "whole"
         pair = self.start_pair(configs=[config, config], out=whole)
         for process in pair:
@@ -84,7 +85,7 @@ class Processes(Case):
         self.both_stop(pair, signal.SIGTERM)
         _, metadata = read_tensors(self.out / "training/autoencoder.safetensors")
         self.assertGreaterEqual(int(metadata["step"]), step)
-        self.assertLess(int(metadata["step"]), 30)
+        self.assertLess(int(metadata["step"]), steps)
         for process in self.start_pair("--resume", configs=[config, config]):
             self.succeeds(self.result(process)[0])
         self.assertEqual(
