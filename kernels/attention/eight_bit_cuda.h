@@ -29,9 +29,6 @@ struct EightBitOperands {
   const void* v = nullptr;
   const float* v_scale = nullptr;   ///< [batch, kv_heads, dim]
   const float* lse_more = nullptr;  ///< [batch, heads, q_len] is added to lse; null: nothing
-  /// Weights are quantized relative to the largest logit of a row so far, from the last step of 128
-  /// keys to the first, instead of that of all its keys: logits are computed once, not twice.
-  bool online = false;
 };
 
 /// The tile of lists for such attention; spans begin at multiples of 16.
@@ -39,11 +36,12 @@ constexpr AttentionTile kEightBitTile = {128, 128};
 
 /// Softmax attention as `CudaAttentionArgs` has it, in 8-bit numbers on compute capability 9.0.
 ///
-/// Of `args` q, k, v, q_int8, k_int8 and more are absent. With m the largest logit of a row, or as
-/// `online` says, the weight exp(logit - m) becomes n / 448, n the nearest e4m3 number, halves to
-/// even; its part of the divisor stays fp32. out and lse are else as there. Logits of integers are
-/// exact but for their scale; products with weights are summed by 128 keys with 14 bits, and those
-/// sums in fp32. Scales of keys one by one are not taken `online`.
+/// Of `args` q, k, v, q_int8, k_int8 and more are absent. The weight of a logit, its exponential,
+/// is rounded to the nearest n * 2^c, n a number of e4m3, halves to even, and 2^c such that the
+/// row's largest weight so far (from the last step of 128 keys to the first) is at most 448 of
+/// them, and was 128 to 256 when c was chosen. The divisor is the sum of what they are rounded to.
+/// out and lse are else as there. Logits of integers are exact but for their scale; products with
+/// weights and the sum of these are summed by 128 keys with 14 bits, and those sums in fp32.
 ///
 /// Answers as `block_sparse_sm90` does.
 Status eight_bit_attention_sm90(const CudaAttentionArgs& args, const EightBitOperands& operands,

@@ -15,9 +15,6 @@ Status why_not(const CudaAttentionArgs& args, const EightBitOperands& operands) 
     return {StatusCode::unsupported, "takes a bias of keys for lists only"};
   }
   if (args.more.k.data != nullptr) return {StatusCode::unsupported, "takes no more keys"};
-  if (operands.online && operands.scale_by_key) {
-    return {StatusCode::unsupported, "takes scales of keys one by one in two passes only"};
-  }
   if (!(args.sm_scale > 0)) return {StatusCode::unsupported, "takes scales above 0"};
   if (args.q_len > kMost || args.kv_len > kMost) {
     return {StatusCode::unsupported, "takes up to 2^30 tokens"};

@@ -7,118 +7,97 @@
 // The computing warpgroups of the forward pass on compute capability 9.0a in 8-bit numbers: q and k
 // in e4m3 or integers, v in e4m3, transposed, and the softmax' weights in e4m3.
 //
-// Weights are quantized relative to the largest logit of a row. Either all logits are computed
-// twice, first for that alone; or, `kOnline`, the largest so far is taken for it.
+// Weights are quantized relative to a power of 2, which only shifts their exponents: what a weight
+// is rounded to does not depend on it, and the largest logit may be found as keys come. Their sum
+// is that of the rounded ones, by the matrix units: V has a row of ones behind its channels.
 //
 // Steps overlap as those of forward_sm90.cuh do. What differs: the matrix units keep 14 bits of a
 // sum of e4m3 products, so that a step's O is a sum of its own and added to that of the tile in
-// fp32, times the factor that a new largest logit asks for (in two levels, as in SageAttention2,
-// Zhang et al. 2024, arXiv:2411.10958). Weights stay in registers: the quantizer of v laid its keys
-// out for that.
+// fp32, times the factor that a new power asks for (in two levels, as in SageAttention2, Zhang et
+// al. 2024, arXiv:2411.10958). Weights stay in registers: the quantizer of v laid its keys out for
+// that.
 
 namespace fovea::kernels::sm90 {
 
-/// The softmax of a thread's two rows, of logits in units that change from step to step. Weights
-/// are 448 for the largest logit so far.
+/// The softmax of a thread's two rows, of logits in units that change from step to step. The weight
+/// of a logit is 2^power times its exponential; `power` is such that the largest one is from 128 to
+/// 256, and stays as long as that is no more than e4m3's largest number.
 struct BytesSoftmax {
-  static constexpr float kLog2Most = 8.807354922057604f;  // log2(448)
-  float largest[2] = {-INFINITY, -INFINITY};              // logits * log2(e)
-  float sum[2] = {0, 0};                                  // of this thread's weights
+  static constexpr float kMost = 8.807354922057604f;  // log2(448)
+  static constexpr float kNone = 1e30f;               // there was no logit so far
 
-  float shift[2];  // of the step at hand
-  float total[4];  // of its weights, in four chains
+  float power[2] = {kNone, kNone};  // a whole number
+  float sum[2] = {0, 0};            // of the row's weights, rounded
+  float shift[2];                   // weights of the step at hand are 2^(s * unit + shift)
 
-  /// Begins a step of logits (s - base) * unit / log2(e): what so far was summed up is to be
-  /// multiplied by `keep`.
+  /// Begins a step of logits (s - base) * unit / log2(e). Returns whether what so far was summed up
+  /// is to be multiplied by `keep`.
   template <int kCount>
-  __device__ void begin(const float (&unit)[2], float base, const float (&s)[kCount],
+  __device__ bool begin(const float (&unit)[2], float base, const float (&s)[kCount],
                         float (&keep)[2]) {
-    float top[4] = {s[0], s[1], s[2], s[3]};
 #pragma unroll
-    for (int i = 4; i < kCount; ++i) top[i % 4] = fmaxf(top[i % 4], s[i]);
+    for (int row = 0; row < 2; ++row) shift[row] = shift_of(unit[row], base, power[row]);
+    const LargestBits top(s);
+    const bool more =
+        is_more(top.of_row[0], unit[0], shift[0]) | is_more(top.of_row[1], unit[1], shift[1]);
+    const bool changes = __any_sync(0xffffffff, more);
+    if (changes) change(unit, base, s, keep);
+    return changes;
+  }
+
+  __device__ static float shift_of(float unit, float base, float power) {
+    return base == 0 ? power : fmaf(-base, unit, power);
+  }
+
+  /// Whether the weight of one of `LargestBits` is more than e4m3's largest number, or may be.
+  __device__ static bool is_more(float s, float unit, float shift) {
+    return !(fmaf(s, unit, shift) <= kMost) | ((s < 0) & (shift > kMost));
+  }
+
+  template <int kCount>
+  __device__ void change(const float (&unit)[2], float base, const float (&s)[kCount],
+                         float (&keep)[2]) {
+    const float least[2] = {-INFINITY, -INFINITY};
     float now[2];
-#pragma unroll
-    for (int row = 0; row < 2; ++row) now[row] = fmaxf(top[2 * row], top[2 * row + 1]);
-#pragma unroll
-    for (int lanes = 1; lanes <= 2; ++lanes) {
-      const float others[2] = {__shfl_xor_sync(0xffffffff, now[0], lanes),
-                               __shfl_xor_sync(0xffffffff, now[1], lanes)};
-      now[0] = fmaxf(now[0], others[0]), now[1] = fmaxf(now[1], others[1]);
-    }
+    find_largest(s, least, now);
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-      now[row] = fmaxf(largest[row], __fmul_rn(now[row] - base, unit[row]));
-      // A row of -inf alone has weights 0, not NaN.
-      const float zero = now[row] == -INFINITY ? 0 : now[row];
-      shift[row] = fmaf(-base, unit[row], kLog2Most - zero);
-      // The base is large and the shift rounded: this is what is really subtracted.
-      const float exact = kLog2Most - fmaf(base, unit[row], shift[row]);
-      keep[row] = ptx::exp2_approx(largest[row] - exact);
-      largest[row] = now[row] == -INFINITY ? now[row] : exact;
-      sum[row] *= keep[row];
+      keep[row] = 1;
+      if (!(fmaf(now[row], unit[row], shift[row]) > kMost)) continue;
+      const float next = 8 - ceilf((now[row] - base) * unit[row]);
+      keep[row] = ptx::exp2_approx(next - power[row]);
+      power[row] = next;
+      shift[row] = shift_of(unit[row], base, next);
     }
-#pragma unroll
-    for (float& x : total) x = 0;
   }
 
   /// Half of the step's logits become weights.
   template <int kCount>
-  __device__ void weigh(const float (&unit)[2], float base, float (&s)[kCount], int half) {
+  __device__ void weigh(const float (&unit)[2], float (&s)[kCount], int half) const {
 #pragma unroll
     for (int i = half * (kCount / 2); i < (half + 1) * (kCount / 2); ++i) {
-      s[i] = ptx::exp2_approx(fmaf(s[i] - base, unit[i / 2 % 2], shift[i / 2 % 2]));
-      total[i % 4] += s[i];
+      s[i] = ptx::exp2_approx(fmaf(s[i], unit[i / 2 % 2], shift[i / 2 % 2]));
     }
   }
 
-  /// Logits, in the same units, of which only the largest is wanted: so far of this thread's.
-  template <int kCount>
-  __device__ void look(const float (&unit)[2], float base, const float (&s)[kCount]) {
-    float top[4] = {s[0], s[1], s[2], s[3]};
-#pragma unroll
-    for (int i = 4; i < kCount; ++i) top[i % 4] = fmaxf(top[i % 4], s[i]);
-#pragma unroll
-    for (int row = 0; row < 2; ++row) {
-      const float now = fmaxf(top[2 * row], top[2 * row + 1]);
-      largest[row] = fmaxf(largest[row], (now - base) * unit[row]);
-    }
-  }
-  /// All have been looked at.
-  __device__ void join_largest() {
-#pragma unroll
-    for (int lanes = 1; lanes <= 2; ++lanes) {
-#pragma unroll
-      for (float& x : largest) x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, lanes));
-    }
-#pragma unroll
-    for (int row = 0; row < 2; ++row) {
-      shift[row] = kLog2Most - (largest[row] == -INFINITY ? 0 : largest[row]);
-    }
-  }
-  /// Begins a step of logits of which all have been looked at.
-  __device__ void begin_known() {
-#pragma unroll
-    for (float& x : total) x = 0;
-  }
-  __device__ void end() {
-#pragma unroll
-    for (int row = 0; row < 2; ++row) sum[row] += total[2 * row] + total[2 * row + 1];
-  }
-
-  /// The sums of all four threads of a row.
-  __device__ void join() {
-#pragma unroll
-    for (float& x : sum) {
-      x += __shfl_xor_sync(0xffffffff, x, 1);
-      x += __shfl_xor_sync(0xffffffff, x, 2);
-    }
-  }
-  /// Natural logarithm of the softmax' denominator; after join().
+  /// Natural logarithm of the softmax' denominator.
   __device__ float lse(int row) const {
     constexpr float kLn2 = 0.693147180559945f;
-    return sum[row] == 0 ? -INFINITY : (largest[row] + log2f(sum[row]) - kLog2Most) * kLn2;
+    return sum[row] == 0 ? -INFINITY : (log2f(sum[row]) - power[row]) * kLn2;
   }
 };
+
+/// The ones behind the channels of each slot of V, by all threads of a block.
+template <typename Shape>
+__device__ void fill_ones(ForwardMemory<Shape>& memory) {
+  constexpr uint32_t kOnes = 0x38383838;  // 1 in e4m3
+  constexpr int kUnits = Shape::kOnesBytes / 16;
+  for (int i = threadIdx.x; i < Shape::kValueStages * kUnits; i += Shape::kThreads) {
+    char* const unit = memory.v[i / kUnits] + Shape::kStepBytes + i % kUnits * 16;
+    *reinterpret_cast<uint4*>(unit) = make_uint4(kOnes, kOnes, kOnes, kOnes);
+  }
+  ptx::fence_async_proxy();
+}
 
 /// One of the computing warpgroups, in 8-bit numbers.
 template <typename Shape, Type kOut>
@@ -144,7 +123,10 @@ struct BytesComputer : TileWorker<Shape, kOut> {
 
   using Logits = float[Shape::kKeys / 2];
   using Product = wgmma::Accumulator<Shape::kLogits>[Shape::kKeys / 2];
-  using Part = float[Shape::kDim / 4];
+  // Of one half of the channels: sums of all would need too many registers. The second half's have
+  // the weights' own sums behind them.
+  template <int kHalf>
+  using Part = float[Shape::kDim / 4 + 4 * kHalf];
 
   __device__ static uint32_t slot_of(uint32_t step) { return step % Shape::kStages; }
   __device__ static uint32_t parity_of(uint32_t step) { return step / Shape::kStages % 2; }
@@ -170,12 +152,13 @@ struct BytesComputer : TileWorker<Shape, kOut> {
     wgmma::commit();
   }
 
-  /// P V of the next step, of one half of the channels: sums of all would need too many registers.
-  __device__ void start_values(Part& part, int half) {
+  /// P V of the next step, of one half of the channels.
+  template <int kHalf>
+  __device__ void start_values(Part<kHalf>& part) {
     const uint32_t slot = slot_of(values_taken);
-    if (half == 0) ptx::wait(&memory.v_full[slot], parity_of(values_taken));
+    if (kHalf == 0) ptx::wait(&memory.v_full[slot], parity_of(values_taken));
     const wgmma::Matrix values =
-        v.further(slot * Shape::kStepBytes + half * (Shape::kDim / 2) * 128);
+        v.further(slot * Shape::kValueBytes + kHalf * (Shape::kDim / 2) * 128);
     wgmma::fence();
 #pragma unroll
     for (int step = 0; step < Shape::kKeys / 32; ++step) {
@@ -226,13 +209,15 @@ struct BytesComputer : TileWorker<Shape, kOut> {
         const float2 both = *reinterpret_cast<const float2*>(of_keys + fragment::column(thread, i));
         s[i] = (s[i] - kBase) * both.x, s[i + 1] = (s[i + 1] - kBase) * both.y;
         s[i + 2] = (s[i + 2] - kBase) * both.x, s[i + 3] = (s[i + 3] - kBase) * both.y;
+        if (i % 16 == 12) ptx::opaque(s[i + 3]);  // scales of all would need too many registers
       }
     }
-    const float of_all = Shape::kByKey ? 1 : of_keys[0];
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-      const float own = scale[row] * of_all;
-      unit[row] = own < 1e-37f ? 1e-37f : own;  // hidden logits stay -inf, NaN is one
+      unit[row] = Shape::kByKey ? scale[row] : above_zero(scale[row] * of_keys[0]);
+      if constexpr (kOwnBase != 0) {  // to 21 bits, so that its product with the base is exact
+        unit[row] = __int_as_float((__float_as_int(unit[row]) + 4) & ~7);
+      }
     }
     if constexpr (Shape::kListed) {
       const StepNotes<1>& notes = memory.steps[slot];
@@ -246,15 +231,24 @@ struct BytesComputer : TileWorker<Shape, kOut> {
     ++keys_taken;
   }
 
-  /// The step's O becomes part of the tile's, which is of logits before the last rescale.
-  __device__ void finish_values(Part& part, int half, const float (&keep)[2]) {
+  /// The step's O becomes part of the tile's.
+  template <int kHalf>
+  __device__ void finish_values(Part<kHalf>& part, BytesSoftmax& softmax) {
     wgmma::pin(part);
-    if (half == 1) release(&memory.v_empty[slot_of(values_taken++)]);
+    if (kHalf == 1) release(&memory.v_empty[slot_of(values_taken++)]);
 #pragma unroll
-    for (int i = 0; i < Shape::kDim / 4; ++i) {
-      float& sum = o[half * (Shape::kDim / 4) + i];
-      sum = Shape::kTwice ? sum + part[i] : fmaf(sum, keep[i / 2 % 2], part[i]);
+    for (int i = 0; i < Shape::kDim / 4; ++i) o[kHalf * (Shape::kDim / 4) + i] += part[i];
+    if constexpr (kHalf == 1) {
+#pragma unroll
+      for (int row = 0; row < 2; ++row) softmax.sum[row] += part[Shape::kDim / 4 + 2 * row];
     }
+  }
+
+  __device__ void rescale(BytesSoftmax& softmax, const float (&keep)[2]) {
+#pragma unroll
+    for (int i = 0; i < Shape::kDim / 2; ++i) o[i] *= keep[i / 2 % 2];
+#pragma unroll
+    for (int row = 0; row < 2; ++row) softmax.sum[row] *= keep[row];
   }
 
   __device__ void make_operand(const Logits& s) {
@@ -264,100 +258,85 @@ struct BytesComputer : TileWorker<Shape, kOut> {
     }
   }
 
-  /// The compiler waits for products before exponentials, unless something of these is stored
-  /// first.
-  __device__ void hold(const BytesSoftmax& softmax) {
-    memory.held[group * 4 + thread / 32] =
-        softmax.total[0] + softmax.total[1] + softmax.total[2] + softmax.total[3];
-  }
-
-  // What is subtracted from sums of integers: in one pass that is part of the shift.
+  // What is subtracted from sums of integers, as part of the shift.
   static constexpr float kOwnBase = Shape::kByKey ? 0 : kBase;
-  static constexpr float kWeighBase = Shape::kTwice ? kOwnBase : 0;
 
-  /// A step's logits are there.
-  __device__ void begin(BytesSoftmax& softmax, const Logits& s, const float (&unit)[2],
-                        float (&keep)[2]) const {
-    if constexpr (Shape::kTwice) {
-      softmax.begin_known();
-    } else {
-      softmax.begin(unit, kOwnBase, s, keep);
-    }
+  /// The weights of a step whose logits come. Returns whether what so far was summed up is to be
+  /// multiplied by `keep`.
+  __device__ bool take_weights(bool is_first, BytesSoftmax& softmax, float (&keep)[2]) {
+    Product product;
+    Logits s;
+    float unit[2];
+    start_logits(product);
+    wgmma::wait<0>();
+    finish_logits(product, s, unit, is_first);
+    const bool changes = softmax.begin(unit, kOwnBase, s, keep);
+    softmax.weigh(unit, s, 0);
+    softmax.weigh(unit, s, 1);
+    make_operand(s);
+    return changes;
   }
 
-  /// The largest logits of a tile.
-  __device__ void look_at_all(int steps, BytesSoftmax& softmax) {
-#pragma unroll 1
-    for (int i = 0; i < steps; ++i) {
-      Product product;
-      Logits s;
-      float unit[2];
-      start_logits(product);
-      wgmma::wait<0>();
-      finish_logits(product, s, unit, i == 0);
-      softmax.look(unit, kOwnBase, s);
-    }
-    softmax.join_largest();
+  /// The products with the weights.
+  __device__ void take_values(BytesSoftmax& softmax) {
+    Part<0> low;
+    start_values<0>(low);
+    wgmma::wait<0>();
+    finish_values<0>(low, softmax);
+    Part<1> high;
+    start_values<1>(high);
+    wgmma::wait<0>();
+    finish_values<1>(high, softmax);
   }
 
   /// All steps of a tile, at least one: products and softmax of this warpgroup side by side. O is
   /// 0.
   __device__ void attend(int steps, BytesSoftmax& softmax) {
-    if constexpr (Shape::kTwice) look_at_all(steps, softmax);
     float keep[2];
-    {
-      Product product;
-      Logits s;
-      float unit[2];
-      start_logits(product);
-      wgmma::wait<0>();
-      finish_logits(product, s, unit, true);
-      begin(softmax, s, unit, keep);
-      softmax.weigh(unit, kWeighBase, s, 0);
-      softmax.weigh(unit, kWeighBase, s, 1);
-      softmax.end();
-      make_operand(s);
-    }
+    take_weights(true, softmax, keep);
     release_stored();
 #pragma unroll 1
     for (int i = 1; i < steps; ++i) {
       Product product;
       Logits s;
-      Part part;
-      float unit[2], next[2];
+      float unit[2];
+      Part<1> high;  // in the same registers
+      auto& low = reinterpret_cast<Part<0>&>(high);
       take_turn();
       start_logits(product);
-      start_values(part, 0);
+      start_values<0>(low);
       pass_turn();
       wgmma::wait<1>();
       finish_logits(product, s, unit, false);
-      begin(softmax, s, unit, next);
-      softmax.weigh(unit, kWeighBase, s, 0);
-      hold(softmax);
+      const bool changes = softmax.begin(unit, kOwnBase, s, keep);
+      softmax.weigh(unit, s, 0);
       wgmma::wait<0>();
-      finish_values(part, 0, keep);
-      start_values(part, 1);
-      softmax.weigh(unit, kWeighBase, s, 1);
-      hold(softmax);
+      finish_values<0>(low, softmax);
+      start_values<1>(high);
+      softmax.weigh(unit, s, 1);
       wgmma::wait<0>();
-      finish_values(part, 1, keep);
-      softmax.end();
+      finish_values<1>(high, softmax);
+      if (changes) rescale(softmax, keep);
       make_operand(s);
-      if constexpr (!Shape::kTwice) keep[0] = next[0], keep[1] = next[1];
     }
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      Part part;
-      start_values(part, half);
-      wgmma::wait<0>();
-      finish_values(part, half, keep);
+    take_values(softmax);
+  }
+
+  /// The same one after the other, with fewer registers.
+  __device__ void attend_alone(int steps, BytesSoftmax& softmax) {
+    release_stored();
+#pragma unroll 1
+    for (int i = 0; i < steps; ++i) {
+      float keep[2];
+      const bool changes = take_weights(i == 0, softmax, keep);
+      if (changes) rescale(softmax, keep);
+      take_values(softmax);
     }
   }
 
   /// Divides and writes.
   __device__ void write(const TileNotes& tile, BytesSoftmax& softmax) {
     ptx::opaque(this->thread);  // see amend()
-    softmax.join();
     const int32_t* const places = this->places_of(tile);
     const int64_t of_head = static_cast<int64_t>(tile.item) * params.heads + tile.head;
     float share[2];
@@ -388,11 +367,15 @@ struct BytesComputer : TileWorker<Shape, kOut> {
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
       const int own = tile.begin + group * 64 + fragment::first_row(thread) + 8 * row;
-      scale[row] = own < params.q_len
-                       ? params.scales.q[of_head * params.q_len + own] * params.scale_log2
-                       : 1;
+      scale[row] =
+          own < params.q_len
+              ? above_zero(params.scales.q[of_head * params.q_len + own] * params.scale_log2)
+              : 1;
     }
   }
+
+  /// Of a unit: hidden logits stay -inf, NaN is one.
+  __device__ static float above_zero(float x) { return x < 1e-37f ? 1e-37f : x; }
 
   /// Turns of the two warpgroups; the first one begins.
   __device__ void begin_turns() const {
@@ -423,7 +406,11 @@ struct BytesComputer : TileWorker<Shape, kOut> {
         release_stored();
       } else {
         load_scales(tile);
-        attend(steps, softmax);
+        if constexpr (Shape::kByKey) {  // scales of keys do not fit beside products
+          attend_alone(steps, softmax);
+        } else {
+          attend(steps, softmax);
+        }
       }
       write(tile, softmax);
     }

@@ -17,7 +17,7 @@ using wgmma::Type;
 /// two for lists.
 template <int kDim_, int kGroups_, int kKeys_, int kStages_, int kPieces_ = 0, bool kHold_ = false>
 struct ForwardShape {
-  static constexpr bool kIsBytes = false, kTwice = false, kPacked = false;
+  static constexpr bool kIsBytes = false, kPacked = false;
   static constexpr int kHeights = 1;        // of copied boxes of keys
   static constexpr int kDim = kDim_;        // channels of a head
   static constexpr int kGroups = kGroups_;  // computing warpgroups
@@ -34,6 +34,7 @@ struct ForwardShape {
   static constexpr int kQueryBytes = kQueries * kDim * 2;
   static constexpr int kLoadedQueryBytes = kQueryBytes;
   static constexpr int kStepBytes = kKeys * kDim * 2;
+  static constexpr int kValueBytes = kStepBytes;  // of a slot
   // Small blocks share a multiprocessor: one works while others wait. They have a warp that loads,
   // and registers enough for all; the others a warpgroup, as registers move between such.
   static constexpr bool kSmall = kGroups == 1;
@@ -54,15 +55,12 @@ struct ForwardShape {
 /// kLogits_  numbers of q and k: e4m3 or s8
 /// kListed_  for lists
 /// kByKey_   keys of a span differ in their scale
-/// kOnline_  weights are quantized relative to the largest logit so far; else all logits are looked
-///           at before
-template <int kDim_, Type kLogits_, bool kListed_, bool kByKey_, bool kOnline_>
+template <int kDim_, Type kLogits_, bool kListed_, bool kByKey_>
 struct BytesShape {
-  static constexpr bool kTwice = !kOnline_;  // keys come twice
   static constexpr bool kIsBytes = true, kPacked = false;
   // The warpgroups start products in turns: one has exponentials to make meanwhile
   // (FlashAttention-3, arXiv:2407.08608, section 3.1). Faster for integers, not for e4m3.
-  static constexpr bool kTurns = kLogits_ == Type::s8 && kOnline_;
+  static constexpr bool kTurns = kLogits_ == Type::s8 && !kByKey_;
   static constexpr int kHeights = 1;
   static constexpr Type kLogits = kLogits_;
   static constexpr bool kByKey = kByKey_;
@@ -75,6 +73,8 @@ struct BytesShape {
   static constexpr int kQueryBytes = kQueries * kDim * 2;
   static constexpr int kLoadedQueryBytes = kQueries * kDim;
   static constexpr int kStepBytes = kKeys * kDim;
+  static constexpr int kOnesBytes = 8 * kKeys;  // as if V had eight channels more, all 1
+  static constexpr int kValueBytes = kStepBytes + kOnesBytes;
   static constexpr int kScales = kByKey ? kKeys : 4;  // loaded of a step; of 4 the first is used
   static constexpr bool kSmall = false;
   static constexpr int kBlocks = 1;
@@ -127,8 +127,8 @@ template <typename Shape>
 struct ForwardMemory : KeyScales<Shape> {
   // (panels, queries, 64), then O in the same places
   alignas(1024) char q[Shape::kSlots][Shape::kQueryBytes];
-  alignas(1024) char k[Shape::kStages][Shape::kStepBytes];       // (panels, keys, 64)
-  alignas(1024) char v[Shape::kValueStages][Shape::kStepBytes];  // (pieces, panels, keys, 64)
+  alignas(1024) char k[Shape::kStages][Shape::kStepBytes];        // (panels, keys, 64)
+  alignas(1024) char v[Shape::kValueStages][Shape::kValueBytes];  // (pieces, panels, keys, 64)
   uint64_t q_full[Shape::kSlots], q_empty[Shape::kSlots];
   uint64_t k_full[Shape::kStages], k_empty[Shape::kStages];
   uint64_t v_full[Shape::kValueStages], v_empty[Shape::kValueStages];
@@ -437,18 +437,7 @@ struct Loader {
     tma::load(memory.q[slot], maps.q, {0, notes.begin, 0, notes.head, notes.item}, full, once);
   }
 
-  /// All keys of the tile, ahead of those that come with values.
-  __device__ void load_all_keys() {
-#pragma unroll 1
-    for (int i = 0; i < tile.steps; ++i) {
-      load_k(step(i));
-      __syncwarp();
-    }
-    if constexpr (Shape::kListed) kept_next = kept_of(list, spans, 0);
-  }
-
   __device__ void load_tile() {
-    if constexpr (Shape::kTwice) load_all_keys();
     Step before = {};
 #pragma unroll 1
     for (int i = 0; i < tile.steps; ++i) {

@@ -293,6 +293,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     }
     ptx::fence_barrier_init();
   }
+  if constexpr (Shape::kIsBytes) fill_ones(memory);
   __syncthreads();
   const int thread = static_cast<int>(threadIdx.x);
   // As one lane has it, so that the compiler knows that all have the same.

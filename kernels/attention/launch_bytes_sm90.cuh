@@ -56,22 +56,19 @@ Status launch_bytes(const CudaAttentionArgs& args, const EightBitOperands& opera
                                        : start<Shape, Type::f16>(maps, params, target);
 }
 
-template <Type kLogits, bool kByKey, bool kOnline>
+template <Type kLogits, bool kByKey>
 Status launch_listed(const CudaAttentionArgs& args, const EightBitOperands& operands,
                      CudaTarget target) {
   return args.lists.tiles == nullptr
-             ? launch_bytes<BytesShape<128, kLogits, false, kByKey, kOnline>>(args, operands,
-                                                                              target)
-             : launch_bytes<BytesShape<128, kLogits, true, kByKey, kOnline>>(args, operands,
-                                                                             target);
+             ? launch_bytes<BytesShape<128, kLogits, false, kByKey>>(args, operands, target)
+             : launch_bytes<BytesShape<128, kLogits, true, kByKey>>(args, operands, target);
 }
 
 template <Type kLogits>
 Status launch_format(const CudaAttentionArgs& args, const EightBitOperands& operands,
                      CudaTarget target) {
-  if (operands.scale_by_key) return launch_listed<kLogits, true, false>(args, operands, target);
-  return operands.online ? launch_listed<kLogits, false, true>(args, operands, target)
-                         : launch_listed<kLogits, false, false>(args, operands, target);
+  return operands.scale_by_key ? launch_listed<kLogits, true>(args, operands, target)
+                               : launch_listed<kLogits, false>(args, operands, target);
 }
 
 }  // namespace fovea::kernels::sm90

@@ -33,6 +33,29 @@ __device__ inline void find_largest(const float (&s)[kCount], const float (&leas
   }
 }
 
+/// The largest of a thread's logits of each row, by their bits as integers, of which there are
+/// instructions for three at a time. Where all are below 0 it is one of them, but any.
+struct LargestBits {
+  float of_row[2];
+
+  template <int kCount>
+  __device__ explicit LargestBits(const float (&s)[kCount]) {
+    int top[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) top[i] = __float_as_int(s[i]);
+#pragma unroll
+    for (int i = 4; i < kCount; i += 8) {
+#pragma unroll
+      for (int j = i; j < i + 4; ++j) {
+        const float other = s[j + 4 < kCount ? j + 4 : j];
+        top[j % 4] = max(top[j % 4], max(__float_as_int(s[j]), __float_as_int(other)));
+      }
+    }
+    of_row[0] = __int_as_float(max(top[0], top[1]));
+    of_row[1] = __int_as_float(max(top[2], top[3]));
+  }
+};
+
 /// The softmax of a thread's two rows of what fragment.cuh describes, of which it has every fourth
 /// pair of columns. Step by step (Milakov and Gimelshein 2018, arXiv:1805.02867).
 struct OnlineSoftmax {
@@ -111,23 +134,11 @@ struct SteadySoftmax {
     return changes;
   }
 
-  /// Whether one of this thread's logits is more, or may be. Bits are compared as integers, of
-  /// which there are instructions for three at a time: that is wrong among negative ones only.
+  /// Whether one of this thread's logits is more, or may be: bits say nothing among those below 0.
   template <int kCount>
   __device__ bool has_more(const float (&s)[kCount]) const {
-    int top[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) top[i] = __float_as_int(s[i]);
-#pragma unroll
-    for (int i = 4; i < kCount; i += 8) {
-#pragma unroll
-      for (int j = i; j < i + 4; ++j) {
-        const float other = s[j + 4 < kCount ? j + 4 : j];
-        top[j % 4] = max(top[j % 4], max(__float_as_int(s[j]), __float_as_int(other)));
-      }
-    }
-    return !(__int_as_float(max(top[0], top[1])) <= most[0]) ||
-           !(__int_as_float(max(top[2], top[3])) <= most[1]);
+    const LargestBits top(s);
+    return !(top.of_row[0] <= most[0]) || !(top.of_row[1] <= most[1]);
   }
 
   template <int kCount>

@@ -24,6 +24,7 @@ __device__ inline void wait() {
   "%" #T "9"
 #define FOVEA_P16 FOVEA_T() ", %10, %11, %12, %13, %14, %15"
 #define FOVEA_P32 FOVEA_T() ", " FOVEA_T(1) ", " FOVEA_T(2) ", %30, %31"
+#define FOVEA_P36 FOVEA_P32 ", %32, %33, %34, %35"
 #define FOVEA_P40 FOVEA_T() ", " FOVEA_T(1) ", " FOVEA_T(2) ", " FOVEA_T(3)
 #define FOVEA_P48 FOVEA_P40 ", %40, %41, %42, %43, %44, %45, %46, %47"
 #define FOVEA_P64 FOVEA_P40 ", " FOVEA_T(4) ", " FOVEA_T(5) ", %60, %61, %62, %63"
@@ -35,6 +36,7 @@ __device__ inline void wait() {
       KIND(c[I + 6]), KIND(c[I + 7])
 #define FOVEA_C16(KIND) FOVEA_C8(KIND, 0), FOVEA_C8(KIND, 8)
 #define FOVEA_C32(KIND) FOVEA_C16(KIND), FOVEA_C8(KIND, 16), FOVEA_C8(KIND, 24)
+#define FOVEA_C36(KIND) FOVEA_C32(KIND), KIND(c[32]), KIND(c[33]), KIND(c[34]), KIND(c[35])
 #define FOVEA_C40(KIND) FOVEA_C32(KIND), FOVEA_C8(KIND, 32)
 #define FOVEA_C48(KIND) FOVEA_C40(KIND), FOVEA_C8(KIND, 40)
 #define FOVEA_C64(KIND) FOVEA_C48(KIND), FOVEA_C8(KIND, 48), FOVEA_C8(KIND, 56)
@@ -108,6 +110,7 @@ template <int kN>
 struct Instruction;
 FOVEA_WGMMA(32, 16, 16, 17, 18, 19, 20, 21, 22)
 FOVEA_WGMMA(64, 32, 32, 33, 34, 35, 36, 37, 38)
+FOVEA_WGMMA(72, 36, 36, 37, 38, 39, 40, 41, 42)
 FOVEA_WGMMA(80, 40, 40, 41, 42, 43, 44, 45, 46)
 FOVEA_WGMMA(96, 48, 48, 49, 50, 51, 52, 53, 54)
 FOVEA_WGMMA(128, 64, 64, 65, 66, 67, 68, 69, 70)
@@ -123,6 +126,7 @@ FOVEA_WGMMA(192, 96, 96, 97, 98, 99, 100, 101, 102)
 #undef FOVEA_C8
 #undef FOVEA_C16
 #undef FOVEA_C32
+#undef FOVEA_C36
 #undef FOVEA_C40
 #undef FOVEA_C48
 #undef FOVEA_C64
@@ -131,6 +135,7 @@ FOVEA_WGMMA(192, 96, 96, 97, 98, 99, 100, 101, 102)
 #undef FOVEA_C96
 #undef FOVEA_P16
 #undef FOVEA_P32
+#undef FOVEA_P36
 #undef FOVEA_P40
 #undef FOVEA_P48
 #undef FOVEA_P64

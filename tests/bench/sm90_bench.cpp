@@ -350,18 +350,14 @@ struct Field {
   }
   void add_eight_bit(const std::string& what, const CudaAttentionArgs& a, double density) {
     for (const EightBit& own : eight_bit) {
-      for (const bool online : {true, false}) {
-        EightBitOperands operands = own.operands();
-        operands.online = online;
-        contestants.push_back(
-            {own.name() + (online ? " online" : " twice") + what, products * density,
-             [a, operands] { report(eight_bit_attention_sm90(a, operands, {})); }});
-        contestants.push_back({own.name() + (online ? " online" : " twice") + " quantized" + what,
-                               products * density, [this, a, operands, &own] {
-                                 own.quantize(tensors.q, tensors.k, tensors.v);
-                                 report(eight_bit_attention_sm90(a, operands, {}));
-                               }});
-      }
+      contestants.push_back({own.name() + what, products * density, [a, operands = own.operands()] {
+                               report(eight_bit_attention_sm90(a, operands, {}));
+                             }});
+      contestants.push_back({own.name() + " quantized" + what, products * density,
+                             [this, a, operands = own.operands(), &own] {
+                               own.quantize(tensors.q, tensors.k, tensors.v);
+                               report(eight_bit_attention_sm90(a, operands, {}));
+                             }});
     }
   }
 

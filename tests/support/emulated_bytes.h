@@ -26,7 +26,7 @@ class EmulatedBytes {
   }
 
   kernels::Status run() {
-    FOVEA_ASSERT(args_.q.data == nullptr && args_.more.k.data == nullptr && !in_.online);
+    FOVEA_ASSERT(args_.q.data == nullptr && args_.more.k.data == nullptr);
     FOVEA_ASSERT(args_.lists.tiles == nullptr || args_.tile == kernels::kEightBitTile);
     for (item_ = 0; item_ < args_.batch; ++item_) {
       for (head_ = 0; head_ < args_.heads; ++head_) {
@@ -138,15 +138,18 @@ class EmulatedBytes {
     double largest = -kInfinity, total = 0;
     for (const Key& key : keys) largest = std::max(largest, key.logit);
     std::vector<double> out(static_cast<size_t>(args_.dim), 0);
+    // Weights are 2^power times the exponentials, the largest one is 128 to 256.
+    const double log2e = std::log2(std::exp(1.0));
+    const double power = largest == -kInfinity ? 0 : 8 - std::ceil(largest * log2e);
     for (const Key& key : keys) {
-      const double weight = largest == -kInfinity ? 0 : std::exp(key.logit - largest);
-      total += weight;
-      const double rounded = kernels::from_e4m3(kernels::to_e4m3(static_cast<float>(448 * weight)));
+      const auto weight = static_cast<float>(std::exp2(key.logit * log2e + power));
+      const double rounded = kernels::from_e4m3(kernels::to_e4m3(weight));
+      total += rounded;
       const int64_t place = place_of(key.position);
       for (int64_t d = 0; d < args_.dim; ++d) {
         const int64_t column = kv_head() * args_.dim + d;
         out[static_cast<size_t>(d)] +=
-            rounded / 448 * in_.v_scale[column] * v_[static_cast<size_t>(column * places_ + place)];
+            rounded * in_.v_scale[column] * v_[static_cast<size_t>(column * places_ + place)];
       }
     }
     const kernels::RowOrder& order = args_.out_order;
@@ -163,7 +166,7 @@ class EmulatedBytes {
     const int64_t of_head = (item_ * args_.heads + head_) * args_.q_len;
     const double more = in_.lse_more == nullptr ? 0 : in_.lse_more[of_head + query];
     args_.lse[of_head + at] =
-        static_cast<float>(total == 0 ? -kInfinity : largest + std::log(total) + more);
+        static_cast<float>(total == 0 ? -kInfinity : (std::log2(total) - power) / log2e + more);
   }
 
   const kernels::CudaAttentionArgs& args_;

@@ -165,8 +165,8 @@ void measure(const Problem& p, std::vector<Contestant> contestants, const Wish& 
 
 int main(int argc, char** argv) {
   const Wish wish{argc > 1 ? argv[1] : "", argc > 2};
-  using E4m3 = BytesShape<128, Type::e4m3, false, false, true>;
-  using Int8 = BytesShape<128, Type::s8, false, false, true>;
+  using E4m3 = BytesShape<128, Type::e4m3, false, false>;
+  using Int8 = BytesShape<128, Type::s8, false, false>;
   const std::vector<Contestant> of_128 = {
       contestant<128, 3, 80, 4, false>(), contestant<128, 3, 80, 4, true>(),
       contestant<128, 3, 64, 4, true>(),  contestant<128, 2, 128, 2, false>(),

@@ -21,7 +21,6 @@ struct EightBitProblem {
   ByteFormat format = ByteFormat::e4m3;
   bool scale_by_key = false;
   bool lse_more = false;
-  bool online = false;
   bool negative = false;  // all logits are
 };
 
@@ -158,8 +157,7 @@ class EightBitCase {
             .scale_by_key = p_.scale_by_key,
             .v = v_.data(),
             .v_scale = v_scale_.data(),
-            .lse_more = p_.lse_more ? lse_more_.data() : nullptr,
-            .online = p_.online};
+            .lse_more = p_.lse_more ? lse_more_.data() : nullptr};
   }
   std::vector<uint16_t> out() const { return out_.read(); }
 
@@ -168,9 +166,11 @@ class EightBitCase {
     const std::vector<uint16_t> out = out_.read();
     const std::vector<float> lse = lse_.read();
     const AttentionProblem& s = p_.shape;
-    // Hopper cuts sums of e4m3 off behind 13 bits of fraction, four times for a logit.
-    const double close = p_.format == ByteFormat::e4m3 ? 4.0 / 8192 : 5e-5;
-    double error = 0, size = 0;
+    // Hopper cuts sums of e4m3 off behind 13 bits of fraction, of logits and of weights; one that
+    // lies between two numbers may be rounded the other way, which is much where a row has few.
+    const bool is_e4m3 = p_.format == ByteFormat::e4m3;
+    const double close = 0.08, relative = is_e4m3 ? 4.0 / 8192 : 5e-5;
+    double error = 0, size = 0, lse_error = 0;
     for (int64_t i = 0; i < s.batch * s.heads * s.q_len; ++i) {
       const attention_test::Row row = {i / s.q_len / s.heads, i / s.q_len % s.heads, i % s.q_len};
       const std::string name = "item " + std::to_string(row.item) + ", head " +
@@ -181,7 +181,8 @@ class EightBitCase {
       if (std::isinf(want.lse)) {
         ASSERT_EQ(lse[place], want.lse) << name;
       } else {
-        ASSERT_NEAR(lse[place], want.lse + more, close * std::max(1.0, std::abs(want.lse))) << name;
+        ASSERT_NEAR(lse[place], want.lse + more, close + relative * std::abs(want.lse)) << name;
+        lse_error += std::abs(lse[place] - want.lse - more);
       }
       for (int64_t d = 0; d < s.dim; ++d) {
         const double got = attention_test::value_of(s.dtype, out[place * s.dim + d]);
@@ -192,7 +193,9 @@ class EightBitCase {
       }
     }
     // bf16 alone makes 2e-3; sums of products keep 14 bits.
-    EXPECT_LT(std::sqrt(error / std::max(size, 1e-300)), 8e-3);
+    EXPECT_LT(std::sqrt(error / std::max(size, 1e-300)), 1e-2);
+    if (p_.shape.sm_scale > 1) return;
+    EXPECT_LT(lse_error / static_cast<double>(s.batch * s.heads * s.q_len), is_e4m3 ? 4e-3 : 1e-3);
   }
 
  private:
@@ -255,25 +258,21 @@ class EightBitCase {
       }
       return logits;
     };
-    double largest = -std::numeric_limits<double>::infinity(), sum = 0;
-    if (!p_.online) {
-      for (const KeySpan& span : spans_of(row)) {
-        for (const double logit : logits_of(span)) largest = std::max(largest, logit);
-      }
-    }
+    double power = 0, sum = 0;  // weights are 2^power * exp(logit)
+    bool is_first = true;
     attention_test::Exact out{std::vector<double>(s.dim, 0)};
     for (const KeySpan& span : spans_of(row)) {
       const std::vector<double> logits = logits_of(span);
-      double now = largest;
-      for (const double logit : logits) now = std::max(now, logit);
-      if (std::isinf(now)) continue;
-      const double keep = std::exp(largest - now);
-      largest = now, sum *= keep;
-      for (double& x : out.out) x *= keep;
+      const double largest = *std::max_element(logits.begin(), logits.end()) / std::log(2.0);
+      if (!std::isinf(largest) && (is_first || largest + power > std::log2(448))) {
+        const double next = 8 - std::ceil(largest);
+        const double keep = is_first ? 0 : std::exp2(next - power);
+        is_first = false, power = next, sum *= keep;
+        for (double& x : out.out) x *= keep;
+      }
       for (size_t i = 0; i < logits.size(); ++i) {
-        const double weight = 448 * std::exp(logits[i] - now);
-        const double rounded = e4m3_value(e4m3_bits(weight));
-        sum += weight;
+        const double rounded = e4m3_value(e4m3_bits(std::exp2(logits[i] / std::log(2.0) + power)));
+        sum += rounded;
         if (rounded == 0) continue;
         const double* v = in_.v.row(row.item, kv_head, span.begin + static_cast<int64_t>(i));
         for (int64_t d = 0; d < s.dim; ++d) out.out[d] += rounded * v[d];
@@ -281,7 +280,7 @@ class EightBitCase {
     }
     if (sum == 0) return out;
     for (double& x : out.out) x /= sum;
-    out.lse = largest + std::log(sum / 448);
+    out.lse = (std::log2(sum) - power) * std::log(2.0);
     return out;
   }
 

@@ -12,23 +12,16 @@ constexpr ByteFormat kFormats[] = {ByteFormat::e4m3, ByteFormat::int8};
 
 std::string name_of(const EightBitProblem& p) {
   return std::string(p.format == ByteFormat::e4m3 ? "e4m3" : "int8") +
-         (p.scale_by_key ? ", scales of keys" : "") + (p.online ? ", online, " : ", ") +
-         std::to_string(p.shape.q_len) + " x " + std::to_string(p.shape.kv_len);
+         (p.scale_by_key ? ", scales of keys, " : ", ") + std::to_string(p.shape.q_len) + " x " +
+         std::to_string(p.shape.kv_len);
 }
 
-void check_one(const EightBitProblem& p, int seed) {
+void check(const EightBitProblem& p, int seed) {
   SCOPED_TRACE(name_of(p));
   const EightBitCase one(p, seed);
   const Status status = eight_bit_attention_sm90(one.args(), one.operands(), {});
   ASSERT_TRUE(status.ok()) << status.message;
   one.check();
-}
-
-// In two passes, and in one where it can.
-void check(EightBitProblem p, int seed) {
-  check_one(p, seed);
-  p.online = true;
-  if (!p.scale_by_key) check_one(p, seed);
 }
 
 class Sm90EightBit : public Sm90Test {};
@@ -147,7 +140,6 @@ TEST_F(Sm90EightBit, RepeatsBitForBit) {
   const int64_t len = on_gpu(1500, 500);
   for (const bool listed : {false, true}) {
     EightBitProblem p{.shape = {.heads = 4, .kv_heads = 4, .q_len = len, .kv_len = len}};
-    p.online = listed;
     if (listed) p.shape.density = 0.5;
     const EightBitCase one(p, 1);
     expect_same_every_time([&] {
@@ -169,10 +161,6 @@ TEST(Sm90EightBitRefusals, SayWhy) {
     return std::string(status.message);
   };
   const float number = 0;
-  EightBitOperands one_by_one;
-  one_by_one.online = one_by_one.scale_by_key = true;
-  EXPECT_STREQ(eight_bit_attention_sm90(args, one_by_one, {}).message,
-               "takes scales of keys one by one in two passes only");
   EXPECT_EQ(reason([](CudaAttentionArgs& a) { a.dim = 64; }), "takes 128 channels a head");
   EXPECT_EQ(reason([](CudaAttentionArgs& a) { a.out.dtype = DType::f32; }), "gives bf16 and fp16");
   EXPECT_EQ(reason([](CudaAttentionArgs& a) { a.sm_scale = 0; }), "takes scales above 0");
