@@ -10,8 +10,8 @@
 #include "kernels/common/e4m3.h"
 #include "kernels/common/half.h"
 
-// What eight_bit_cuda.h says, number by number on the CPU in fp64. Looks at what the kernels take
-// for granted.
+// What eight_bit_cuda.h and `Precision` say, number by number on the CPU in fp64. Looks at what the
+// kernels take for granted.
 
 namespace fovea::test {
 
@@ -137,16 +137,18 @@ class EmulatedBytes {
     constexpr double kInfinity = std::numeric_limits<double>::infinity();
     double largest = -kInfinity, total = 0;
     for (const Key& key : keys) largest = std::max(largest, key.logit);
+    // Weights are relative to a power of 2, such that the largest is one of e4m3's largest numbers.
+    const double power = std::ceil(largest / std::log(2.0) - std::log2(448.0)) * std::log(2.0);
     std::vector<double> out(static_cast<size_t>(args_.dim), 0);
     for (const Key& key : keys) {
-      const double weight = largest == -kInfinity ? 0 : std::exp(key.logit - largest);
-      total += weight;
-      const double rounded = kernels::from_e4m3(kernels::to_e4m3(static_cast<float>(448 * weight)));
+      const double weight = largest == -kInfinity ? 0 : std::exp(key.logit - power);
+      const double rounded = kernels::from_e4m3(kernels::to_e4m3(static_cast<float>(weight)));
+      total += rounded;
       const int64_t place = place_of(key.position);
       for (int64_t d = 0; d < args_.dim; ++d) {
         const int64_t column = kv_head() * args_.dim + d;
         out[static_cast<size_t>(d)] +=
-            rounded / 448 * in_.v_scale[column] * v_[static_cast<size_t>(column * places_ + place)];
+            rounded * in_.v_scale[column] * v_[static_cast<size_t>(column * places_ + place)];
       }
     }
     const kernels::RowOrder& order = args_.out_order;
@@ -163,7 +165,7 @@ class EmulatedBytes {
     const int64_t of_head = (item_ * args_.heads + head_) * args_.q_len;
     const double more = in_.lse_more == nullptr ? 0 : in_.lse_more[of_head + query];
     args_.lse[of_head + at] =
-        static_cast<float>(total == 0 ? -kInfinity : largest + std::log(total) + more);
+        static_cast<float>(total == 0 ? -kInfinity : power + std::log(total) + more);
   }
 
   const kernels::CudaAttentionArgs& args_;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "core/attention/executors/accuracy.h"
+#include "core/attention/executors/reference.h"
 
 namespace fovea {
 
@@ -47,6 +48,17 @@ at::Tensor sampled_rows(const AttentionPlan& plan, const AttentionCall& call, in
 /// (DeepSeek-V3, arXiv:2412.19437, section 3.3.2): what errors of many products come to, no strict
 /// bound.
 double weight_error(const AttentionPlan& plan, const AttentionCall& call);
+
+/// What quantized softmax weights may be instead, as far as executors round them in another way
+/// than the reference: weights within `weight_error` of a half between two numbers fall to the
+/// other one, and small e4m3 weights are rounded more finely (`Precision::p`). Empty where a plan
+/// quantizes no weights, and in fp64.
+std::vector<ReferenceOptions> other_roundings(const AttentionPlan& plan, const AttentionCall& call,
+                                              const at::Tensor& rows);
+
+/// How far off the sum of a row's quantized weights may be, relatively. On a GPU matrix units that
+/// cut off as said above add them up.
+double weight_sum_error(const AttentionPlan& plan, at::Device device);
 
 /// By how much kernels of GPUs may round pooled keys, relatively: they multiply numbers of the
 /// inputs' type. 0 for plans without summaries.
