@@ -64,7 +64,8 @@ double weight_sum_error(const AttentionPlan& plan, at::Device device);
 /// inputs' type. 0 for plans without summaries.
 double pooled_key_error(const AttentionPlan& plan, at::ScalarType dtype);
 
-/// What a result is held against, for some of its rows. On a GPU with `pooled_key_error`.
+/// What a result is held against, for some of its rows. On a GPU with `pooled_key_error` and
+/// `weight_sum_error`.
 ///
 /// result  of the whole call
 /// rows    int64 on the device of q; undefined: all

@@ -275,8 +275,8 @@ TEST(ParoPlanner, HasAScalePerBlock) {
   const at::Tensor k = int8(call.k).repeat_interleave(2, 1),
                    v = int8(call.v).repeat_interleave(2, 1);
   const at::Tensor logits = at::matmul(int8(call.q), k.transpose(2, 3)) / std::sqrt(8.0);
-  const at::Tensor p = (logits - logits.amax(3, true)).exp();
-  const at::Tensor expected = at::matmul(int8(p), v) / p.sum(3, true);
+  const at::Tensor p = int8((logits - logits.amax(3, true)).exp());
+  const at::Tensor expected = at::matmul(p, v) / p.sum(3, true);
   EXPECT_LE(relative_error(ReferenceExecutor().run(plan, call).out, expected), 1e-10);
   EXPECT_EQ(plan.q_order.describe(), "axes 2.1.0");
 }
