@@ -13,7 +13,8 @@ constexpr const char* kChecked = "checked:";
 /// The rows are the same for all batch items and heads: the first and the last one, those at the
 /// edges of some blocks of queries, and some others, drawn by counting from layer, step and
 /// guidance branch. They are held against the rules of `judge`. A check costs those rows in fp64
-/// and in the storage type, and an fp64 copy of k and v; it waits for the device.
+/// and in the storage type, three or four times where weights are quantized, and an fp64 copy of k
+/// and v; it waits for the device.
 ///
 /// throws  Error non_finite that names executor, plan, layer, step, batch item, head and row where
 ///         a rule is broken
