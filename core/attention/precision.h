@@ -36,24 +36,28 @@ struct Quantized {
 /// In what numbers a softmax branch is computed. All arithmetic on them is that of the inputs'
 /// wide type: fp32, or fp64 where q is; an executor may add up in another order.
 ///
-/// With q', k', v' the quantized operands, logits are s = sm_scale · q'·k' + bias; p = exp(s − m)
-/// with m the largest logit of the row over all keys that it sees; p' is p quantized; and
-/// out = Σ p'·v' / Σ p, lse = m + ln Σ p. Queries that are padding have no part in scales, of p
-/// neither.
+/// With q', k', v' the quantized operands, the logits of a row are s = sm_scale · q'·k' + bias over
+/// all keys that it sees, m is the largest of them, p = exp(s − m), and p' is p quantized as `p`
+/// says. Then out = Σ p'·v' / Σ p', a mean of v' whatever the rounding did, and lse = m + ln Σ p'.
+/// Rows without a key get 0 and −∞. Queries that are padding have no part in scales, of p neither.
 ///
 /// Gradients go straight through the rounding, and m is a constant. With dx that of x,
-/// dv' = Σ p'·dout / Σ p over the rows and ds = (dout·v' − dout·out + dlse) p / Σ p; q, k and v get
-/// dq', dk' and dv'. Where p is quantized, the ds of a row do not add up to dlse exactly, and with
-/// `smooth_k` the keys' mean and q get what that leaves.
+/// dv' = Σ p'·dout / Σ p' over the rows and ds = (dout·v' − dout·out + dlse) p / Σ p'; q, k and v
+/// get dq', dk' and dv'. Where p is quantized, the ds of a row do not add up to dlse exactly, and
+/// with `smooth_k` the keys' mean gets what that leaves.
 struct Precision {
   Quantized q, k;  ///< per head, block or token
   Quantized v;     ///< per head, block or channel
-  /// Of the softmax's weights, with one scale for each pair of blocks (`block`: its largest p is
-  /// a), or one for all (`head`: a is 1).
+  /// Of the softmax's weights. `block`: one scale for each pair of blocks, its largest p is a.
+  /// `head` of int8: a is 1. `head` of e4m3: exp(s) is rounded relative to a power of 2. With c the
+  /// smallest integer for which exp(m) ≤ 256 · 2^c, p' = n · 2^c · exp(−m), n the number nearest to
+  /// exp(s) / 2^c. That leaves exp(s) 4 significant bits whatever m is, unless it is below
+  /// 2^(c − 6), where e4m3 has fewer; an executor may round such smaller ones more finely, as one
+  /// does that finds the largest logit while keys come.
   Quantized p = {.unit = ScaleUnit::head};
-  /// Keys are quantized without their mean over the valid tokens of a head; what is lost,
-  /// sm_scale · q·mean, the same for all keys of a row, is added to the logits (SageAttention,
-  /// Zhang et al., 2025, section 3.2).
+  /// Keys are quantized without their mean over the valid tokens of a head. What is lost,
+  /// sm_scale · q·mean, is the same for all keys of a row: no part of s, and added to lse
+  /// (SageAttention, Zhang et al., 2025, section 3.2).
   bool smooth_k = false;
   bool operator==(const Precision&) const = default;
 

@@ -24,7 +24,7 @@ struct BackwardTileMemory {
   float lse_low[kTileRows];
   float delta[kTileRows];     ///< rows' sums of grad_out * out, less the gradient of the lse
   float row_sums[kTileRows];  ///< of dS
-  // Of quantized weights: the largest logits, and what makes weights probabilities.
+  // Of quantized weights: what logits are relative to, and what makes weights probabilities.
   float row_max[kTileRows];
   float inverse_sum[kTileRows];
 };

@@ -73,16 +73,22 @@ enum class WeightFormat { none, int8, e4m3 };
 /// How the softmax' weights are quantized before they meet the values. With p = exp(logit - m), m
 /// the row's largest logit, and a the largest p of a unit, p becomes s times the number of the
 /// format that is nearest to p / s, halves to even and at most M: s = a / M (1 where a is 0), M =
-/// 127 or, of e4m3 (8-bit floats of 4 exponent and 3 fraction bits), 448.
+/// 127 or, of e4m3 (8-bit floats of 4 exponent and 3 fraction bits), 448. Where an entry of the
+/// lists is no unit, a is 1, and for e4m3 exp(logit) is rounded to 4 significant bits instead.
 struct QuantizedWeights {
   WeightFormat format = WeightFormat::none;
-  bool per_entry = false;  ///< an entry of the lists is a unit; else a is 1
+  bool per_entry = false;  ///< an entry of the lists is a unit
   /// [batch, q_len] by row of q, contiguous: rows of 0 have no part in a; null: all have.
   const uint8_t* counted = nullptr;
-  // What the forward pass finds and the backward pass reads.
+  // What the forward pass finds and the backward pass reads, unless those bits are all.
   float* row_max = nullptr;  ///< [batch, heads, q_len] by row, contiguous: m / ln 2
   float* largest = nullptr;  ///< a, of (batch, head) from its strides on, for each entry
   int64_t largest_batch_stride = 0, largest_head_stride = 0;  ///< 0 where maps are not shared
+
+  /// Whether the largest logits are to be known before a weight is rounded.
+  bool needs_largest() const {
+    return format == WeightFormat::int8 || (format == WeightFormat::e4m3 && per_entry);
+  }
 };
 
 /// Keys and values of fp32 behind those of k and v: pooled ones. Null data of k means none.
@@ -98,8 +104,8 @@ struct MoreKeys {
 /// logarithm of the softmax' denominator. Sums are fp32, or exact for integers; out is rounded
 /// once. Where the instruction set multiplies bf16, the softmax' weights are rounded to it for the
 /// product with bf16 values, whose divisor is the sum of the rounded ones; lse is that of the
-/// others. With quantized weights out = sum of quantized p v / sum of p, of fp32 values. Values of
-/// `more` are rounded to bf16 there as well, its keys are not.
+/// others. Values of `more` are rounded to bf16 there as well, its keys are not. Quantized weights
+/// meet values of fp32; out is divided by their sum, and lse is that of them.
 ///
 /// The softmax is computed step by step (Milakov and Gimelshein 2018, arXiv:1805.02867), tile by
 /// tile as in FlashAttention (Dao et al. 2022, arXiv:2205.14135). A row that sees no key gets 0 and

@@ -124,11 +124,11 @@ void pair_gradients(BackwardTileMemory& m, int64_t rows, int64_t columns) {
 }
 
 /// The same for quantized weights: p becomes quantized ones, over the row's sum.
-template <typename Format>
-void quantized_pair_gradients(const Tile& tile, const Step& step) {
+///
+/// round  of weights and the number of their unit among the step's
+template <typename F>
+void quantized_pair_gradients(const Tile& tile, const Step& step, F round) {
   BackwardTileMemory& m = tile.memory;
-  WeightScale scales[kStepUnits];
-  weight_scales<Format>(tile, step, scales);
   for (int64_t r = 0; r < tile.rows; ++r) {
     const float from = weight_origin(m.row_max[r]), inverse = m.inverse_sum[r], delta = m.delta[r];
     for (int64_t j = 0; j < step.num_slots * kUnit; j += kWidth) {
@@ -138,10 +138,29 @@ void quantized_pair_gradients(const Tile& tile, const Step& step) {
       std::memcpy(&ds, m.ds + at, sizeof(ds));
       p = exp2_of_negative(p - from);
       ds = p * inverse * (ds - delta);
-      p = quantized<Format>(p, scales[j / kUnit]) * inverse;
+      p = round(p, j / kUnit) * inverse;
       std::memcpy(m.p + at, &p, sizeof(p));
       std::memcpy(m.ds + at, &ds, sizeof(ds));
     }
+  }
+}
+
+void all_pair_gradients(const Tile& tile, const Step& step) {
+  const QuantizedWeights& weights = tile.args.weights;
+  if (weights.format == WeightFormat::none) {
+    pair_gradients(tile.memory, tile.rows, step.num_slots * kUnit);
+  } else if (!weights.needs_largest()) {
+    quantized_pair_gradients(tile, step,
+                             [](const Float& p, int64_t) { return FourBitStorage::weight(p); });
+  } else {
+    with_weights(weights.format, [&](auto format) {
+      using Format = decltype(format);
+      WeightScale scales[kStepUnits];
+      weight_scales<Format>(tile, step, scales);
+      quantized_pair_gradients(tile, step, [&](const Float& p, int64_t slot) {
+        return quantized<Format>(p, scales[slot]);
+      });
+    });
   }
 }
 
@@ -191,12 +210,7 @@ void run_step(const Tile& tile, Step& step) {
     if (biased || slot.bits || slot.last - slot.first < kUnit)
       finish_slot(tile, slot, m.p + s * kUnit, kPairStride);
   }
-  if (f.weights.format == WeightFormat::none) {
-    pair_gradients(m, tile.rows, step.num_slots * kUnit);
-  } else {
-    with_weights(f.weights.format,
-                 [&](auto format) { quantized_pair_gradients<decltype(format)>(tile, step); });
-  }
+  all_pair_gradients(tile, step);
   if (args.grad_row_bias || args.grad_bias) add_logit_gradients(tile, step);
   const Run all_rows{0, 0, tile.rows};
   using KeySums = Strides<1, kPairStride, kUnit, kRowStride>;
@@ -270,7 +284,6 @@ void load_tile(const Tile& tile, int64_t head_of_wave) {
   to_panels(tile.rows, f.dim, m.q, m.q_panels);
   to_panels(tile.rows, f.value_dim, m.grad_out, m.grad_out_panels);
   const int64_t first_row = (tile.batch * f.heads + tile.head) * f.q_len;
-  const bool quantizes = f.weights.format != WeightFormat::none;
   for (int64_t r = 0; r < tile.rows; ++r) {
     const int64_t position = tile.begin + r;
     const int64_t row = first_row + (tile.q_order ? tile.q_order[position] : position);
@@ -281,7 +294,9 @@ void load_tile(const Tile& tile, int64_t head_of_wave) {
     m.lse_low[r] = std::isinf(base2) ? 0.0f : static_cast<float>(base2 - m.lse_high[r]);
     m.delta[r] = tile.job.delta[head_of_wave * f.q_len + position];
     m.row_sums[r] = 0;
-    m.row_max[r] = quantizes ? f.weights.row_max[row] : 0.0f;
+    // With 1 more no weight is above 1, although lse is of rounded ones.
+    const double power = of_row == -kInfinity ? double{of_row} : std::ceil(base2) + 1;
+    m.row_max[r] = f.weights.needs_largest() ? f.weights.row_max[row] : static_cast<float>(power);
     m.inverse_sum[r] = static_cast<float>(std::exp2(m.row_max[r] - base2));
     std::fill_n(m.grad_q + r * kRowStride, tile.job.layout.q_width, 0.0f);
   }

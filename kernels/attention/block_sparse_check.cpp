@@ -90,7 +90,8 @@ Status check_weights(const BlockSparseArgs& args) {
   if (args.out.dtype != DType::f32)
     return {StatusCode::unsupported, "quantized weights meet values of fp32"};
   if (args.batch == 0 || args.heads == 0 || args.q_len == 0) return {};
-  if (!weights.row_max) return invalid("quantized weights without row_max");
+  if (weights.needs_largest() && !weights.row_max)
+    return invalid("quantized weights without row_max");
   if (!weights.per_entry || args.lists.num_entries == 0) return {};
   if (!weights.largest) return invalid("quantized weights per entry without largest");
   // Where (batch, head) share a map, they do not share what is found for its entries.

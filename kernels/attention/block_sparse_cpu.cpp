@@ -189,11 +189,10 @@ void step_logits(const Tile& tile, const Step& step) {
   }
 }
 
-template <typename N>
+template <typename N, typename Storage>
 void run_step(const Tile& tile, const Step& step) {
   step_logits<typename N::Keys>(tile, step);
-  softmax_step<typename ProbabilitiesFor<typename N::Values>::Storage>(tile.memory, tile.rows,
-                                                                       step.num_slots * kUnit);
+  softmax_step<Storage>(tile.memory, tile.rows, step.num_slots * kUnit);
   add_values(tile, step, typename N::Values());
 }
 
@@ -234,7 +233,7 @@ void find_largest(const Tile& tile, const Step& step) {
   }
 }
 
-/// Base-2 logits become quantized weights; the sums are those of the others.
+/// Base-2 logits become quantized weights.
 template <typename Format>
 void quantize_weights(const Tile& tile, const Step& step) {
   WorkerMemory& m = tile.memory;
@@ -248,9 +247,8 @@ void quantize_weights(const Tile& tile, const Step& step) {
       for (int64_t i = 0; i < kUnit; i += kWidth) {
         Float p;
         std::memcpy(&p, logits + i, sizeof(p));
-        p = exp2_of_negative(p - from);
+        p = quantized<Format>(exp2_of_negative(p - from), scales[s]);
         sum += p;
-        p = quantized<Format>(p, scales[s]);
         std::memcpy(logits + i, &p, sizeof(p));
       }
     }
@@ -432,13 +430,13 @@ void clear_sums(const Tile& tile) {
   for (int64_t r = 0; r < tile.rows; ++r) std::fill_n(m.out + r * kRowStride, width, 0.0f);
 }
 
-template <typename N, typename K, typename V>
+template <typename N, typename K, typename V, typename Storage>
 void tile_task(const Job& job, int64_t task, int64_t worker) {
   const std::optional<Tile> tile = tile_of<N>(job, task, worker);
   if (!tile) return;
   load_tile_queries<N, K>(*tile);
   clear_sums(*tile);
-  run_list(*tile, [&](const Step& step) { run_step<N>(*tile, step); });
+  run_list(*tile, [&](const Step& step) { run_step<N, Storage>(*tile, step); });
   store_results<V>(*tile);
 }
 
@@ -506,9 +504,20 @@ void quantized_task(const Job& job, int64_t task, int64_t worker) {
   store_results<V>(*tile);
 }
 
+template <typename N, typename K, typename V, typename Storage>
+void run_tiles(Job& job, const Parallel& parallel, int64_t tiles) {
+  run_tasks(job, parallel, tiles, [](const Job& j, int64_t task, int64_t worker) {
+    tile_task<N, K, V, Storage>(j, task, worker);
+  });
+}
+
 /// All tiles of a wave whose weights are quantized: what is the largest of a unit is known first.
 template <typename N, typename K, typename V>
 void run_quantized_tiles(Job& job, const Parallel& parallel, int64_t tiles) {
+  if (!job.args.weights.needs_largest()) {
+    run_tiles<N, K, V, FourBitStorage>(job, parallel, tiles);
+    return;
+  }
   run_tasks(job, parallel, tiles,
             [](const Job& j, int64_t task, int64_t worker) { find_task<N, K>(j, task, worker); });
   run_tasks(job, parallel, tiles, [](const Job& j, int64_t task, int64_t worker) {
@@ -532,9 +541,8 @@ void run_waves(Job& job, const Parallel& parallel) {
         continue;
       }
     }
-    run_tasks(job, parallel, tiles, [](const Job& j, int64_t task, int64_t worker) {
-      tile_task<N, K, V>(j, task, worker);
-    });
+    using Storage = typename ProbabilitiesFor<typename N::Values>::Storage;
+    run_tiles<N, K, V, Storage>(job, parallel, tiles);
   }
 }
 

@@ -301,8 +301,14 @@ inline float fold(Float a, F f) {
   return lanes[0];
 }
 
+/// Weights as they are, relative to the largest logit.
+struct ExactWeights {
+  static Float weight(const Float& p) { return p; }
+  static float origin(float row_max) { return row_max; }
+};
+
 /// Where probabilities go: over the logits, as fp32 or as pairs of bf16 in the row's first half.
-struct KeepFloats {
+struct KeepFloats : ExactWeights {
   static constexpr bool kRounds = false;
   static constexpr int kAtOnce = kUnit / kWidth;
   static void store(float* row, int64_t column, const Float* p) {
@@ -311,7 +317,7 @@ struct KeepFloats {
 };
 
 #if defined(__AVX512BF16__)
-struct RoundToBFloat16 {
+struct RoundToBFloat16 : ExactWeights {
   static constexpr bool kRounds = true;
   static void store(float* row, int64_t column, const Float* p) {
     const __m256bh rounded = _mm512_cvtneps_pbh((__m512)*p);
@@ -342,7 +348,8 @@ inline void softmax_step(WorkerMemory& m, int64_t rows, int64_t columns) {
       }
     }
     for (int i = 1; i < kAtOnce; ++i) most[0] = max_or_second(most[0], most[i]);
-    const float row_max = fold(most[0], [](float a, float b) { return a > b ? a : b; });
+    const float row_max =
+        Storage::origin(fold(most[0], [](float a, float b) { return a > b ? a : b; }));
     // A row that has seen no key keeps -inf; its differences are taken from 0.
     const float from = row_max == -kInfinity ? 0.0f : row_max;
     Float sum[kAtOnce] = {}, kept = {};
@@ -350,7 +357,7 @@ inline void softmax_step(WorkerMemory& m, int64_t rows, int64_t columns) {
       Float p[kAtOnce];
       for (int i = 0; i < kAtOnce; ++i) {
         std::memcpy(&p[i], logits + j + i * kWidth, sizeof(Float));
-        p[i] = exp2_of_negative(p[i] - from);
+        p[i] = Storage::weight(exp2_of_negative(p[i] - from));
         sum[i] += p[i];
         if constexpr (Storage::kRounds) kept += Storage::kept(p[i]);
       }

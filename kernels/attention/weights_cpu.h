@@ -2,6 +2,7 @@
 
 // Softmax weights in 8-bit numbers, for the *_cpu.cpp files of this folder.
 
+#include <cmath>
 #include <cstring>
 
 #include "kernels/attention/block_sparse.h"
@@ -11,27 +12,40 @@
 namespace fovea::kernels::FOVEA_ISA {
 namespace {
 
+/// How far numbers of 4 significant bits around x >= 0 are apart: 2^e / 8 from 2^e on.
+inline Float step_at(const Float& x) {
+  Word bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  bits &= 0x7f800000u;
+  Float power;
+  std::memcpy(&power, &bits, sizeof(power));
+  return power * 0.125f;
+}
+
+/// The nearest multiple of a power of 2, halves to even.
+inline Float to_steps(const Float& x, const Float& step) {
+  const Float rounder = step * 12582912.0f;  // 1.5 * 2^23
+  return (x + rounder) - rounder;
+}
+
 struct Int8Weights {
   static constexpr float kMost = 127;
-  static Float nearest(const Float& x) {
-    constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: added, it leaves the nearest integer
-    return (x + kRounder) - kRounder;
-  }
+  static Float nearest(const Float& x) { return to_steps(x, 1.0f - Float{}); }
 };
 
 struct E4m3Weights {
   static constexpr float kMost = 448;
   static Float nearest(const Float& x) {
-    // Around x, from 2^e on, numbers are 2^e / 8 apart, and 2^-9 below 2^-6.
-    Word bits;
-    std::memcpy(&bits, &x, sizeof(bits));
-    bits &= 0x7f800000u;
-    Float power;
-    std::memcpy(&power, &bits, sizeof(power));
-    const Float step = max_or_second(power * 0.125f, 0.001953125f - Float{});
-    const Float rounder = step * 12582912.0f;
-    return (x + rounder) - rounder;
+    return to_steps(x, max_or_second(step_at(x), 0.001953125f - Float{}));  // 2^-9 below 2^-6
   }
+};
+
+/// Weights in 4 significant bits, which are e4m3's whatever power of 2 they are relative to; the
+/// smallest ones have more than e4m3 has for them. Rows are relative to a power of 2: it may change
+/// from step to step.
+struct FourBitStorage : KeepFloats {
+  static Float weight(const Float& p) { return to_steps(p, step_at(p)); }
+  static float origin(float row_max) { return std::ceil(row_max); }
 };
 
 /// Calls f with the format as a type.

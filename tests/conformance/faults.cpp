@@ -3,11 +3,13 @@
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <utility>
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
 #include "core/attention/block_pool.h"
+#include "core/attention/executors/quantized.h"
 #include "core/attention/executors/reference.h"
 
 namespace fovea::test {
@@ -419,31 +421,95 @@ Precision* precision_of(AttentionPlan& plan) {
   return quantized ? &branch->precision : nullptr;
 }
 
-// Weights of a plan whose other numbers are as they are stored, quantized tile by tile.
-AttentionResult run_one_pass(const AttentionPlan& plan, const AttentionCall& call) {
+// The weights of a plan that quantizes them before it does, and its values.
+struct Rounding {
+  Quantized how;
+  at::Tensor p;  // fp32 [batch, heads, q_len, kv_len], relative to the largest of each row
+  at::Tensor v;  // fp32 [batch, heads, kv_len, value_dim]
+};
+
+std::optional<Rounding> rounding_of(const AttentionPlan& plan, const AttentionCall& call) {
   AttentionPlan exact = plan;
-  const Precision* precision = precision_of(exact);
-  if (precision == nullptr || precision->p.format == NumberFormat::storage) {
-    return right(plan, call);
+  Precision* precision = precision_of(exact);
+  if (precision == nullptr || precision->p.format == NumberFormat::storage ||
+      plan.branches.size() != 1 || call.k.size(2) == 0) {
+    return std::nullopt;
   }
-  const Quantized weights = precision->p;
-  *precision_of(exact) = {};
-  const auto logits = logits_of(exact, call);
-  if (!logits || logits->s.size(3) == 0) return right(plan, call);
-  at::Tensor top = at::full_like(logits->s.select(3, 0).unsqueeze(3), -kInfinity);
-  at::Tensor sum = at::zeros_like(top), out;
-  for (int64_t begin = 0; begin < logits->s.size(3); begin += 16) {
-    const at::Tensor s = logits->s.slice(3, begin, begin + 16);
-    const at::Tensor larger = at::maximum(top, s.amax(3, /*keepdim=*/true));
-    const at::Tensor safe = larger.masked_fill(larger.eq(-kInfinity), 0);
-    const at::Tensor p = (s - safe).exp(), factor = (top - safe).exp();
-    const at::Tensor added = at::matmul(quantize(p, weights.format, at::ones({1}, p.options())),
-                                        logits->v.slice(2, begin, begin + 16));
-    sum = sum * factor + p.sum(3, /*keepdim=*/true);
-    out = out.defined() ? out * factor + added : added;
-    top = larger;
+  // What values of one each select: weights over their sum.
+  AttentionCall wide = call;
+  for (at::Tensor* x : {&wide.q, &wide.k, &wide.v}) *x = x->to(at::kFloat);
+  const int64_t kv_len = call.k.size(2);
+  wide.v =
+      at::eye(kv_len, wide.k.options()).expand({call.k.size(0), call.k.size(1), kv_len, kv_len});
+  const Precision whole = std::exchange(
+      *precision, {.q = precision->q, .k = precision->k, .v = {}, .smooth_k = precision->smooth_k});
+  const at::Tensor p = right(exact, wide).out, largest = p.amax(3, /*keepdim=*/true);
+  at::Tensor v = per_head(call.v.to(at::kFloat), call.q.size(1));
+  const at::Tensor valid = call.kv_layout.valid_mask();
+  if (valid.defined()) v = v.masked_fill(valid.logical_not().transpose(2, 3), 0);
+  const OperandSide side{plan.kv_order, call.kv_layout, softmax_of(exact)->selection.kv_blocks};
+  return Rounding{whole.p, p / largest.masked_fill(largest.eq(0), 1),
+                  quantized_operand(v, whole.v, side)};
+}
+
+at::Tensor mean_of(const at::Tensor& weights, const at::Tensor& v, at::ScalarType dtype) {
+  const at::Tensor sum = weights.sum(3, /*keepdim=*/true);
+  return (at::matmul(weights, v) / sum.masked_fill(sum.eq(0), 1)).to(dtype);
+}
+
+// Faults of plans with one scale for all weights, in a format: `round` makes of p what is wrong.
+Fault rounded_otherwise(std::string name, NumberFormat format,
+                        std::function<at::Tensor(const at::Tensor&)> round) {
+  return {std::move(name), [=](const AttentionPlan& plan, const AttentionCall& call) {
+            AttentionResult result = right(plan, call);
+            const auto own = rounding_of(plan, call);
+            if (own && own->how.format == format && own->how.unit == ScaleUnit::head) {
+              result.out = mean_of(round(own->p), own->v, call.q.scalar_type());
+            }
+            return result;
+          }};
+}
+
+at::Tensor relative_to_one(const at::Tensor& p, NumberFormat format) {
+  return quantize(p, format, at::ones({1}, p.options()));
+}
+
+// As if tiles of keys came one after the other.
+at::Tensor relative_to_the_largest_so_far(const at::Tensor& p) {
+  std::vector<at::Tensor> out;
+  for (int64_t end = 16; end < p.size(3) + 16; end += 16) {
+    const at::Tensor so_far = p.slice(3, 0, end).amax(3, /*keepdim=*/true);
+    const at::Tensor scale = so_far.masked_fill(so_far.eq(0), 1);
+    out.push_back(relative_to_one(p.slice(3, end - 16, end) / scale, NumberFormat::int8) * scale);
   }
-  return {(out / sum.masked_fill(sum.eq(0), 1)).to(call.q.scalar_type()), right(plan, call).lse};
+  return at::cat(out, 3);
+}
+
+// The plan without the rounding of weights: its lse is that of their sum.
+at::Tensor lse_before_rounding(const AttentionPlan& plan, const AttentionCall& call) {
+  AttentionPlan exact = plan;
+  if (Precision* precision = precision_of(exact)) precision->p = {};
+  return right(exact, call).lse;
+}
+
+void add_weight_faults(std::vector<Fault>& out) {
+  out.push_back(
+      written("divisor of weights before their rounding",
+              [](AttentionResult& result, const auto& plan, const auto& call) {
+                if (!result.lse.defined()) return;
+                const at::Tensor ratio =
+                    (result.lse - lse_before_rounding(plan, call)).exp().nan_to_num(1).unsqueeze(3);
+                result.out = (result.out * ratio).to(result.out.scalar_type());
+              }));
+  out.push_back(written("lse of weights before their rounding",
+                        [](AttentionResult& result, const auto& plan, const auto& call) {
+                          if (result.lse.defined()) result.lse = lse_before_rounding(plan, call);
+                        }));
+  out.push_back(rounded_otherwise(
+      "e4m3 weights relative to the largest", NumberFormat::e4m3,
+      [](const at::Tensor& p) { return relative_to_one(p, NumberFormat::e4m3); }));
+  out.push_back(rounded_otherwise("int8 weights before the largest is known", NumberFormat::int8,
+                                  relative_to_the_largest_so_far));
 }
 
 void add_precision_faults(std::vector<Fault>& out) {
@@ -465,7 +531,6 @@ void add_precision_faults(std::vector<Fault>& out) {
   changed_precision("one scale of queries for all blocks", [](Precision& x) {
     if (x.q.unit == ScaleUnit::block) x.q.unit = ScaleUnit::head;
   });
-  out.push_back({"weights quantized before the largest is known", run_one_pass});
 }
 
 void add_gradient_faults(std::vector<Fault>& out) {
@@ -556,6 +621,7 @@ std::vector<Fault> planted_faults() {
   add_lse_faults(out);
   add_branch_faults(out);
   add_precision_faults(out);
+  add_weight_faults(out);
   add_gradient_faults(out);
   add_memory_faults(out);
   return out;

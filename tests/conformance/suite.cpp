@@ -328,9 +328,9 @@ std::optional<Finding> check_gradients(Executor& executor, const Problem& proble
   const bool quantized = is_quantized(plan);
   const Gradients r = reference(at::kDouble, {}),
                   b = reference(call.q.scalar_type(), {.in_storage_type = !quantized});
-  std::vector<Gradients> nudged;
-  if (const double nudge = weight_error(plan, call); nudge > 0) {
-    nudged = {reference(at::kDouble, {.nudge = nudge}), reference(at::kDouble, {.nudge = -nudge})};
+  std::vector<Gradients> others;
+  for (const ReferenceOptions& options : other_roundings(plan, call, at::Tensor())) {
+    others.push_back(reference(at::kDouble, options));
   }
   const auto floors = gradient_floors(call);
   for (size_t i = 0, leaf = 0; i < kLeaves.size(); ++i) {
@@ -344,7 +344,7 @@ std::optional<Finding> check_gradients(Executor& executor, const Problem& proble
     if (!std::isfinite(bound)) continue;  // plain algebra overflows and is no measure
     // Parts that are merged are rounded once more each.
     bound += floors[i] + 0x1p-18 * r[at].norm().item<double>();
-    for (const Gradients& other : nudged) bound += length(other[at]);
+    for (const Gradients& other : others) bound += length(other[at]);
     const double error = x[at].defined() ? length(x[at]) : r[at].norm().item<double>();
     if (error <= bound * promises_of(executor).allowance) continue;
     return Finding{"G3",

@@ -180,7 +180,8 @@ class Judge {
     if (is_quantized()) {
       error = (l - e).expm1().abs();
       bound = (given_.plain.lse.to(at::kDouble) - e).expm1().abs().nan_to_num(0, 0);
-      bound = (2 * bound).clamp_min(1e-3);
+      bound = (2 * bound).clamp_min(given_.sum_error);
+      if (given_.sum_jump.defined()) bound = bound + given_.sum_jump.to(at::kDouble);
     } else {
       error = (l - e).abs();
       const bool is_double = dtype_ == at::kDouble;

@@ -27,10 +27,15 @@ struct Comparison {
   /// For quantized plans, where `exact` is the emulation in fp64 and `plain` the one in fp32: the
   /// plan in fp64 without quantization. Undefined otherwise.
   at::Tensor unquantized = at::Tensor();
-  /// How far the emulation itself jumps, number by number, where weights are rounded that lie
-  /// within fp32's errors (`weight_error`) of a half between two numbers; counts as an error of
-  /// `plain`. Undefined: 0.
+  /// How far the emulations themselves jump, number by number, where weights are rounded in the
+  /// other ways that are right as well (`other_roundings`): that in fp64, and that in fp32, whose q
+  /// and k may differ where halves lie between two numbers. Counts as an error of `plain`.
+  /// Undefined: 0.
   at::Tensor jump = at::Tensor();
+  /// The same of exp(lse), relatively [batch, heads, rows]; allowed in M7 as well. Undefined: 0.
+  at::Tensor sum_jump = at::Tensor();
+  /// Relative error of exp(lse) that M7 allows quantized plans in any case (`weight_sum_error`).
+  double sum_error = 1e-3;
   /// Largest sm_scale ‖q‖ ‖k‖ of each row [batch, heads, rows]: fp32 knows logits to no more than
   /// 2⁻²⁴ of it, and weights to that, relatively; which is allowed in M1 to M5 as well. Undefined:
   /// 0.
@@ -61,8 +66,9 @@ struct Comparison {
 ///     softmax that a plan keeps, exp(lse − lse of all keys), to the same
 ///
 /// Quantized plans have no cap; M5 has 2c in place of 10c / √n; M7 is |exp(lse − lse of r) − 1| ≤
-/// max(1e-3, twice that of b), and Q6 ‖x − unquantized‖ ≤ 1.1 ‖round(r) or b − unquantized‖ + 1e-4
-/// ‖unquantized‖. For fp64 there is no b that says anything: M3 and M4 with 1e-12, and that in M7.
+/// max(sum_error, twice that of b) + sum_jump, and Q6 ‖x − unquantized‖ ≤ 1.1 ‖round(r) or b −
+/// unquantized‖ + 1e-4 ‖unquantized‖. For fp64 there is no b that says anything: M3 and M4 with
+/// 1e-12, and that in M7.
 ///
 /// returns  one entry for each rule that applies; none for a result without numbers
 std::vector<RuleResult> judge(const Comparison& comparison);

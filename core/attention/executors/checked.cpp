@@ -53,11 +53,22 @@ void add_block_edges(const AttentionPlan& plan, const AttentionCall& call, Draw&
   }
 }
 
-bool is_quantized(const AttentionPlan& plan) {
-  return std::any_of(plan.branches.begin(), plan.branches.end(), [](const Branch& branch) {
+// Whether a softmax of the plan has such numbers.
+template <typename F>
+bool any_precision(const AttentionPlan& plan, F f) {
+  return std::any_of(plan.branches.begin(), plan.branches.end(), [&](const Branch& branch) {
     const auto* softmax = std::get_if<SoftmaxBranch>(&branch.kind);
-    return softmax != nullptr && !softmax->precision.is_storage();
+    return softmax != nullptr && f(softmax->precision);
   });
+}
+
+bool is_quantized(const AttentionPlan& plan) {
+  return any_precision(plan, [](const Precision& x) { return !x.is_storage(); });
+}
+
+bool quantizes_weights(const AttentionPlan& plan) {
+  return any_precision(plan,
+                       [](const Precision& x) { return x.p.format != NumberFormat::storage; });
 }
 
 AttentionPlan unquantized(AttentionPlan plan) {
@@ -94,39 +105,52 @@ at::Tensor logit_size(const AttentionPlan& plan, const AttentionCall& wide,
   return norms(q) * largest * std::abs(scale);
 }
 
-// See `Comparison::jump`; undefined where no weights are quantized.
-at::Tensor jump_of(const AttentionPlan& plan, const AttentionCall& call, const AttentionCall& wide,
-                   const at::Tensor& exact, const at::Tensor& rows) {
-  const double nudge = weight_error(plan, call);
-  if (nudge == 0) return {};
-  at::Tensor out;
-  for (const double sign : {-1.0, 1.0}) {
-    const at::Tensor other =
-        reference_attention(plan, wide, {.rows = rows, .nudge = sign * nudge}).out;
-    const at::Tensor jump = (other - exact).abs();
-    out = out.defined() ? out + jump : jump;
+// See `Comparison::jump` and `sum_jump`; undefined where no weights are quantized.
+//
+// wide  the call in fp64
+void add_jumps(Comparison& comparison, const AttentionPlan& plan, const AttentionCall& call,
+               const AttentionCall& wide, const at::Tensor& rows) {
+  const auto add = [](at::Tensor& to, const at::Tensor& jump) {
+    to = to.defined() ? to + jump.abs() : jump.abs();
+  };
+  const auto add_jump = [&](const AttentionResult& from, const AttentionResult& to) {
+    add(comparison.jump, (to.out - from.out).to(at::kDouble));
+    if (!to.lse.defined()) return;
+    add(comparison.sum_jump, (to.lse - from.lse).to(at::kDouble).expm1().nan_to_num(0, 0, 0));
+  };
+  for (const ReferenceOptions& options : other_roundings(plan, call, rows)) {
+    add_jump(comparison.exact, reference_attention(plan, wide, options));
+    add_jump(comparison.plain, reference_attention(plan, call, options));
   }
-  return out;
 }
 
 }  // namespace
 
 double weight_error(const AttentionPlan& plan, const AttentionCall& call) {
-  const auto quantizes = [&](auto&& of) {
-    return std::any_of(plan.branches.begin(), plan.branches.end(), [&](const Branch& branch) {
-      const auto* softmax = std::get_if<SoftmaxBranch>(&branch.kind);
-      return softmax != nullptr && of(softmax->precision);
-    });
-  };
-  const bool weights =
-      quantizes([](const Precision& x) { return x.p.format != NumberFormat::storage; });
-  if (!weights || call.q.scalar_type() == at::kDouble) return 0;
-  const bool cut_off = call.q.is_cuda() && quantizes([](const Precision& x) {
+  if (!quantizes_weights(plan) || call.q.scalar_type() == at::kDouble) return 0;
+  const bool cut_off = call.q.is_cuda() && any_precision(plan, [](const Precision& x) {
                          return x.q.format == NumberFormat::e4m3;
                        });
   const at::Tensor size = logit_size(plan, call, at::Tensor());
   return std::pow(2.0, -20) +
          std::pow(2.0, cut_off ? -13 : -22) * (size.numel() == 0 ? 0 : size.max().item<double>());
+}
+
+std::vector<ReferenceOptions> other_roundings(const AttentionPlan& plan, const AttentionCall& call,
+                                              const at::Tensor& rows) {
+  const double nudge = weight_error(plan, call);
+  if (nudge == 0) return {};
+  std::vector<ReferenceOptions> out = {{.rows = rows, .nudge = -nudge},
+                                       {.rows = rows, .nudge = nudge}};
+  const bool by_powers_of_2 = any_precision(plan, [](const Precision& x) {
+    return x.p.format == NumberFormat::e4m3 && x.p.unit == ScaleUnit::head;
+  });
+  if (by_powers_of_2) out.push_back({.rows = rows, .keeps_small_weights = true});
+  return out;
+}
+
+double weight_sum_error(const AttentionPlan& plan, at::Device device) {
+  return device.is_cuda() && quantizes_weights(plan) ? 4e-3 : 1e-3;
 }
 
 at::Tensor sampled_rows(const AttentionPlan& plan, const AttentionCall& call, int64_t count) {
@@ -170,7 +194,8 @@ Comparison compare_with_reference(const AttentionPlan& plan, const AttentionCall
   const bool quantized = is_quantized(plan);
   out.plain = reference_attention(plan, call, {.rows = rows, .in_storage_type = !quantized});
   if (quantized) {
-    out.jump = jump_of(plan, call, wide, out.exact.out, rows);
+    add_jumps(out, plan, call, wide, rows);
+    out.sum_error = weight_sum_error(plan, call.q.device());
     // Queries that are padding have no part in scales, and so none to be held to.
     at::Tensor padding = call.q_layout.valid_mask();
     if (padding.defined()) {

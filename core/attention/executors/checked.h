@@ -1,6 +1,7 @@
 #pragma once
 
 #include "core/attention/executors/accuracy.h"
+#include "core/attention/executors/reference.h"
 
 namespace fovea {
 
@@ -12,7 +13,8 @@ constexpr const char* kChecked = "checked:";
 /// The rows are the same for all batch items and heads: the first and the last one, those at the
 /// edges of some blocks of queries, and some others, drawn by counting from layer, step and
 /// guidance branch. They are held against the rules of `judge`. A check costs those rows in fp64
-/// and in the storage type, and an fp64 copy of k and v; it waits for the device.
+/// and in the storage type, three or four times where weights are quantized, and an fp64 copy of k
+/// and v; it waits for the device.
 ///
 /// throws  Error non_finite that names executor, plan, layer, step, batch item, head and row where
 ///         a rule is broken
@@ -48,11 +50,23 @@ at::Tensor sampled_rows(const AttentionPlan& plan, const AttentionCall& call, in
 /// bound.
 double weight_error(const AttentionPlan& plan, const AttentionCall& call);
 
+/// What quantized softmax weights may be instead, as far as executors round them in another way
+/// than the reference: weights within `weight_error` of a half between two numbers fall to the
+/// other one, and small e4m3 weights are rounded more finely (`Precision::p`). Empty where a plan
+/// quantizes no weights, and in fp64.
+std::vector<ReferenceOptions> other_roundings(const AttentionPlan& plan, const AttentionCall& call,
+                                              const at::Tensor& rows);
+
+/// How far off the sum of a row's quantized weights may be, relatively. On a GPU matrix units that
+/// cut off as said above add them up.
+double weight_sum_error(const AttentionPlan& plan, at::Device device);
+
 /// By how much kernels of GPUs may round pooled keys, relatively: they multiply numbers of the
 /// inputs' type. 0 for plans without summaries.
 double pooled_key_error(const AttentionPlan& plan, at::ScalarType dtype);
 
-/// What a result is held against, for some of its rows. On a GPU with `pooled_key_error`.
+/// What a result is held against, for some of its rows. On a GPU with `pooled_key_error` and
+/// `weight_sum_error`.
 ///
 /// result  of the whole call
 /// rows    int64 on the device of q; undefined: all

@@ -119,13 +119,20 @@ struct Computed {
   std::vector<at::Tensor> largest;  // of each item, fp32 [heads or 1, entries]
 };
 
+// Such weights need nothing that is found on the way.
+bool rounds_by_powers_of_2(const Quantized& p) {
+  return p.format == NumberFormat::e4m3 && p.unit == ScaleUnit::head;
+}
+
 kernels::QuantizedWeights weights_of_item(const SoftmaxInputs& inputs, const Computed& computed,
                                           int64_t item) {
   kernels::QuantizedWeights out;
   if (inputs.p.format == NumberFormat::storage) return out;
   out.format = inputs.p.format == NumberFormat::int8 ? kernels::WeightFormat::int8
                                                      : kernels::WeightFormat::e4m3;
-  out.row_max = computed.row_max[item].mutable_data_ptr<float>();
+  if (!rounds_by_powers_of_2(inputs.p)) {
+    out.row_max = computed.row_max[item].mutable_data_ptr<float>();
+  }
   if (inputs.p.unit == ScaleUnit::head) return out;
   out.per_entry = true;
   const at::Tensor& largest = computed.largest[static_cast<size_t>(item)];
@@ -189,7 +196,7 @@ Computed make_results(const SoftmaxInputs& inputs, const SoftmaxLists& lists) {
   out.result.out = at::empty({batch, heads, q_len, inputs.v.size(3)}, inputs.v.options());
   out.result.lse = at::empty({batch, heads, q_len}, numbers);
   if (inputs.p.format == NumberFormat::storage) return out;
-  out.row_max = at::empty_like(out.result.lse);
+  if (!rounds_by_powers_of_2(inputs.p)) out.row_max = at::empty_like(out.result.lse);
   for (int64_t item = 0; item < batch && inputs.p.unit == ScaleUnit::block; ++item) {
     const HostLists& own = lists_of_item(lists, item);
     // Where each head has a map, its entries are its own.
@@ -364,7 +371,7 @@ class Softmax : public torch::autograd::Function<Softmax> {
                        : ops::sum_to_shape(out.of_rows.unsqueeze(3), inputs.bias.sizes());
     }
     if (saved->needs(*context, kRowBias)) {
-      all[kRowBias] = out.of_rows.defined() ? out.of_rows : of_lse(computed.result, gradient);
+      all[kRowBias] = of_lse(computed.result, gradient);
     }
     variable_list of_given;
     for (size_t i = 0; i < kInputs; ++i) {
@@ -404,11 +411,7 @@ class Softmax : public torch::autograd::Function<Softmax> {
                        inputs.q.options().dtype(at::kFloat));
     };
     if (needs(kKeyBias) || for_keys) out.of_keys = sums(inputs.keys());
-    // Of weights that are not quantized the sums over keys are what comes for the lse.
-    const bool quantizes = inputs.p.format != NumberFormat::storage;
-    if ((needs(kRowBias) && quantizes) || for_rows) {
-      out.of_rows = sums(inputs.q.size(2));
-    }
+    if (for_rows) out.of_rows = sums(inputs.q.size(2));
     if (biased && !for_keys && !for_rows) out.bias = at::zeros_like(inputs.bias);
     return out;
   }

@@ -31,7 +31,7 @@ struct SoftmaxInputs {
   int64_t more_begin = 0;
   at::Tensor bias;      ///< [batch or 1, heads or 1, q_len or 1, keys or 1], or undefined
   at::Tensor key_bias;  ///< [batch or 1, heads or 1, keys], or undefined; -inf hides a key
-  /// fp32 [batch, heads, q_len], added to all logits of a row, or undefined
+  /// fp32 [batch, heads, q_len], added to lse: what all logits of a row have more; or undefined
   at::Tensor row_bias;
   /// Both or none; where they are there, they are multiplied instead of q and k, which get their
   /// gradients and may be of another type. Not with more keys.

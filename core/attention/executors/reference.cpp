@@ -171,24 +171,25 @@ Columns summary_keys(const Problem& problem, const Selection& selection, size_t 
   return out;
 }
 
-// exp(logits - the largest of the row), and what normalises them.
+// exp(logits - the largest of the row).
 struct Weights {
-  at::Tensor p;         // [batch, heads, q_len, keys]
-  at::Tensor safe_sum;  // [batch, heads, q_len, 1], 1 for rows without a key
-  at::Tensor lse;       // [batch, heads, q_len]
+  at::Tensor p;    // [batch, heads, q_len, keys]
+  at::Tensor top;  // [batch, heads, q_len, 1], constant; 0 for rows without a key
 };
 
 Weights weights_of(const at::Tensor& logits) {
   // Rows without a key get no gradient, and no NaN from -inf - -inf.
   at::Tensor top = logits.detach().amax(3, /*keepdim=*/true);
   top = top.masked_fill(top.eq(-kInfinity), 0);
-  Weights out;
-  out.p = (logits - top).exp();
-  const at::Tensor sum = out.p.sum(3, /*keepdim=*/true);
-  const at::Tensor empty = sum.eq(0);
-  out.safe_sum = sum.masked_fill(empty, 1);
-  out.lse = (out.safe_sum.log() + top).masked_fill(empty, -kInfinity).squeeze(3);
-  return out;
+  return {(logits - top).exp(), top};
+}
+
+// The mean of values with these weights, and ln of the sum of exp(logits).
+Partial weighted_mean(const Weights& weights, const at::Tensor& values) {
+  const at::Tensor sum = weights.p.sum(3, /*keepdim=*/true);
+  const at::Tensor empty = sum.eq(0), safe = sum.masked_fill(empty, 1);
+  return {at::matmul(weights.p / safe, values),
+          (safe.log() + weights.top).masked_fill(empty, -kInfinity).squeeze(3)};
 }
 
 Partial softmax(const std::vector<Columns>& parts) {
@@ -206,10 +207,30 @@ Partial softmax(const std::vector<Columns>& parts) {
     result.out = at::matmul(all, at::cat(values, 2));
     return result;
   }
-  const Weights weights = weights_of(all);
-  result.out = at::matmul(weights.p / weights.safe_sum, at::cat(values, 2));
-  result.lse = weights.lse;
-  return result;
+  return weighted_mean(weights_of(all), at::cat(values, 2));
+}
+
+// e4m3 numbers relative to a power of 2: see `Precision::p`.
+at::Tensor weights_by_powers_of_2(const Weights& weights, const ReferenceOptions& options) {
+  const at::Tensor top = weights.top.to(at::kDouble) / std::log(2.0);
+  const at::Tensor factor = (8 + top - top.ceil()).exp2().to(weights.p.options());
+  const at::Tensor x = weights.p * (1 + options.nudge) * factor;
+  at::Tensor numbers = quantize(x, NumberFormat::e4m3, at::full({1}, 448, x.options()));
+  if (options.keeps_small_weights) numbers = at::where(x.lt(std::pow(2.0, -6)), x, numbers);
+  return numbers / factor;
+}
+
+// The largest weight of each pair of blocks, for all pairs of tokens.
+at::Tensor largest_of_pairs(const Problem& problem, const at::Tensor& p, const OperandSide& q_side,
+                            const OperandSide& kv_side) {
+  const at::Tensor valid = problem.call.q_layout.valid_mask();  // padding has no part in a scale
+  at::Tensor amax = p.detach();
+  if (valid.defined()) amax = amax.masked_fill(valid.logical_not().transpose(2, 3), 0);
+  amax = largest_of_pieces(amax, q_side.pieces(problem.heads, problem.device, 0),
+                           q_side.blocks.num_blocks());
+  amax = largest_of_pieces(amax.transpose(2, 3), kv_side.pieces(problem.heads, problem.device, 0),
+                           kv_side.blocks.num_blocks());
+  return amax.transpose(2, 3);
 }
 
 // The same as a softmax over the own keys, in the numbers of the branch: see `Precision`.
@@ -232,26 +253,23 @@ Partial quantized_softmax(const Problem& problem, const SoftmaxBranch& branch) {
   k = quantized_operand(k, precision.k, kv_side);
   const at::Tensor v = quantized_operand(problem.values(), precision.v, kv_side);
   at::Tensor logits = at::matmul(q, k.transpose(2, 3)) * scale;
-  if (lost.defined()) logits = logits + lost;
   if (problem.call.bias.defined()) {
     logits = logits + problem.wide(problem.rows(problem.call.bias));
   }
   logits = logits.masked_fill(exact_pairs_of(problem, branch).logical_not(), -kInfinity);
-  const Weights weights = weights_of(logits);
-  at::Tensor p = weights.p * (1 + problem.options.nudge);
-  if (precision.p.unit == ScaleUnit::head) {
-    p = quantize(p, precision.p.format, at::ones({1}, p.options()));
+  Weights weights = weights_of(logits);
+  const Quantized& how = precision.p;
+  if (how.unit == ScaleUnit::head && how.format == NumberFormat::e4m3) {
+    weights.p = weights_by_powers_of_2(weights, problem.options);
   } else {
-    const at::Tensor rows = q_side.pieces(problem.heads, problem.device, 0);
-    const at::Tensor keys = kv_side.pieces(problem.heads, problem.device, 0);
-    const at::Tensor valid = problem.call.q_layout.valid_mask();  // padding has no part in a scale
-    at::Tensor amax = weights.p.detach();
-    if (valid.defined()) amax = amax.masked_fill(valid.logical_not().transpose(2, 3), 0);
-    amax = largest_of_pieces(amax, rows, selection.q_blocks.num_blocks());
-    amax = largest_of_pieces(amax.transpose(2, 3), keys, selection.kv_blocks.num_blocks());
-    p = quantize(p, precision.p.format, amax.transpose(2, 3));
+    const at::Tensor amax = how.unit == ScaleUnit::head
+                                ? at::ones({1}, weights.p.options())
+                                : largest_of_pairs(problem, weights.p, q_side, kv_side);
+    weights.p = quantize(weights.p * (1 + problem.options.nudge), how.format, amax);
   }
-  return {at::matmul(p, v) / weights.safe_sum, weights.lse};
+  Partial out = weighted_mean(weights, v);
+  if (lost.defined()) out.lse = out.lse + lost.squeeze(3);
+  return out;
 }
 
 Partial run_branch(const Problem& problem, const SoftmaxBranch& branch) {
@@ -347,8 +365,9 @@ AttentionResult reference_attention(const AttentionPlan& plan, const AttentionCa
   if (!options.rows.defined() || !needs_whole_blocks(plan)) {
     return run_reference(plan, call, options);
   }
-  const AttentionResult whole = run_reference(
-      plan, call, {.in_storage_type = options.in_storage_type, .nudge = options.nudge});
+  ReferenceOptions of_all = options;
+  of_all.rows = at::Tensor();
+  const AttentionResult whole = run_reference(plan, call, of_all);
   return {rows_of(whole.out, options.rows),
           whole.lse.defined() ? rows_of(whole.lse, options.rows) : whole.lse};
 }

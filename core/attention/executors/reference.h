@@ -24,6 +24,9 @@ struct ReferenceOptions {
   /// Softmax weights get so much more of themselves before they are quantized: what it changes is
   /// what rounding errors before may change.
   double nudge = 0;
+  /// e4m3 weights that the format has fewer bits for are left as they are: as far from the others
+  /// as an executor may be that rounds them more finely (`Precision::p`).
+  bool keeps_small_weights = false;
 };
 
 /// A plan by the reference; out and lse have one row for each of `rows`. Where the weights of a

@@ -11,8 +11,9 @@ namespace fovea {
 /// FPSAttention (Liu et al., 2025, section 3): one tile of the grid is the unit of all three: what
 /// is kept, what shares an FP8 scale, and what a kernel computes. A tile of queries sees the tiles
 /// of keys whose distance on each axis, in tiles, is at most window / (2 · tile). Queries and keys
-/// are e4m3 with a scale per tile, values per channel, weights with the fixed scale 1 / 448. Tile
-/// and window may change twice during the steps. Other segments see and are seen by all.
+/// are e4m3 with a scale per tile, values per channel, weights relative to powers of 2 (there with
+/// the fixed scale 1 / 448). Tile and window may change twice during the steps. Other segments see
+/// and are seen by all.
 ///
 /// options  tile       three sides in tokens: frames, height, width; or nine: of the early, the
 ///                     middle and the late steps; default 4, 8, 8

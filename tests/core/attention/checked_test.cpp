@@ -200,5 +200,46 @@ TEST(CheckedExecutor, TakesQuantizedPlans) {
   expect_error(ErrorCode::non_finite, "row 0", [&] { checked.run(plan, call, nullptr); });
 }
 
+// Rounds small e4m3 weights more finely than the reference, and adds to lse.
+class Finer : public Executor {
+ public:
+  explicit Finer(double lse) : lse_(lse) {}
+  std::string name() const override { return "finer"; }
+  std::optional<std::string> why_not(const AttentionPlan&, const AttentionCall&) const override {
+    return std::nullopt;
+  }
+  AttentionResult run(const AttentionPlan& plan, const AttentionCall& call,
+                      const LoweredPlan*) override {
+    AttentionResult result = reference_attention(plan, call, {.keeps_small_weights = true});
+    result.lse += lse_;
+    return result;
+  }
+
+ private:
+  double lse_;
+};
+
+TEST(CheckedExecutor, AllowsFinerSmallWeights) {
+  at::manual_seed(6);
+  AttentionCall call = make_call({.layout = TokenLayout::extra(200)});
+  // One key has nearly all of the weight; those of the others have few bits in e4m3, if any.
+  call.bias = at::zeros({1, 1, 1, 200});
+  call.bias.select(3, 17).fill_(12);
+  AttentionPlan plan = AttentionPlan::dense("weights");
+  Precision& precision = std::get<SoftmaxBranch>(plan.branches[0].kind).precision;
+  const auto run = [&](double lse) {
+    CheckedExecutor checked(std::make_unique<Finer>(lse));
+    return checked.run(plan, call, nullptr).out;
+  };
+  precision.p = {.format = NumberFormat::e4m3, .unit = ScaleUnit::head};
+  EXPECT_GT(test::relative_error(run(0), ReferenceExecutor().run(plan, call).out), 2e-5);
+  EXPECT_EQ(other_roundings(plan, call, at::Tensor()).size(), 3u);
+  expect_error(ErrorCode::non_finite, "rule M7", [&] { run(2e-2); });
+  precision.p.format = NumberFormat::int8;
+  EXPECT_EQ(other_roundings(plan, call, at::Tensor()).size(), 2u);
+  precision.p = {};
+  EXPECT_EQ(other_roundings(plan, call, at::Tensor()).size(), 0u);
+}
+
 }  // namespace
 }  // namespace fovea

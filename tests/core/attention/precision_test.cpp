@@ -9,6 +9,7 @@
 
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
 
 #include "core/attention/attention.h"
 #include "core/attention/executors/reference.h"
@@ -149,6 +150,15 @@ struct Units {
   }
 };
 
+// What p = exp(s - top) becomes where all weights of a head have one scale.
+double rounded_weight(double s, double top, NumberFormat format) {
+  if (format != NumberFormat::e4m3) return quantized(std::exp(s - top), 1, format);
+  int power = 0;
+  while (std::exp(top) > std::ldexp(256, power)) ++power;
+  while (std::exp(top) <= std::ldexp(256, power - 1)) --power;
+  return std::ldexp(rounded(std::ldexp(std::exp(s), -power), format), power) / std::exp(top);
+}
+
 AttentionResult direct(const AttentionCall& call, const Precision& precision,
                        const at::Tensor& pairs) {
   AttentionResult out{at::zeros({2, 4, call.q.size(2), 6}, at::kDouble),
@@ -168,40 +178,40 @@ AttentionResult direct(const AttentionCall& call, const Precision& precision,
     at::Tensor s =
         at::matmul(use(call.q[b][h], precision.q), use(call.k[b][g] - mean, precision.k).t()) *
         scale;
-    s = s + at::mv(call.q[b][h], mean).unsqueeze(1) * scale;
     const at::Tensor v = use(call.v[b][g], precision.v);
     const int64_t rows = s.size(0);
-    at::Tensor p = at::zeros_like(s), sum = at::zeros({rows}, at::kDouble);
-    std::map<std::pair<int64_t, int64_t>, double> amax;
     const Units units(call.q_layout, 0);
-    for (int64_t i = 0; i < rows; ++i) {
-      double top = -1e300;
-      for (const int64_t j : keys) {
-        if (pairs[b][h][i][j].item<bool>()) top = std::max(top, s[i][j].item<double>());
+    const auto pair = [&](int64_t i, int64_t j) {
+      return std::pair(units.block[static_cast<size_t>(i)], units.block[static_cast<size_t>(j)]);
+    };
+    std::vector<double> top(static_cast<size_t>(rows), -1e300);
+    std::map<std::pair<int64_t, int64_t>, double> amax;
+    const auto for_each_pair = [&](const std::function<void(int64_t, int64_t, double)>& f) {
+      for (int64_t i = 0; i < rows; ++i) {
+        for (const int64_t j : keys) {
+          if (pairs[b][h][i][j].item<bool>()) f(i, j, s[i][j].item<double>());
+        }
       }
-      for (const int64_t j : keys) {
-        if (!pairs[b][h][i][j].item<bool>()) continue;
-        const double value = std::exp(s[i][j].item<double>() - top);
-        p[i][j] = value;
-        sum[i] += value;
-        if (!valid[static_cast<size_t>(i)]) continue;  // queries and keys have one layout
-        double& largest =
-            amax[{units.block[static_cast<size_t>(i)], units.block[static_cast<size_t>(j)]}];
-        largest = std::max(largest, value);
-      }
-      out.lse[b][h][i] = top + std::log(sum[i].item<double>());
-    }
-    for (int64_t i = 0; i < rows; ++i) {
-      for (const int64_t j : keys) {
-        const bool per_block = precision.p.unit == ScaleUnit::block;
-        const double a =
-            per_block
-                ? amax[{units.block[static_cast<size_t>(i)], units.block[static_cast<size_t>(j)]}]
-                : 1;
-        out.out[b][h][i] += quantized(p[i][j].item<double>(), a, precision.p.format) * v[j];
-      }
-    }
+    };
+    for_each_pair([&](int64_t i, int64_t, double logit) {
+      top[static_cast<size_t>(i)] = std::max(top[static_cast<size_t>(i)], logit);
+    });
+    for_each_pair([&](int64_t i, int64_t j, double logit) {
+      if (!valid[static_cast<size_t>(i)]) return;  // queries and keys have one layout
+      double& largest = amax[pair(i, j)];
+      largest = std::max(largest, std::exp(logit - top[static_cast<size_t>(i)]));
+    });
+    at::Tensor sum = at::zeros({rows}, at::kDouble);
+    for_each_pair([&](int64_t i, int64_t j, double logit) {
+      const double most = top[static_cast<size_t>(i)];
+      const double p = precision.p.unit == ScaleUnit::block
+                           ? quantized(std::exp(logit - most), amax[pair(i, j)], precision.p.format)
+                           : rounded_weight(logit, most, precision.p.format);
+      sum[i] += p;
+      out.out[b][h][i] += p * v[j];
+    });
     out.out[b][h] /= sum.unsqueeze(1);
+    out.lse[b][h] = at::tensor(top, at::kDouble) + sum.log() + at::mv(call.q[b][h], mean) * scale;
   });
   return out;
 }
@@ -290,6 +300,51 @@ TEST(Precision, ScalesFollowTheOrder) {
   }
 }
 
+// Whatever stands in the others, a row that sees one key gets that key's value.
+TEST(Precision, TheWeightsOfARowAddUpToOne) {
+  at::manual_seed(8);
+  AttentionCall call = test::awkward_call(TokenLayout::extra(48));
+  call.v.fill_(0.7);
+  for (const NumberFormat format : {NumberFormat::int8, NumberFormat::e4m3}) {
+    for (const ScaleUnit unit : {ScaleUnit::head, ScaleUnit::block}) {
+      const AttentionPlan plan = plan_of(call, {.q = {}, .k = {}, .v = {}, .p = {format, unit}});
+      const at::Tensor out = ReferenceExecutor().run(plan, call).out;
+      EXPECT_LE((out - 0.7).abs().max().item<double>(), 1e-14) << plan.describe();
+      AttentionPlan diagonal = plan;
+      test::selection_of(diagonal).predicates = {
+          StoredPredicate{at::eye(48).to(at::kBool).view({1, 1, 48, 48})}};
+      AttentionCall own = call;
+      own.v = at::randn(call.v.sizes(), at::kDouble);
+      EXPECT_TRUE(ReferenceExecutor().run(diagonal, own).out.equal(own.v.repeat_interleave(2, 1)));
+    }
+  }
+}
+
+// e4m3 weights are relative to a power of 2: another one changes nothing, as long as the smallest
+// weights are e4m3's normal numbers. Logits may be as large as they like.
+TEST(Precision, PowersOfTwoLeaveE4m3WeightsAlone) {
+  at::manual_seed(9);
+  for (const at::ScalarType dtype : {at::kDouble, at::kFloat}) {
+    AttentionCall call = test::awkward_call(TokenLayout::extra(48));
+    for (at::Tensor* x : {&call.q, &call.k, &call.v}) *x = x->to(dtype);
+    const AttentionPlan plan =
+        plan_of(call, {.q = {}, .k = {}, .v = {}, .p = {NumberFormat::e4m3, ScaleUnit::head}});
+    const auto with_bias = [&](double bias) {
+      call.bias = at::full({1, 1, 1, 1}, bias, at::kDouble).to(dtype);
+      return ReferenceExecutor().run(plan, call);
+    };
+    const AttentionResult plain = with_bias(0), other = with_bias(0.2);
+    const double bound = dtype == at::kDouble ? 1e-12 : 1e-3;
+    EXPECT_GT(relative_error(other.out, plain.out), 2e-3);
+    const double far = dtype == at::kDouble ? 2000 : 200;  // beyond the largest power of the type
+    for (const double power : {-far, -3.0, 1.0, 2.0, far}) {
+      const AttentionResult shifted = with_bias(power * std::log(2.0));
+      EXPECT_LE(relative_error(shifted.out, plain.out), bound) << power;
+      EXPECT_LE(relative_error(shifted.lse - power * std::log(2.0), plain.lse), bound) << power;
+    }
+  }
+}
+
 // A channel that all keys share costs the others their precision, unless it is taken out.
 TEST(Precision, SmoothingHelpsKeysWithACommonPart) {
   at::manual_seed(5);
@@ -316,6 +371,40 @@ TEST(Precision, HasGradientsCloseToThoseOfTheExactBranch) {
   const at::Tensor exact = gradient(plan_of(call, {}));
   for (const Precision& precision : precisions()) {
     EXPECT_LT(relative_error(gradient(plan_of(call, precision)), exact), 0.15);
+  }
+}
+
+// Straight through the rounding, with p' and their sum in the places of p and its sum.
+TEST(Precision, GradientsAreTheirFormula) {
+  at::manual_seed(10);
+  AttentionCall call = test::awkward_call(TokenLayout::extra(40));
+  for (at::Tensor* x : {&call.k, &call.v}) *x = x->repeat_interleave(2, 1);
+  const at::Tensor dout = at::randn({2, 4, 40, 6}, at::kDouble);
+  const at::Tensor dlse = at::randn({2, 4, 40}, at::kDouble);
+  for (at::Tensor* x : {&call.q, &call.k, &call.v}) x->requires_grad_();
+  for (const NumberFormat format : {NumberFormat::int8, NumberFormat::e4m3}) {
+    const AttentionPlan plan =
+        plan_of(call, {.q = {}, .k = {}, .v = {}, .p = {format, ScaleUnit::head}});
+    const AttentionResult got = ReferenceExecutor().run(plan, call);
+    const auto gradients = torch::autograd::grad({(got.out * dout).sum() + (got.lse * dlse).sum()},
+                                                 {call.q, call.k, call.v});
+    const at::Tensor s = (at::matmul(call.q, call.k.transpose(2, 3)) / std::sqrt(8.0)).detach();
+    const at::Tensor top = s.amax(3, true), p = (s - top).exp();
+    at::Tensor rounded = at::empty_like(p);
+    for (int64_t i = 0; i < p.numel(); ++i) {
+      rounded.view(-1)[i] = rounded_weight(s.reshape(-1)[i].item<double>(),
+                                           top.reshape(-1)[i / 40].item<double>(), format);
+    }
+    const at::Tensor sum = rounded.sum(3, true), out = at::matmul(rounded, call.v.detach()) / sum;
+    const at::Tensor ds = (at::matmul(dout, call.v.detach().transpose(2, 3)) -
+                           (dout * out).sum(3, true) + dlse.unsqueeze(3)) *
+                          p / sum / std::sqrt(8.0);
+    EXPECT_LE(relative_error(got.out.detach(), out), 1e-12);
+    EXPECT_LE(relative_error(got.lse.detach(), (top + sum.log()).squeeze(3)), 1e-12);
+    EXPECT_LE(relative_error(gradients[0], at::matmul(ds, call.k.detach())), 1e-12);
+    EXPECT_LE(relative_error(gradients[1], at::matmul(ds.transpose(2, 3), call.q.detach())), 1e-12);
+    EXPECT_LE(relative_error(gradients[2], at::matmul((rounded / sum).transpose(2, 3), dout)),
+              1e-12);
   }
 }
 
@@ -355,7 +444,7 @@ TEST(Precision, RunsOnTheCpu) {
         const auto masked = [&](const at::Tensor& x) { return x.to(at::kFloat).where(valid, 0); };
         EXPECT_LE(relative_error(masked(got.out), masked(expected.out)), bound) << plan.describe();
         EXPECT_TRUE(at::allclose(masked(got.lse.unsqueeze(3)), masked(expected.lse.unsqueeze(3)),
-                                 1e-5, precision.smooth_k ? 1e-3 : 1e-5))
+                                 1e-5, may_step ? 1e-3 : 1e-5))
             << plan.describe();
         EXPECT_EQ(got.out.scalar_type(), dtype);
       }

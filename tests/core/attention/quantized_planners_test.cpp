@@ -86,8 +86,8 @@ at::Tensor e4m3(const at::Tensor& x, const at::Tensor& amax) {
   return (x / scale).to(at::kFloat8_e4m3fn).to(at::kFloat) * scale;
 }
 
-// Two tiles of 1 x 2 x 4 side by side: scales per tile of q and k, per channel of v, weights with
-// 1 / 448.
+// Two tiles of 1 x 2 x 4 side by side: scales per tile of q and k, per channel of v, weights
+// relative to a power of 2.
 TEST(FpsPlanner, ATileIsTheUnitOfAScale) {
   at::manual_seed(2);
   AttentionCall call = test::awkward_call(TokenLayout::grid(1, 2, 8));
@@ -102,8 +102,10 @@ TEST(FpsPlanner, ATileIsTheUnitOfAScale) {
   const at::Tensor q = per_tile(call.q), k = per_tile(call.k).repeat_interleave(2, 1);
   const at::Tensor v = e4m3(call.v, call.v.abs().amax(2, true)).repeat_interleave(2, 1);
   const at::Tensor logits = at::matmul(q, k.transpose(2, 3)) / std::sqrt(8.0f);
-  const at::Tensor p = (logits - logits.amax(3, true)).exp();
-  const at::Tensor expected = at::matmul(e4m3(p, at::ones({1})), v) / p.sum(3, true);
+  const at::Tensor top = logits.amax(3, true), power = top / std::log(2.0f);
+  const at::Tensor number = (8 + power - power.ceil()).exp2();  // of the largest
+  const at::Tensor p = e4m3((logits - top).exp() * number, at::full({1}, 448)) / number;
+  const at::Tensor expected = at::matmul(p, v) / p.sum(3, true);
   EXPECT_LE(relative_error(ReferenceExecutor().run(plan, call).out, expected), 1e-6);
   EXPECT_EQ(branch_of(plan).precision.describe(),
             "q e4m3 per block, k e4m3 per block, v e4m3 per channel, p e4m3 per head");
@@ -273,8 +275,8 @@ TEST(ParoPlanner, HasAScalePerBlock) {
   const at::Tensor k = int8(call.k).repeat_interleave(2, 1),
                    v = int8(call.v).repeat_interleave(2, 1);
   const at::Tensor logits = at::matmul(int8(call.q), k.transpose(2, 3)) / std::sqrt(8.0);
-  const at::Tensor p = (logits - logits.amax(3, true)).exp();
-  const at::Tensor expected = at::matmul(int8(p), v) / p.sum(3, true);
+  const at::Tensor p = int8((logits - logits.amax(3, true)).exp());
+  const at::Tensor expected = at::matmul(p, v) / p.sum(3, true);
   EXPECT_LE(relative_error(ReferenceExecutor().run(plan, call).out, expected), 1e-10);
   EXPECT_EQ(plan.q_order.describe(), "axes 2.1.0");
 }

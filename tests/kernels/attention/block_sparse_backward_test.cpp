@@ -93,10 +93,11 @@ Gradients BackwardProblem::gradients(bool with_lse) const {
         const int64_t q_index = (b * heads + h) * s.q_len + row;
         const int64_t k_index = (b * s.kv_heads + kv_head) * s.kv_len + key;
         if (answer.lse[q_index] == -kInfinity) return;
-        const double p = std::exp(problem.logit(b, h, row, key) - answer.lse[q_index]);
+        const double logit = problem.logit(b, h, row, key);
+        const double p = std::exp(logit - answer.lse[q_index]);
         const double a = s.per_entry ? answer.largest[problem.largest_at(b, h, entry)] : 1;
-        const double sum = std::exp(answer.lse[q_index] - answer.row_max[q_index] * std::log(2.0));
-        const double w = quantized_weight(p * sum, a, s.weights) / sum;
+        const double most = answer.row_max[q_index] * std::log(2.0);
+        const double w = quantized_weight(logit, most, a, s) * std::exp(most - answer.lse[q_index]);
         double ds = with_lse ? grad_lse[q_index] : 0, parts = std::abs(ds);
         for (int64_t c = 0; c < s.value_dim; ++c) {
           const double gradient = grad_out.get(b, h, row, c);

@@ -53,11 +53,18 @@ struct Shape {
   float q_scale = 1;
 };
 
-/// A weight quantized, with a the largest of its unit.
-inline double quantized_weight(double p, double a, WeightFormat format) {
-  if (format == WeightFormat::none) return p;
-  const double most = format == WeightFormat::int8 ? 127 : 448, scale = a == 0 ? 1 : a / most;
-  const double x = std::min(p / scale, most);
+/// exp(logit - most) quantized, with a the largest of its unit.
+inline double quantized_weight(double logit, double most, double a, const Shape& shape) {
+  const WeightFormat format = shape.weights;
+  const double p = std::exp(logit - most);
+  if (format == WeightFormat::none || std::isinf(logit)) return p;
+  if (format == WeightFormat::e4m3 && !shape.per_entry) {
+    const double origin = std::ceil(most / std::log(2.0)) * std::log(2.0);
+    const double x = std::exp(logit - origin), step = std::ldexp(1.0, std::ilogb(x) - 3);
+    return std::nearbyint(x / step) * step * std::exp(origin - most);
+  }
+  const double limit = format == WeightFormat::int8 ? 127 : 448, scale = a == 0 ? 1 : a / limit;
+  const double x = std::min(p / scale, limit);
   const double step =
       format == WeightFormat::int8 ? 1 : std::ldexp(1.0, std::max(std::ilogb(x), -6) - 3);
   return scale * (x == 0 ? 0 : std::nearbyint(x / step) * step);
@@ -195,7 +202,8 @@ class Problem {
     if (shape_.weights == WeightFormat::none) return w;
     w.format = shape_.weights, w.per_entry = shape_.per_entry;
     w.counted = shape_.per_entry ? counted.data() : nullptr;
-    w.row_max = found.row_max.data(), w.largest = found.largest.data();
+    if (w.needs_largest()) w.row_max = found.row_max.data();
+    w.largest = found.largest.data();
     const int64_t entries = static_cast<int64_t>(kv_index.size());
     w.largest_batch_stride = shape_.map_per_head ? 0 : heads_ * entries;
     w.largest_head_stride = shape_.map_per_head ? 0 : entries;
@@ -369,10 +377,9 @@ class Problem {
       std::vector<double> out(s.value_dim, 0.0);
       for (const Term& t : terms[row]) {
         if (std::isinf(most)) break;
-        const double p = std::exp(t.logit - most);
-        sum += p;
         const double a = s.per_entry ? result.largest[largest_at(b, h, t.entry)] : 1;
-        const double w = quantized_weight(p, a, s.weights);
+        const double w = quantized_weight(t.logit, most, a, s);
+        sum += w;
         for (int64_t c = 0; c < s.value_dim; ++c) out[c] += w * v.get(b, h / s.group, t.key, c);
       }
       for (const double value : out) result.out.push_back(sum > 0 ? value / sum : 0);
