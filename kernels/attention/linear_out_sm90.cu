@@ -68,17 +68,23 @@ struct OutLoader {
   int thread;
 
   static constexpr int kUnits = Shape::kDim / 8;  // threads that copy a row
-  static constexpr int kPasses = Shape::kRows * kUnits / 128;
+  static constexpr int kStep = 128 / kUnits;      // rows that are copied at a time
+  static constexpr int kPasses = Shape::kRows / kStep, kAtOnce = std::min(8, kPasses);
 
   __device__ void copy(char* to, const HeadRows& from, const Work& work, const Block& block) const {
     const int unit = thread % kUnits;
     const auto* const own = rows_of<const __nv_bfloat16>(from, work) + 8 * unit;
     const uint32_t at = shared_address(to);
-#pragma unroll 8
-    for (int i = 0; i < kPasses; ++i) {
-      const int place = thread / kUnits + i * (128 / kUnits), row = block.row(place);
-      mma::copy16(at + Matrix<Shape::kDim>::place(place, unit),
-                  own + int64_t{max(row, 0)} * from.row_stride, row >= 0);
+#pragma unroll 1
+    for (int part = 0; part < kPasses; part += kAtOnce) {
+      const int first = thread / kUnits + part * kStep;
+      int rows[kAtOnce];
+      block.find_rows(first, kStep, rows);
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        mma::copy16(at + Matrix<Shape::kDim>::place(first + i * kStep, unit),
+                    own + int64_t{max(rows[i], 0)} * from.row_stride, rows[i] >= 0);
+      }
     }
   }
 
@@ -222,7 +228,11 @@ struct OutComputer {
   __device__ void compute(unsigned number, int slot, RingPlace<Shape::kFull> full) const {
     constexpr int kRowBytes = 2 * kDim;
     const Work work(number, args.heads, args.queries);
-    const int row = Block(args.queries, work).row(first_row() + lane() % 16);
+    int row = 0;
+    const auto meanwhile = [&] {
+      row = Block(args.queries, work).row(first_row() + lane() % 16);
+      ptx::wait(&memory.added_full[full.slot], full.parity);
+    };
     char* const staged = memory.added[slot] + first_row() * kRowBytes;
     const Lane matrices;
     const uint32_t at = shared_address(staged) +
@@ -236,7 +246,7 @@ struct OutComputer {
     if constexpr (Shape::kProjects) {
       float d[kCount];
       multiply_state(c, queries, slot, [&] {
-        ptx::wait(&memory.added_full[full.slot], full.parity);
+        meanwhile();
         for_each_added(at, [&](int i, float x) { d[i] = x; });
       });
 #pragma unroll
@@ -249,8 +259,7 @@ struct OutComputer {
       project(d, own);
       store(d, staged, at, work, row);
     } else {
-      multiply_state(c, queries, slot,
-                     [&] { ptx::wait(&memory.added_full[full.slot], full.parity); });
+      multiply_state(c, queries, slot, meanwhile);
       for_each_added(at, [&](int i, float x) { c[i] = c[i] * queries.factor[i / 2 % 2] + x; });
       store(c, staged, at, work, row);
     }
@@ -341,7 +350,7 @@ Status launch(const OutMaps& maps, const LinearOutArgs& args, CudaTarget target)
 
 Status linear_out_sm90(const LinearOutArgs& args, CudaTarget target) {
   const int64_t total = args.batch * args.heads * args.queries.blocks;
-  if (total == 0) return {};
+  if (total == 0 || args.queries.len == 0) return {};
   if ((args.dim != 64 && args.dim != 128) || args.queries.most_rows > kMostLinearRows ||
       total > std::numeric_limits<int32_t>::max()) {
     return {StatusCode::unsupported, "takes 64 or 128 channels, up to 2^31 blocks of 128 rows"};

@@ -100,6 +100,21 @@ struct Block {
     const int row = order ? order[begin + number] : begin + number;
     return row < len ? max(row, -1) : -1;
   }
+  /// The same of kCount of them from `first` on, `step` apart. Loads of an order follow one another
+  /// without a branch.
+  template <int kCount>
+  __device__ void find_rows(int first, int step, int (&rows)[kCount]) const {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) rows[i] = begin + first + i * step;
+    if (order) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) rows[i] = order[min(rows[i], len - 1)];
+    }
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      if (first + i * step >= size || rows[i] >= len) rows[i] = -1;
+    }
+  }
 };
 
 /// Rows of one head.
