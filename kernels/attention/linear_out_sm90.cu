@@ -36,7 +36,6 @@ struct OutShape {
   // Barriers that say what is there. Each of them has the same waiting warpgroups every time, as
   // who has not seen one phase cannot know of the next one.
   static constexpr int kFull = kSlots * (kGroups / kShare);
-  static constexpr int kLoadRegisters = 72, kComputeRegisters = 216;
 };
 
 struct OutMaps {
@@ -122,6 +121,8 @@ struct OutLoader {
       if (args.added.data) copy(memory.added[slot], args.added, work, block);
       mma::arrive_with_copies(&memory.added_full[full.slot]);
     }
+    mma::commit_copies();
+    mma::wait_copies<0>();  // no thread ends before its copies
   }
 };
 
@@ -286,6 +287,7 @@ __global__ void __launch_bounds__(384, 1)
     linear_out_sm90_kernel(const __grid_constant__ OutMaps maps,
                            const __grid_constant__ LinearOutArgs args, unsigned total) {
 #ifdef FOVEA_SM90A
+  constexpr int kLoadRegisters = 72, kComputeRegisters = 216;
   using Shape = OutShape<kDim, kRows, kProjects>;
   auto& memory = *reinterpret_cast<OutMemory<Shape>*>(ptx::dynamic_memory());
   const int thread = static_cast<int>(threadIdx.x);
@@ -308,10 +310,10 @@ __global__ void __launch_bounds__(384, 1)
   // As one lane has it, so that the compiler knows that all have the same.
   const int warpgroup = __shfl_sync(kAll, thread / 128, 0);
   if (warpgroup == Shape::kGroups) {
-    ptx::give_registers<Shape::kLoadRegisters>();
+    ptx::give_registers<kLoadRegisters>();
     OutLoader<Shape>{args, maps, memory, thread % 128}.load_all(total);
   } else {
-    ptx::take_registers<Shape::kComputeRegisters>();
+    ptx::take_registers<kComputeRegisters>();
     OutComputer<Shape>{args, memory}.compute_all(total, warpgroup);
   }
 #endif

@@ -75,9 +75,9 @@ __device__ inline void copy4(uint32_t shared, const void* global, bool there) {
 /// Arrives at a barrier (ptx.cuh) when this thread's copies so far are there, whose threads wait no
 /// further for them: one of its arrivals.
 __device__ inline void arrive_with_copies(uint64_t* barrier) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(
-                   ptx::shared_address(barrier))
-               : "memory");
+  asm volatile(
+      "cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(ptx::shared_address(barrier))
+      : "memory");
 }
 
 /// This thread's copies so far form a group.
