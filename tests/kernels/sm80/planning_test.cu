@@ -567,7 +567,7 @@ TEST_F(Sm80Linear, GoesThroughManyBlocksOfQueries) {
     for (const int most : {64, 128}) {
       for (const bool sorted : {false, true}) {
         check_out({.heads = 4,
-                   .len = static_cast<int>(on_gpu(9000, 900)),
+                   .len = static_cast<int>(on_gpu(5000, 900)),
                    .dim = dim,
                    .most = most,
                    .sorted = sorted,
