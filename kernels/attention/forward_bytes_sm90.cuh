@@ -124,8 +124,8 @@ struct BytesSoftmax {
 template <typename Shape, Type kOut>
 struct BytesComputer : TileWorker<Shape, kOut> {
   using Base = TileWorker<Shape, kOut>;
-  using Base::group, Base::memory, Base::params, Base::q_place, Base::release, Base::release_stored,
-      Base::thread;
+  using Base::group, Base::memory, Base::params, Base::q_parity, Base::q_slot, Base::release,
+      Base::release_stored, Base::thread;
   static constexpr bool kIntegers = Shape::kLogits == Type::s8;
   // Sums of integers begin with the bits of 1.5 * 2^23: as floats they are that much more, exactly
   // while they stay below 2^22, and need no conversion.
@@ -153,7 +153,7 @@ struct BytesComputer : TileWorker<Shape, kOut> {
   __device__ void start_logits(Product& product) {
     const uint32_t slot = slot_of(keys_taken);
     ptx::wait(&memory.k_full[slot], parity_of(keys_taken));
-    const wgmma::Matrix queries = q.further(q_place.slot * Shape::kQueryBytes);
+    const wgmma::Matrix queries = q.further(q_slot() * Shape::kQueryBytes);
     const wgmma::Matrix keys = k.further(slot * Shape::kStepBytes);
     if constexpr (kIntegers) {
 #pragma unroll
@@ -412,8 +412,8 @@ struct BytesComputer : TileWorker<Shape, kOut> {
   __device__ void compute_all() {
     begin_turns();
     while (true) {
-      ptx::wait(&memory.q_full[q_place.slot], q_place.parity);
-      const TileNotes& tile = memory.tiles[q_place.slot];
+      ptx::wait(&memory.q_full[q_slot()], q_parity());
+      const TileNotes& tile = memory.tiles[q_slot()];
       const int steps = tile.steps;
       if (steps < 0) break;
       BytesSoftmax softmax;

@@ -40,8 +40,8 @@ struct ForwardShape {
   static constexpr bool kSmall = kGroups == 1;
   static constexpr int kBlocks = kSmall ? 3 : 1;
   static constexpr int kThreads = 128 * kGroups + (kSmall ? 32 : 128);
-  static constexpr int kLoadRegisters = kGroups == 3 ? 32 : 88;
-  static constexpr int kComputeRegisters = kGroups == 3 ? 160 : 208;
+  static constexpr int kLoadRegisters = kGroups == 3 ? 32 : kPieces == 2 ? 88 : 72;
+  static constexpr int kComputeRegisters = kGroups == 3 ? 160 : kPieces == 2 ? 208 : 216;
   // Where there is room Q of the next tile is loaded meanwhile, or one step of V less is held.
   static constexpr int kRoom = 227 * 1024 / kBlocks - 2048;
   static constexpr int kRings = 2 * kStages * kStepBytes;

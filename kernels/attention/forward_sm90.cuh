@@ -24,12 +24,15 @@ template <typename Shape, Type kType>
 struct Computer : TileWorker<Shape, kType> {
   using Base = TileWorker<Shape, kType>;
   using Base::group, Base::k_place, Base::kPieces, Base::maps, Base::memory, Base::params,
-      Base::q_place, Base::release, Base::release_stored, Base::thread, Base::v_place;
+      Base::q_parity, Base::q_slot, Base::release, Base::release_stored, Base::thread,
+      Base::v_place;
 
   // Matrices of this warpgroup's queries, and of the first slots.
   wgmma::Matrix q = wgmma::k_major(ptx::shared_address(memory.q) + group * 64 * 128);
   wgmma::Matrix k = wgmma::k_major(ptx::shared_address(memory.k));
   wgmma::Matrix v = wgmma::n_major(ptx::shared_address(memory.v), Shape::kSpan * 128);
+  // Weights of bf16 may be 2^60 and leave room for sums; in fp16 they are to be numbers of that.
+  using Softmax = SteadySoftmax<kType == Type::bf16 ? 60 : 10>;
   int lens = 0;  // of the spans whose weights P has, 8 bits each, where one is not full; or 0
   float o[Shape::kDim / 2];
   float s[Shape::kKeys / 2];
@@ -37,8 +40,7 @@ struct Computer : TileWorker<Shape, kType> {
 
   /// S = Q Kᵀ of the ring's next step, as a group of its own.
   __device__ void start_logits() {
-    const wgmma::Matrix queries =
-        Shape::kSlots == 1 ? q : q.further(q_place.slot * Shape::kQueryBytes);
+    const wgmma::Matrix queries = Shape::kSlots == 1 ? q : q.further(q_slot() * Shape::kQueryBytes);
     const wgmma::Matrix keys = k.further(k_place.slot * Shape::kStepBytes);
     wgmma::fence();
 #pragma unroll
@@ -66,6 +68,8 @@ struct Computer : TileWorker<Shape, kType> {
 
   /// What a step's notes ask for.
   __device__ void amend(const StepNotes<kPieces>& notes) {
+    int thread = this->thread;
+    ptx::opaque(thread);  // see write()
 #pragma unroll
     for (int piece = 0; piece < kPieces; ++piece) {
       constexpr int kCount = Shape::kSpan / 2;
@@ -154,11 +158,17 @@ struct Computer : TileWorker<Shape, kType> {
     v_place.next();
   }
 
+  /// Logits become weights. Returns whether O may have to be rescaled.
+  __device__ bool take_weights(Softmax& softmax, float (&keep)[2]) {
+    constexpr float kLn2 = 0.6931472f;
+    return softmax.step(params.scale_log2, kLn2 * params.inverse_scale, s, keep);
+  }
+
   /// All steps of a tile, at least one: products and softmax of this warpgroup side by side.
-  __device__ void attend(int steps, OnlineSoftmax& softmax) {
+  __device__ void attend(int steps, Softmax& softmax) {
     float keep[2];
     take_logits(true);
-    softmax.step(params.scale_log2, s, keep);
+    take_weights(softmax, keep);
     make_operand();
     if constexpr (Shape::kSlots > 1) release_stored();
     for (int i = 1; i < steps; ++i) {
@@ -169,13 +179,13 @@ struct Computer : TileWorker<Shape, kType> {
       start_values(i == 1);
       wgmma::wait<1>();
       finish_logits(false);
-      softmax.step(params.scale_log2, s, keep);
+      const bool changes = take_weights(softmax, keep);
       if constexpr (Shape::kHold)
         memory.held[group * 4 + thread / 32] = softmax.sum[0] + softmax.sum[1];
       wgmma::wait<0>();
       finish_values();
       make_operand();
-      rescale(keep);
+      if (changes) rescale(keep);
     }
     ptx::wait(&memory.v_full[v_place.slot], v_place.parity);
     clear_tails();
@@ -185,14 +195,14 @@ struct Computer : TileWorker<Shape, kType> {
   }
 
   /// The same one after the other, with fewer registers: other blocks work meanwhile. O is 0.
-  __device__ void attend_alone(int steps, OnlineSoftmax& softmax) {
+  __device__ void attend_alone(int steps, Softmax& softmax) {
     float keep[2];
     bool is_first = true;
     do {
       take_logits(is_first);
-      softmax.step(params.scale_log2, s, keep);
+      const bool changes = take_weights(softmax, keep);
       make_operand();
-      if (!is_first) rescale(keep);
+      if (!is_first && changes) rescale(keep);
       is_first = false;
       wgmma::pin(o);
       ptx::wait(&memory.v_full[v_place.slot], v_place.parity);
@@ -217,7 +227,8 @@ struct Computer : TileWorker<Shape, kType> {
   }
 
   /// Divides and writes.
-  __device__ void write(const TileNotes& tile, OnlineSoftmax& softmax) {
+  __device__ void write(const TileNotes& tile, Softmax& softmax) {
+    ptx::opaque(this->thread);  // places are computed here: registers are too few to keep them
     softmax.join();
     const int32_t* const places = this->places_of(tile);
 #pragma unroll
@@ -234,11 +245,11 @@ struct Computer : TileWorker<Shape, kType> {
 
   __device__ void compute_all() {
     while (true) {
-      ptx::wait(&memory.q_full[q_place.slot], q_place.parity);
-      const TileNotes& tile = memory.tiles[q_place.slot];
+      ptx::wait(&memory.q_full[q_slot()], q_parity());
+      const TileNotes& tile = memory.tiles[q_slot()];
       const int steps = tile.steps;
       if (steps < 0) break;
-      OnlineSoftmax softmax;
+      Softmax softmax;
       const bool is_idle = steps == 0 || (!Shape::kSmall && tile.len <= group * 64);
       if (Shape::kSmall || is_idle) {
 #pragma unroll

@@ -24,8 +24,11 @@ struct TileWorker {
   int group, thread;
   RingPlace<Shape::kStages> k_place = {};
   RingPlace<Shape::kValueStages> v_place = {};
-  RingPlace<Shape::kSlots> q_place = {};
-  bool stores = false;  // of the tile before, from the other slot
+  uint32_t tiles_done = 0;
+
+  /// Of the tile at hand: where its queries are, and the parity of that phase.
+  __device__ int q_slot() const { return static_cast<int>(tiles_done % Shape::kSlots); }
+  __device__ uint32_t q_parity() const { return tiles_done / Shape::kSlots % 2; }
 
   /// One thread a warp says that it has read a slot.
   __device__ void release(uint64_t* empty) const {
@@ -81,7 +84,7 @@ struct TileWorker {
                         const float (&o)[Shape::kDim / 2]) {
     const int first = tile.begin + group * 64;
     const int rows = min(64, tile.len - group * 64);  // below 1: none
-    char* const box = memory.q[q_place.slot] + group * 64 * 128;
+    char* const box = memory.q[q_slot()] + group * 64 * 128;
     fragment::store<kOut>(o, ptx::shared_address(box), Shape::kQueries * 128, thread);
     ptx::fence_async_proxy();
     ptx::named_sync(1 + group, 128);
@@ -100,19 +103,16 @@ struct TileWorker {
       copy_rows(tile, places, box, rows);
       ptx::named_sync(1 + group, 128);
     }
-    stores = true;
     if constexpr (Shape::kSlots == 1) release_stored();
-    q_place.next();
+    ++tiles_done;
   }
 
   /// The slot of the queries whose O was written last is free when that has been read. Where there
-  /// is another slot this is asked in the middle of the next tile, when it has.
+  /// is another slot this is asked once in the middle of the next tile, when it has.
   __device__ void release_stored() {
-    if (!stores) return;
-    stores = false;
-    if (thread != 0) return;
+    if (thread != 0 || (Shape::kSlots > 1 && tiles_done == 0)) return;
     ptx::bulk_wait_read<0>();
-    ptx::arrive(&memory.q_empty[q_place.slot ^ (Shape::kSlots - 1)]);
+    ptx::arrive(&memory.q_empty[q_slot() ^ (Shape::kSlots - 1)]);
   }
 
   /// The first rows of `box` to their places, 16 bytes at a time.

@@ -56,6 +56,47 @@ TEST_F(Sm90Forward, HeadsItemsAndLayouts) { heads_items_and_layouts(kDims, check
 TEST_F(Sm90Forward, MoreTilesThanBlocks) { more_tiles_than_blocks(check); }
 TEST_F(Sm90Forward, BlocksOfManySizes) { blocks_of_many_sizes(kDims, check); }
 
+// Weights relative to an older largest logit; with large scales logits leave its range again and
+// again, in some rows of a warp.
+TEST_F(Sm90Forward, SteadyWeights) {
+  int seed = 0;
+  for (const DType dtype : {DType::bf16, DType::f16}) {
+    for (const double scale : {0.0, 1.0, 4.0, 20.0}) {
+      Problem dense{.heads = 2, .kv_heads = 2, .q_len = 130, .kv_len = on_gpu(2000, 500)};
+      dense.dtype = dtype, dense.sm_scale = scale;
+      check(dense, ++seed);
+      Problem lists = dense;
+      lists.density = 0.5, lists.masks = seed % 4 < 2;
+      for (const int64_t block : {64, 128}) {
+        lists.block_q = lists.block_kv = block;
+        check(lists, ++seed);
+      }
+      // Of one row, whose logits may all be far below 0: steps of a key or two.
+      lists.heads = lists.kv_heads = 40, lists.q_len = 1;
+      lists.kv_len = 12, lists.block_kv = 1, lists.masks = false;
+      check_tile(lists, sm90_tile(128, 128), ++seed);
+    }
+  }
+}
+
+// The same rows at other places, beside others in their warps, have the same bits.
+TEST_F(Sm90Forward, SteadyRowsGoByThemselves) {
+  for (const double scale : {1.0, 4.0, 20.0}) {
+    const Problem p{.q_len = 200, .kv_len = 500, .sm_scale = scale};
+    const AttentionCase one(p, sm90_tile(128, 128), 1);
+    CudaAttentionArgs args = one.args();
+    ASSERT_TRUE(block_sparse_sm90(args, {}).ok());
+    const std::vector<uint16_t> all = one.out();
+    for (const int64_t moved : {1, 7, 70}) {
+      args.q.data = static_cast<const uint16_t*>(one.args().q.data) + moved * p.dim;
+      args.q_len = p.q_len - moved, args.lse = nullptr;
+      ASSERT_TRUE(block_sparse_sm90(args, {}).ok());
+      const std::vector<uint16_t> rest = one.out();
+      EXPECT_TRUE(std::equal(all.begin() + moved * p.dim, all.end(), rest.begin()));
+    }
+  }
+}
+
 TEST_F(Sm90Forward, MasksMoreKeysBiasesAndOrders) {
   int seed = 0;
   for (const int64_t dim : {64, 128}) {
