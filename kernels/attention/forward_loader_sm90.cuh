@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "kernels/attention/block_sparse_cuda.h"
+#include "kernels/common/ring.cuh"
 #include "kernels/common/tma.cuh"
 #include "kernels/common/wgmma.cuh"
 
@@ -168,17 +169,6 @@ template <int kHeights>
 struct ForwardMaps {
   CUtensorMap q, out;
   CUtensorMap k[2 * kHeights], v[2 * kHeights];
-};
-
-/// A place in a ring, and the parity of its phase.
-template <int kStages>
-struct RingPlace {
-  int slot = 0;
-  uint32_t parity = 0;
-
-  __device__ void next() {
-    if (++slot == kStages) slot = 0, parity ^= 1;
-  }
 };
 
 /// The number of a block's next tile, as the first lane of a warp has it: of lists whichever comes

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "kernels/attention/linear_rows.cuh"
+#include "kernels/common/capability.h"
 #include "kernels/common/launch.cuh"
 
 // Both kernels are bound by memory. A multiprocessor has two blocks of threads or more, each of
@@ -261,54 +262,6 @@ __device__ void copy_queries(OutMemory<kDim, kRows>& memory, const LinearOutArgs
   mma::commit_copies();
 }
 
-/// phi of the warp's 16 queries as the A of products, kept in registers, and what the product with
-/// the state is multiplied with: of rows lane / 4 and that + 8.
-template <int kDim>
-struct Queries {
-  uint32_t a[kDim / 16][4];
-  float factor[2];
-
-  __device__ Queries(uint32_t q_at, const float* total, const LinearOutArgs& args) {
-    const Lane lane;
-    const int row = threadIdx.x / 32 * 16 + lane.matrix % 2 * 8 + lane.row;
-    uint32_t at = q_at + Matrix<kDim>::place(row, lane.matrix / 2);
-    ptx::opaque(at);
-#pragma unroll
-    for (int step = 0; step < kDim / 16; ++step) {
-      mma::load_matrices(Matrix<kDim>::behind(at, 2 * step), a[step]);
-    }
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float x[kDim / 4];
-#pragma unroll
-      for (int i = 0; i < kDim / 8; ++i) {
-        const uint32_t bits = a[i / 2][i % 2 * 2 + half];
-        x[2 * i] = low_of(bits), x[2 * i + 1] = high_of(bits);
-      }
-      make_features<4>(x, args.feature);
-#pragma unroll
-      for (int i = 0; i < kDim / 8; ++i) {
-        a[i / 2][i % 2 * 2 + half] = fragment::pack<Type::bf16>(x[2 * i], x[2 * i + 1]);
-      }
-    }
-    float sum[2] = {};
-#pragma unroll
-    for (int i = 0; i < kDim / 8; ++i) {
-      const auto own = *reinterpret_cast<const float2*>(total + 8 * i + threadIdx.x % 4 * 2);
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const uint32_t bits = a[i / 2][i % 2 * 2 + half];
-        sum[half] += low_of(bits) * own.x + high_of(bits) * own.y;
-      }
-    }
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const float all = over_lanes<4>(sum[half], [](float a, float b) { return a + b; });
-      factor[half] = all == 0 ? 0 : __fdividef(1, all + args.epsilon);
-    }
-  }
-};
-
 /// Where results of two rows of a lane go: 8 columns of each 32 are this lane's.
 struct OutRows {
   __nv_bfloat16* data;
@@ -418,12 +371,6 @@ __device__ void store_projected(const OutRows& out, const float* bias, uint32_t 
   }
 }
 
-__device__ float bias_of(const LinearOutArgs& args, int channel) {
-  if (args.bias == nullptr) return 0;
-  if (args.bias_type == DType::f32) return static_cast<const float*>(args.bias)[channel];
-  return __bfloat162float(static_cast<const __nv_bfloat16*>(args.bias)[channel]);
-}
-
 /// How many blocks of threads a multiprocessor has at a time: what memory and registers allow.
 constexpr int out_blocks(int dim, int rows, bool projects) {
   if (dim == 64) return rows == 128 ? 2 : 5;
@@ -443,6 +390,7 @@ __global__ void __launch_bounds__(2 * kRows, out_blocks(kDim, kRows, kProjects))
   for (int c = threadIdx.x; c < kDim; c += 2 * kRows) {
     memory.bias[c] = bias_of(args, c);
   }
+  const uint32_t own_q = shared_address(memory.q) + threadIdx.x / 32 * (16 * 2 * kDim);
   for (unsigned i = blockIdx.x; i < total; i += gridDim.x) {
     mma::wait_copies<0>();
     __syncthreads();
@@ -451,7 +399,7 @@ __global__ void __launch_bounds__(2 * kRows, out_blocks(kDim, kRows, kProjects))
       constexpr int kTiles = 8;  // that are multiplied at a time: there are registers for that
       uint32_t a[kDim / 16][4];
       {
-        const Queries<kDim> queries(shared_address(memory.q), memory.total, args);
+        const Queries<kDim> queries(own_q, memory.total, args);
 #pragma unroll
         for (int first = 0; first < kDim / 8; first += kTiles) {
           float c[4 * kTiles] = {};
@@ -470,7 +418,7 @@ __global__ void __launch_bounds__(2 * kRows, out_blocks(kDim, kRows, kProjects))
     } else {  // more registers are taken, so what is added is read later
       float c[kDim / 2] = {};
       {
-        const Queries<kDim> queries(shared_address(memory.q), memory.total, args);
+        const Queries<kDim> queries(own_q, memory.total, args);
         multiply_state<kDim, kDim / 8>(c, queries, shared_address(memory.state), 0);
       }
       __syncthreads();
@@ -537,7 +485,7 @@ Status linear_states_cuda(const LinearStatesArgs& args, CudaTarget target) {
   return args.dim == 64 ? launch_states<64>(args, target) : launch_states<128>(args, target);
 }
 
-Status linear_out_cuda(const LinearOutArgs& args, CudaTarget target) {
+Status linear_out_sm80(const LinearOutArgs& args, CudaTarget target) {
   const int64_t heads = args.batch * args.heads;
   if (heads == 0 || args.queries.blocks == 0) return {};
   if (const Status status = check(args.dim, heads, args.queries); !status.ok()) return status;
@@ -545,6 +493,14 @@ Status linear_out_cuda(const LinearOutArgs& args, CudaTarget target) {
     return args.dim == 64 ? launch_out<64, 64>(args, target) : launch_out<128, 64>(args, target);
   }
   return args.dim == 64 ? launch_out<64, 128>(args, target) : launch_out<128, 128>(args, target);
+}
+
+Status linear_out_cuda(const LinearOutArgs& args, CudaTarget target) {
+  if (compute_capability(target.device) == 90) {
+    const Status status = linear_out_sm90(args, target);
+    if (status.code != StatusCode::unsupported) return status;
+  }
+  return linear_out_sm80(args, target);
 }
 
 }  // namespace fovea::kernels

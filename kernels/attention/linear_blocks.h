@@ -70,4 +70,8 @@ Status linear_taken_cuda(const LinearTakenArgs& args, CudaTarget target);
 void linear_out_cpu(const LinearOutArgs& args);
 Status linear_out_cuda(const LinearOutArgs& args, CudaTarget target);
 
+/// What linear_out_cuda chooses from: compute capability 9.0a, and 8.0 and newer.
+Status linear_out_sm90(const LinearOutArgs& args, CudaTarget target);
+Status linear_out_sm80(const LinearOutArgs& args, CudaTarget target);
+
 }  // namespace fovea::kernels

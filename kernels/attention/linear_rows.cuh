@@ -8,7 +8,8 @@
 #include "kernels/common/fragment.cuh"
 #include "kernels/common/mma.cuh"
 
-// What the kernels of linear_blocks.cu share: which rows they take, and what they make of a row.
+// What the kernels of linear_blocks.cu and linear_out_sm90.cu share: which rows they take, and what
+// they make of a row.
 
 namespace fovea::kernels::linear {
 
@@ -99,6 +100,21 @@ struct Block {
     const int row = order ? order[begin + number] : begin + number;
     return row < len ? max(row, -1) : -1;
   }
+  /// The same of kCount of them from `first` on, `step` apart. Loads of an order follow one another
+  /// without a branch.
+  template <int kCount>
+  __device__ void find_rows(int first, int step, int (&rows)[kCount]) const {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) rows[i] = begin + first + i * step;
+    if (order) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) rows[i] = order[min(rows[i], len - 1)];
+    }
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      if (first + i * step >= size || rows[i] >= len) rows[i] = -1;
+    }
+  }
 };
 
 /// Rows of one head.
@@ -133,6 +149,62 @@ __device__ inline void gather_columns(T (&x)[4]) {
       }
     }
   }
+}
+
+// ---- Queries ------------------------------------------------------------------------------------
+
+/// phi of a warp's 16 queries as the A of products, kept in registers, and what the product with
+/// the state is multiplied with: of rows lane / 4 and that + 8.
+template <int kDim>
+struct Queries {
+  uint32_t a[kDim / 16][4];
+  float factor[2];
+
+  /// q_at  where the first of the rows is
+  __device__ Queries(uint32_t q_at, const float* total, const LinearOutArgs& args) {
+    const Lane lane;
+    uint32_t at = q_at + Matrix<kDim>::place(lane.matrix % 2 * 8 + lane.row, lane.matrix / 2);
+    ptx::opaque(at);
+#pragma unroll
+    for (int step = 0; step < kDim / 16; ++step) {
+      mma::load_matrices(Matrix<kDim>::behind(at, 2 * step), a[step]);
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float x[kDim / 4];
+#pragma unroll
+      for (int i = 0; i < kDim / 8; ++i) {
+        const uint32_t bits = a[i / 2][i % 2 * 2 + half];
+        x[2 * i] = low_of(bits), x[2 * i + 1] = high_of(bits);
+      }
+      make_features<4>(x, args.feature);
+#pragma unroll
+      for (int i = 0; i < kDim / 8; ++i) {
+        a[i / 2][i % 2 * 2 + half] = fragment::pack<Type::bf16>(x[2 * i], x[2 * i + 1]);
+      }
+    }
+    float sum[2] = {};
+#pragma unroll
+    for (int i = 0; i < kDim / 8; ++i) {
+      const auto own = *reinterpret_cast<const float2*>(total + 8 * i + threadIdx.x % 4 * 2);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const uint32_t bits = a[i / 2][i % 2 * 2 + half];
+        sum[half] += low_of(bits) * own.x + high_of(bits) * own.y;
+      }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float all = over_lanes<4>(sum[half], [](float a, float b) { return a + b; });
+      factor[half] = all == 0 ? 0 : __fdividef(1, all + args.epsilon);
+    }
+  }
+};
+
+__device__ inline float bias_of(const LinearOutArgs& args, int channel) {
+  if (args.bias == nullptr) return 0;
+  if (args.bias_type == DType::f32) return static_cast<const float*>(args.bias)[channel];
+  return __bfloat162float(static_cast<const __nv_bfloat16*>(args.bias)[channel]);
 }
 
 }  // namespace fovea::kernels::linear

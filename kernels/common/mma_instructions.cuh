@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "kernels/common/ptx.cuh"
 #include "kernels/common/wgmma_types.cuh"
 
 // The instructions of mma.cuh.
@@ -69,6 +70,14 @@ __device__ inline void copy4(uint32_t shared, const void* global, bool there) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared), "l"(global),
                "r"(there ? 4 : 0)
                : "memory");
+}
+
+/// Arrives at a barrier (ptx.cuh) when this thread's copies so far are there, whose threads wait no
+/// further for them: one of its arrivals.
+__device__ inline void arrive_with_copies(uint64_t* barrier) {
+  asm volatile(
+      "cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(ptx::shared_address(barrier))
+      : "memory");
 }
 
 /// This thread's copies so far form a group.

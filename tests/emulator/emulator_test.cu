@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include "kernels/common/launch.cuh"
+#include "kernels/common/mma.cuh"
 #include "kernels/common/tma.cuh"
 #include "kernels/common/tma.h"
 #include "kernels/common/wgmma.cuh"
@@ -75,6 +76,32 @@ TEST(Emulator, FindsFaultsOfCopies) {
   emulator::set_timing(Timing::late, 1);
   EXPECT_EQ(fault_of(copy_kernel, 32, map, Copy{.waits = false}, out.data()), "");
   EXPECT_TRUE(std::isnan(out.read()[0])) << "read before the copy";
+}
+
+// Each thread copies four bytes, and another one reads them.
+__global__ void thread_copies_kernel(const float* from, bool waits, float* out) {
+  __shared__ uint64_t barrier;
+  auto* const numbers = reinterpret_cast<float*>(ptx::dynamic_memory());
+  if (threadIdx.x == 0) ptx::barrier_init(&barrier, 32);
+  numbers[threadIdx.x] = -1;
+  __syncthreads();
+  mma::copy4(ptx::shared_address(numbers + threadIdx.x), from + threadIdx.x, true);
+  mma::arrive_with_copies(&barrier);
+  if (waits) ptx::wait(&barrier, 0);
+  out[threadIdx.x] = numbers[31 - threadIdx.x];
+  ptx::wait(&barrier, 0);
+}
+
+TEST(Emulator, ArrivesWhenCopiesOfThreadsAreThere) {
+  const DeviceArray<float> from(std::vector<float>(32, 3)), out(std::vector<float>(32));
+  for (const Timing timing : {Timing::early, Timing::late, Timing::any}) {
+    emulator::set_timing(timing, 1);
+    EXPECT_EQ(fault_of(thread_copies_kernel, 32, from.data(), true, out.data()), "");
+    EXPECT_EQ(out.read(), std::vector<float>(32, 3));
+  }
+  emulator::set_timing(Timing::late, 1);
+  EXPECT_EQ(fault_of(thread_copies_kernel, 32, from.data(), false, out.data()), "");
+  EXPECT_EQ(out.read()[0], -1) << "read before the copies";
 }
 
 // Blocks in falling order.

@@ -15,6 +15,7 @@
 #include <random>
 #include <sstream>
 #include <thread>
+#include <utility>
 
 #include "tests/emulator/products.h"
 #include "tests/emulator/shared.h"
@@ -413,6 +414,13 @@ void end_group(Stream stream) {
 
 void finish_groups(Stream stream, int but) {
   fiber().groups[static_cast<size_t>(stream)].finish(static_cast<size_t>(but));
+}
+
+void start_behind(Stream stream, Work work) {
+  Groups groups = std::exchange(fiber().groups[static_cast<size_t>(stream)], {});
+  groups.closed.push_back(std::move(groups.open));
+  groups.closed.push_back({std::move(work)});
+  start_copy([groups]() mutable { groups.finish(0); });
 }
 
 namespace {

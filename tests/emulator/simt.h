@@ -80,6 +80,9 @@ void end_group(Stream stream);
 /// All but the last `but` groups are done.
 void finish_groups(Stream stream, int but);
 
+/// This thread's groups so far and, behind them, `work`, as a copy of the copy engine.
+void start_behind(Stream stream, std::function<void()> work);
+
 /// A matrix product of a warpgroup.
 struct Product {
   enum class Type { bf16, f16, e4m3, s8 };

@@ -14,6 +14,7 @@
 #include "kernels/attention/launch_bytes_sm90.cuh"
 #include "kernels/attention/launch_sm90.cuh"
 #include "tests/bench/power_meter.h"
+#include "tests/bench/sm90/arrays.h"
 #include "tests/bench/sm90/stopwatch.h"
 
 namespace {
@@ -72,30 +73,6 @@ std::string name_of(const Problem& p) {
 struct Wish {
   std::string text;
   bool once = false;
-};
-
-/// Arrays of random numbers on the device, given back at the end.
-class Arrays {
- public:
-  ~Arrays() {
-    for (void* x : all_) cudaFree(x);
-  }
-  template <typename T>
-  T* take(int64_t size, const std::function<T(float)>& of_normal) {
-    std::normal_distribution<float> normal;
-    std::vector<T> drawn(1'000'003), values(size);  // each of them used some times
-    for (T& value : drawn) value = of_normal(normal(random_));
-    for (int64_t i = 0; i < size; ++i) values[i] = drawn[i % drawn.size()];
-    void* out = nullptr;
-    if (cudaMalloc(&out, size * sizeof(T)) != cudaSuccess) std::printf("out of memory\n");
-    cudaMemcpy(out, values.data(), size * sizeof(T), cudaMemcpyHostToDevice);
-    all_.push_back(out);
-    return static_cast<T*>(out);
-  }
-
- private:
-  std::mt19937 random_{1};
-  std::vector<void*> all_;
 };
 
 Operands operands_of(const Problem& p, Arrays& arrays) {

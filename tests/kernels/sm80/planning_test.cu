@@ -476,12 +476,19 @@ class Sm80Linear : public Sm80Planning {
       to.out = p.rows<MutableHeadRows>(device ? out.device.data() : out.host.data());
       return to;
     };
+    const std::vector<uint16_t> untouched = out.host;
     linear_out_cpu(args(false));
-    ASSERT_TRUE(linear_out_cuda(args(true), {}).ok());
-    if (exact) {
-      EXPECT_EQ(values(out.device.read()), values(out.host)) << what(p);
-    } else {
-      EXPECT_LE(apart(out.device.read(), out.host), 1e-2) << what(p);
+    for (const auto run : {&linear_out_cuda, &linear_out_sm80}) {
+      const std::string name = what(p) + (run == &linear_out_sm80 ? ", of 8.0" : "");
+      const DeviceArray<uint16_t> own(untouched);
+      LinearOutArgs to = args(true);
+      to.out = p.rows<MutableHeadRows>(own.data());
+      ASSERT_TRUE(run(to, {}).ok());
+      if (exact) {
+        EXPECT_EQ(values(own.read()), values(out.host)) << name;
+      } else {
+        EXPECT_LE(apart(own.read(), out.host), 1e-2) << name;
+      }
     }
   }
 
@@ -541,7 +548,8 @@ class Sm80Linear : public Sm80Planning {
   }
   static std::string what(const LinearProblem& p) {
     return "dim " + std::to_string(p.dim) + ", blocks up to " + std::to_string(p.most) +
-           (p.sorted ? ", sorted" : "") + (p.projected ? ", projected" : "");
+           (p.sorted ? ", sorted" : "") + (p.projected ? ", projected" : "") +
+           (p.added ? ", added" : "");
   }
 };
 
@@ -551,6 +559,24 @@ TEST_F(Sm80Linear, PutsEveryNumberOfAStateInItsPlace) {
 
 TEST_F(Sm80Linear, PutsEveryNumberOfAResultInItsPlace) {
   for_each_problem([&](const LinearProblem& p) { check_out(p, /*exact=*/true); });
+}
+
+// Several for each block of threads, with all that a result may be made of.
+TEST_F(Sm80Linear, GoesThroughManyBlocksOfQueries) {
+  for (const int dim : {64, 128}) {
+    for (const int most : {64, 128}) {
+      for (const bool sorted : {false, true}) {
+        check_out({.heads = 4,
+                   .len = static_cast<int>(on_gpu(5000, 900)),
+                   .dim = dim,
+                   .most = most,
+                   .sorted = sorted,
+                   .projected = !sorted,
+                   .added = sorted || most == 64},
+                  /*exact=*/true);
+      }
+    }
+  }
 }
 
 TEST_F(Sm80Linear, KnowsAllFeatures) {

@@ -3,6 +3,7 @@
 #include <array>
 #include <cstring>
 
+#include "kernels/common/ptx.cuh"
 #include "kernels/common/wgmma_types.cuh"
 #include "tests/emulator/products.h"
 #include "tests/emulator/simt.h"
@@ -114,6 +115,9 @@ inline void copy16(uint32_t shared, const void* global, bool there) {
 }
 inline void copy4(uint32_t shared, const void* global, bool there) {
   copy_bytes(shared, global, 4, there);
+}
+inline void arrive_with_copies(uint64_t* barrier) {
+  emulator::start_behind(emulator::Stream::copies, [=] { ptx::arrive(barrier); });
 }
 inline void commit_copies() { emulator::end_group(emulator::Stream::copies); }
 template <int kGroups>
