@@ -302,10 +302,8 @@ struct BytesComputer : TileWorker<Shape, kOut> {
       float unit[2];
       Part<1> high;  // in the same registers
       auto& low = reinterpret_cast<Part<0>&>(high);
-      take_turn();
       start_logits(product);
       start_values<0>(low);
-      pass_turn();
       wgmma::wait<1>();
       finish_logits(product, s, unit, false);
       const bool changes = softmax.begin(unit, kOwnBase, s, keep);
@@ -377,23 +375,7 @@ struct BytesComputer : TileWorker<Shape, kOut> {
   /// Of a unit: hidden logits stay -inf, NaN is one.
   __device__ static float above_zero(float x) { return x < 1e-37f ? 1e-37f : x; }
 
-  /// Turns of the two warpgroups; the first one begins.
-  __device__ void begin_turns() const {
-    if (group == 1) pass_turn();
-  }
-  __device__ void take_turn() const {
-    if constexpr (Shape::kTurns) ptx::named_sync(kFirstTurn + group, 256);
-  }
-  __device__ void pass_turn() const {
-    if constexpr (Shape::kTurns) ptx::named_arrive(kFirstTurn + 1 - group, 256);
-  }
-  __device__ void end_turns() const {
-    if (group == 0) take_turn();
-  }
-  static constexpr int kFirstTurn = 4;  // behind the barriers of results
-
   __device__ void compute_all() {
-    begin_turns();
     while (true) {
       ptx::wait(&memory.q_full[q_slot()], q_parity());
       const TileNotes& tile = memory.tiles[q_slot()];
@@ -414,7 +396,6 @@ struct BytesComputer : TileWorker<Shape, kOut> {
       }
       write(tile, softmax);
     }
-    end_turns();
     if (thread == 0) ptx::bulk_wait_read<0>();
   }
 };

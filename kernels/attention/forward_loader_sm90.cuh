@@ -59,9 +59,6 @@ struct ForwardShape {
 template <int kDim_, Type kLogits_, bool kListed_, bool kByKey_>
 struct BytesShape {
   static constexpr bool kIsBytes = true, kPacked = false;
-  // The warpgroups start products in turns: one has exponentials to make meanwhile
-  // (FlashAttention-3, arXiv:2407.08608, section 3.1). Faster for integers, not for e4m3.
-  static constexpr bool kTurns = kLogits_ == Type::s8 && !kByKey_;
   static constexpr int kHeights = 1;
   static constexpr Type kLogits = kLogits_;
   static constexpr bool kByKey = kByKey_;

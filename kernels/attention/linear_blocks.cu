@@ -390,7 +390,6 @@ __global__ void __launch_bounds__(2 * kRows, out_blocks(kDim, kRows, kProjects))
   for (int c = threadIdx.x; c < kDim; c += 2 * kRows) {
     memory.bias[c] = bias_of(args, c);
   }
-  const uint32_t own_q = shared_address(memory.q) + threadIdx.x / 32 * (16 * 2 * kDim);
   for (unsigned i = blockIdx.x; i < total; i += gridDim.x) {
     mma::wait_copies<0>();
     __syncthreads();
@@ -399,7 +398,8 @@ __global__ void __launch_bounds__(2 * kRows, out_blocks(kDim, kRows, kProjects))
       constexpr int kTiles = 8;  // that are multiplied at a time: there are registers for that
       uint32_t a[kDim / 16][4];
       {
-        const Queries<kDim> queries(own_q, memory.total, args);
+        const Queries<kDim> queries(shared_address(memory.q), threadIdx.x / 32 * 16, memory.total,
+                                    args);
 #pragma unroll
         for (int first = 0; first < kDim / 8; first += kTiles) {
           float c[4 * kTiles] = {};
@@ -418,7 +418,8 @@ __global__ void __launch_bounds__(2 * kRows, out_blocks(kDim, kRows, kProjects))
     } else {  // more registers are taken, so what is added is read later
       float c[kDim / 2] = {};
       {
-        const Queries<kDim> queries(own_q, memory.total, args);
+        const Queries<kDim> queries(shared_address(memory.q), threadIdx.x / 32 * 16, memory.total,
+                                    args);
         multiply_state<kDim, kDim / 8>(c, queries, shared_address(memory.state), 0);
       }
       __syncthreads();

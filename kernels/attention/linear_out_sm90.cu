@@ -239,8 +239,8 @@ struct OutComputer {
     const uint32_t at = shared_address(staged) +
                         Rows::place(matrices.matrix % 2 * 8 + matrices.row, matrices.matrix / 2);
     ptx::wait(&memory.q_full[full.slot], full.parity);
-    const Queries<kDim> queries(shared_address(memory.q[slot]) + first_row() * kRowBytes,
-                                memory.total[slot], args);
+    const Queries<kDim> queries(shared_address(memory.q[slot]), first_row(), memory.total[slot],
+                                args);
     release(&memory.q_empty[slot]);
     ptx::wait(&memory.state_full[full.slot], full.parity);
     float c[kCount];

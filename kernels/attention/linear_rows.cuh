@@ -160,10 +160,12 @@ struct Queries {
   uint32_t a[kDim / 16][4];
   float factor[2];
 
-  /// q_at  where the first of the rows is
-  __device__ Queries(uint32_t q_at, const float* total, const LinearOutArgs& args) {
+  /// q_at       where the block's rows are
+  /// first_row  of the warp's
+  __device__ Queries(uint32_t q_at, int first_row, const float* total, const LinearOutArgs& args) {
     const Lane lane;
-    uint32_t at = q_at + Matrix<kDim>::place(lane.matrix % 2 * 8 + lane.row, lane.matrix / 2);
+    const int row = first_row + lane.matrix % 2 * 8 + lane.row;
+    uint32_t at = q_at + Matrix<kDim>::place(row, lane.matrix / 2);
     ptx::opaque(at);
 #pragma unroll
     for (int step = 0; step < kDim / 16; ++step) {

@@ -353,11 +353,13 @@ struct Field {
       contestants.push_back({own.name() + what, products * density, [a, operands = own.operands()] {
                                report(eight_bit_attention_sm90(a, operands, {}));
                              }});
-      contestants.push_back({own.name() + " quantized" + what, products * density,
-                             [this, a, operands = own.operands(), &own] {
-                               own.quantize(tensors.q, tensors.k, tensors.v);
-                               report(eight_bit_attention_sm90(a, operands, {}));
-                             }});
+      std::string quantized = own.name();
+      quantized.append(" quantized").append(what);
+      contestants.push_back(
+          {quantized, products * density, [this, a, operands = own.operands(), &own] {
+             own.quantize(tensors.q, tensors.k, tensors.v);
+             report(eight_bit_attention_sm90(a, operands, {}));
+           }});
     }
   }
 
