@@ -31,8 +31,6 @@ struct Computer : TileWorker<Shape, kType> {
   wgmma::Matrix q = wgmma::k_major(ptx::shared_address(memory.q) + group * 64 * 128);
   wgmma::Matrix k = wgmma::k_major(ptx::shared_address(memory.k));
   wgmma::Matrix v = wgmma::n_major(ptx::shared_address(memory.v), Shape::kSpan * 128);
-  // Weights of bf16 may be 2^60 and leave room for sums; in fp16 they are to be numbers of that.
-  using Softmax = SteadySoftmax<kType == Type::bf16 ? 60 : 10>;
   int lens = 0;  // of the spans whose weights P has, 8 bits each, where one is not full; or 0
   float o[Shape::kDim / 2];
   float s[Shape::kKeys / 2];
@@ -158,17 +156,11 @@ struct Computer : TileWorker<Shape, kType> {
     v_place.next();
   }
 
-  /// Logits become weights. Returns whether O may have to be rescaled.
-  __device__ bool take_weights(Softmax& softmax, float (&keep)[2]) {
-    constexpr float kLn2 = 0.6931472f;
-    return softmax.step(params.scale_log2, kLn2 * params.inverse_scale, s, keep);
-  }
-
   /// All steps of a tile, at least one: products and softmax of this warpgroup side by side.
-  __device__ void attend(int steps, Softmax& softmax) {
+  __device__ void attend(int steps, OnlineSoftmax& softmax) {
     float keep[2];
     take_logits(true);
-    take_weights(softmax, keep);
+    softmax.step(params.scale_log2, s, keep);
     make_operand();
     if constexpr (Shape::kSlots > 1) release_stored();
     for (int i = 1; i < steps; ++i) {
@@ -179,13 +171,13 @@ struct Computer : TileWorker<Shape, kType> {
       start_values(i == 1);
       wgmma::wait<1>();
       finish_logits(false);
-      const bool changes = take_weights(softmax, keep);
+      softmax.step(params.scale_log2, s, keep);
       if constexpr (Shape::kHold)
         memory.held[group * 4 + thread / 32] = softmax.sum[0] + softmax.sum[1];
       wgmma::wait<0>();
       finish_values();
       make_operand();
-      if (changes) rescale(keep);
+      rescale(keep);
     }
     ptx::wait(&memory.v_full[v_place.slot], v_place.parity);
     clear_tails();
@@ -195,14 +187,14 @@ struct Computer : TileWorker<Shape, kType> {
   }
 
   /// The same one after the other, with fewer registers: other blocks work meanwhile. O is 0.
-  __device__ void attend_alone(int steps, Softmax& softmax) {
+  __device__ void attend_alone(int steps, OnlineSoftmax& softmax) {
     float keep[2];
     bool is_first = true;
     do {
       take_logits(is_first);
-      const bool changes = take_weights(softmax, keep);
+      softmax.step(params.scale_log2, s, keep);
       make_operand();
-      if (!is_first && changes) rescale(keep);
+      if (!is_first) rescale(keep);
       is_first = false;
       wgmma::pin(o);
       ptx::wait(&memory.v_full[v_place.slot], v_place.parity);
@@ -227,7 +219,7 @@ struct Computer : TileWorker<Shape, kType> {
   }
 
   /// Divides and writes.
-  __device__ void write(const TileNotes& tile, Softmax& softmax) {
+  __device__ void write(const TileNotes& tile, OnlineSoftmax& softmax) {
     ptx::opaque(this->thread);  // places are computed here: registers are too few to keep them
     softmax.join();
     const int32_t* const places = this->places_of(tile);
@@ -249,7 +241,7 @@ struct Computer : TileWorker<Shape, kType> {
       const TileNotes& tile = memory.tiles[q_slot()];
       const int steps = tile.steps;
       if (steps < 0) break;
-      Softmax softmax;
+      OnlineSoftmax softmax;
       const bool is_idle = steps == 0 || (!Shape::kSmall && tile.len <= group * 64);
       if (Shape::kSmall || is_idle) {
 #pragma unroll

@@ -59,7 +59,7 @@ struct LargestBits {
 /// The softmax of a thread's two rows of what fragment.cuh describes, of which it has every fourth
 /// pair of columns. Step by step (Milakov and Gimelshein 2018, arXiv:1805.02867).
 struct OnlineSoftmax {
-  float largest[2] = {-INFINITY, -INFINITY};  // logits, before the scale
+  float largest[2] = {-INFINITY, -INFINITY};  // logits so far, before the scale
   float sum[2] = {0, 0};                      // of this thread's weights
 
   /// Logits become weights relative to the new largest one. What so far was summed up is to be
@@ -101,76 +101,6 @@ struct OnlineSoftmax {
   __device__ float lse(float scale_log2, int row) const {
     constexpr float kLn2 = 0.693147180559945f;
     return sum[row] == 0 ? -INFINITY : fmaf(largest[row], scale_log2, log2f(sum[row])) * kLn2;
-  }
-};
-
-/// The same, but a row's weights stay relative to what was its largest logit once, until one is
-/// 2^kRoom times as large as weighed so: weights and sums are floating-point numbers. In fewer
-/// instructions, without asking other threads. What a row's weights are relative to goes by its own
-/// logits alone, so that rows may change places.
-template <int kRoom>
-struct SteadySoftmax {
-  static constexpr float kNone = -1.7e38f;  // below all that is finite, and so is its difference
-
-  float sum[2] = {0, 0};            // of this thread's weights
-  float shift[2] = {kNone, kNone};  // logits * log2(e) that have weight 1
-  // Logits, before the scale, that may be weighed so; NaN where that is below 0, see has_more().
-  float most[2] = {NAN, NAN};
-
-  /// Logits become weights; `per_scale` is 1 / scale_log2, about. Returns whether what so far was
-  /// summed up is to be multiplied by `keep`.
-  template <int kCount>
-  __device__ bool step(float scale_log2, float per_scale, float (&s)[kCount], float (&keep)[2]) {
-    const bool changes = __any_sync(0xffffffff, has_more(s));
-    if (changes) change(scale_log2, per_scale, s, keep);
-    float total[4] = {0, 0, 0, 0};  // four chains
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      s[i] = ptx::exp2_approx(fmaf(s[i], scale_log2, -shift[i / 2 % 2]));
-      total[i % 4] += s[i];
-    }
-#pragma unroll
-    for (int row = 0; row < 2; ++row) sum[row] += total[2 * row] + total[2 * row + 1];
-    return changes;
-  }
-
-  /// Whether one of this thread's logits is more, or may be: bits say nothing among those below 0.
-  template <int kCount>
-  __device__ bool has_more(const float (&s)[kCount]) const {
-    const LargestBits top(s);
-    return !(top.of_row[0] <= most[0]) || !(top.of_row[1] <= most[1]);
-  }
-
-  template <int kCount>
-  __device__ void change(float scale_log2, float per_scale, const float (&s)[kCount],
-                         float (&keep)[2]) {
-    const float least[2] = {-INFINITY, -INFINITY};
-    float now[2];
-    find_largest(s, least, now);
-#pragma unroll
-    for (int row = 0; row < 2; ++row) {
-      keep[row] = 1;
-      const float next = __fmul_rn(now[row], scale_log2);
-      if (!(next > shift[row] + (shift[row] == kNone ? 0 : kRoom))) continue;
-      keep[row] = ptx::exp2_approx(shift[row] - next);
-      shift[row] = next;
-      most[row] = next + kRoom < 0 ? NAN : (next + kRoom) * per_scale;
-      sum[row] *= keep[row];
-    }
-  }
-
-  /// The sums of all four threads of a row.
-  __device__ void join() {
-#pragma unroll
-    for (float& x : sum) {
-      x += __shfl_xor_sync(0xffffffff, x, 1);
-      x += __shfl_xor_sync(0xffffffff, x, 2);
-    }
-  }
-  /// Natural logarithm of the softmax' denominator; after join().
-  __device__ float lse(float /*scale_log2*/, int row) const {
-    constexpr float kLn2 = 0.693147180559945f;
-    return sum[row] == 0 ? -INFINITY : (shift[row] + log2f(sum[row])) * kLn2;
   }
 };
 
