@@ -26,7 +26,9 @@ kernel: $build/tests/sm90_bench
 kernel-backward: $build/tests/sm90_bench --only backward
 kernel-8bit: $build/tests/sm90_bench --quick --only 8-bit
 kernel-sm80: $build/tests/sm90_bench --quick --sm80
+linear: $build/tests/sm90_linear
 methods: $build/tests/methods_bench
+methods-sla: $build/tests/methods_bench --only sla
 methods-planners: $build/tests/methods_bench --only planners
 methods-dense: $build/tests/methods_bench --only dense
 bench-dense: $bench bf16,fp16 --methods dense \
