@@ -71,6 +71,12 @@ bool quantizes_weights(const AttentionPlan& plan) {
                        [](const Precision& x) { return x.p.format != NumberFormat::storage; });
 }
 
+bool has_weights_by_powers_of_2(const AttentionPlan& plan) {
+  return any_precision(plan, [](const Precision& x) {
+    return x.p.format == NumberFormat::e4m3 && x.p.unit == ScaleUnit::head;
+  });
+}
+
 AttentionPlan unquantized(AttentionPlan plan) {
   for (Branch& branch : plan.branches) {
     if (auto* softmax = std::get_if<SoftmaxBranch>(&branch.kind)) softmax->precision = {};
@@ -142,15 +148,12 @@ std::vector<ReferenceOptions> other_roundings(const AttentionPlan& plan, const A
   if (nudge == 0) return {};
   std::vector<ReferenceOptions> out = {{.rows = rows, .nudge = -nudge},
                                        {.rows = rows, .nudge = nudge}};
-  const bool by_powers_of_2 = any_precision(plan, [](const Precision& x) {
-    return x.p.format == NumberFormat::e4m3 && x.p.unit == ScaleUnit::head;
-  });
-  if (by_powers_of_2) out.push_back({.rows = rows, .keeps_small_weights = true});
+  if (has_weights_by_powers_of_2(plan)) out.push_back({.rows = rows, .keeps_small_weights = true});
   return out;
 }
 
 double weight_sum_error(const AttentionPlan& plan, at::Device device) {
-  return device.is_cuda() && quantizes_weights(plan) ? 4e-3 : 1e-3;
+  return device.is_cuda() && has_weights_by_powers_of_2(plan) ? 4e-3 : 1e-3;
 }
 
 at::Tensor sampled_rows(const AttentionPlan& plan, const AttentionCall& call, int64_t count) {

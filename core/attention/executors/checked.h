@@ -58,7 +58,7 @@ std::vector<ReferenceOptions> other_roundings(const AttentionPlan& plan, const A
                                               const at::Tensor& rows);
 
 /// How far off the sum of a row's quantized weights may be, relatively. On a GPU matrix units that
-/// cut off as said above add them up.
+/// cut off as said above add e4m3 ones of a head up.
 double weight_sum_error(const AttentionPlan& plan, at::Device device);
 
 /// By how much kernels of GPUs may round pooled keys, relatively: they multiply numbers of the
